@@ -1,0 +1,92 @@
+"""MaskPredicate: the normal form that a proven mask has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+from torch import fx
+
+# Sizes and offsets are expressions over the shape symbols of the graph (constants included).
+Size = sympy.Expr
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Attention only inside chunks: ``(q - left_pad[b]) // size == (k - left_pad[b]) // size`` (positions)."""
+
+    size: Size
+    left_pad: fx.Node | None = None  # [B] int, or None for 0
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Attention only inside a packed sequence: ``query_id[b, q] == key_id[b, k]``."""
+
+    query_id: fx.Node  # [B|1, Sq] int
+    key_id: fx.Node  # [B|1, Sk] int
+
+
+@dataclass(frozen=True)
+class MaskPredicate:
+    """allowed(b, q, k) as a conjunction; a part that is None allows everything.
+
+    With the query's position ``p = q + causal_offset``::
+
+        causal        k <= p
+        window        k > p - window                    (only together with causal)
+        chunk         same chunk, of positions p and k
+        key_valid     key_valid[b, k]                   (a bool node [B|1, Sk])
+        segments      query_id[b, q] == key_id[b, k]
+
+    ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float masks)
+    or "finfo.min" (a row that allows no key is then the mean of all values).
+    """
+
+    causal: bool
+    causal_offset: Size = sympy.Integer(0)
+    window: Size | None = None
+    chunk: Chunk | None = None
+    key_valid: fx.Node | None = None
+    segments: Segments | None = None
+    masked_value: str = "-inf"
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing is masked."""
+        return not self.causal and self.chunk is None and self.key_valid is None and self.segments is None
+
+    @property
+    def is_plain_causal(self) -> bool:
+        """Causal with an offset and at most key padding: what sampling may take."""
+        return self.causal and self.window is None and self.chunk is None and self.segments is None
+
+    @property
+    def may_have_empty_rows(self) -> bool:
+        """Some row may allow no key: only validity of keys can take the row's own position away."""
+        return self.key_valid is not None or self.segments is not None
+
+    def __str__(self) -> str:
+        parts = []
+        if self.causal:
+            parts.append("causal" if self.causal_offset == 0 else f"causal(offset={self.causal_offset})")
+        if self.window is not None:
+            parts.append(f"window({self.window})")
+        if self.chunk is not None:
+            parts.append(f"chunk({self.chunk.size})")
+        if self.key_valid is not None:
+            parts.append("key_valid")
+        if self.segments is not None:
+            parts.append("segments")
+        return " & ".join(parts) or "none"
+
+
+@dataclass(frozen=True)
+class NotProven:
+    """Why a mask could not be proven, and the node that stopped the proof."""
+
+    reason: str
+    node: fx.Node | None
+
+    def __str__(self) -> str:
+        return f"{self.reason} (at {self.node})" if self.node is not None else self.reason

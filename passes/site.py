@@ -1,0 +1,32 @@
+"""AttentionSite: what every matcher produces and every later step reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention found in a graph, whatever its spelling.
+
+    ``output`` is the node that the rewrite replaces; its value is ``[B, Hq, Sq, Dv]``. ``query`` is
+    ``[B, Hq, Sq, D]``; ``key`` ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors
+    (``Hq`` is a multiple of ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that
+    broadcasts to ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned.
+    """
+
+    spelling: str  # "sdpa", "eager", ...: shown in the report
+    output: fx.Node
+    query: fx.Node
+    key: fx.Node
+    value: fx.Node
+    mask: fx.Node | None
+    is_causal: bool
+    scale: float | fx.Node | None  # None: 1/sqrt(D)
+    dropout_p: float | fx.Node
+    covered: tuple[fx.Node, ...]  # the nodes this spelling is made of, `output` included
+    module_path: str  # "model.layers.0.self_attn", from the module stack; "" if unknown
+    obstacle: str | None = None  # why this spelling can not be rewritten (softcap, sinks, ...), in words
+    softmax_empty_rows: str = "zero"  # what a row without keys gives: "zero" (SDPA) or "softmax" (eager spelling)

@@ -1,0 +1,117 @@
+"""The options of the backend: their only definition, from which the documentation is generated."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+METHODS = ("chunked", "stride")
+BLOCK_SIZES = (16, 32, 64, 128)
+INNER_BACKENDS = ("inductor", "aot_eager", "eager")
+
+
+def _option(default: Any, help: str, **kwargs: Any) -> Any:
+    return field(default=default, metadata={"help": help}, **kwargs)
+
+
+@dataclass(frozen=True)
+class SampleAttentionConfig:
+    """Every option of ``torch.compile(model, backend="sampleattn", options={...})``.
+
+    Values are plain comparable data, because Dynamo compares ``options`` to decide whether compiled code can be
+    shared. Raises ``TypeError`` for a wrong type and ``ValueError`` for a value out of range; both name the option,
+    what came and what is allowed. Source: arXiv 2406.15486, DESIGN sections 4 and 7.
+    """
+
+    method: Literal["chunked", "stride"] = _option(
+        "chunked",
+        "Selection rule: 'chunked' samples the tail rows of chunk_n chunks and keeps columns and slashes "
+        "(arXiv 2406.15486v3); 'stride' samples rows at a stride and keeps columns and a window (v2).",
+    )
+    alpha_c: float = _option(0.90, "Share of the sampled attention that the kept columns must reach, in (0, 1].")
+    alpha_s: float = _option(0.90, "Share of the sampled attention that the kept slashes must reach, in (0, 1].")
+    chunk_n: int = _option(2, "Number of query chunks whose tail rows are sampled (method 'chunked'), >= 1.")
+    block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
+    block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
+    min_seq_len: int = _option(
+        4096, "Prompts with fewer query rows stay exact: sampling would cost more than it saves, >= 1."
+    )
+    keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
+    window_blocks: int = _option(
+        2, "Block diagonals next to the main one that are always kept, in units of block_q (method 'chunked'), >= 1."
+    )
+    r_w: float = _option(0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1].")
+    r_row: float = _option(0.05, "Share of the query rows that is sampled (method 'stride'), in (0, 1].")
+    trace: str | None = _option(None, "Folder that receives each graph before and after the rewrite, and the report.")
+    stats: bool = _option(False, "Collect density and measured CRA per layer and head; results do not change.")
+    inner: Literal["inductor", "aot_eager", "eager"] = _option(
+        "inductor", "Backend that gets the rewritten graph: 'inductor', or 'aot_eager' / 'eager' for debugging."
+    )
+    inductor: Mapping[str, Any] = _option(
+        None, "Inductor options handed on, as torch.compile(options=...) takes them.", hash=False
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inductor", dict(self.inductor or {}))
+        self._one_of("method", METHODS)
+        self._one_of("inner", INNER_BACKENDS)
+        self._one_of("block_q", BLOCK_SIZES)
+        self._one_of("block_k", BLOCK_SIZES)
+        if self.block_k > self.block_q:
+            raise ValueError(f"option 'block_k' must be at most block_q ({self.block_q}), got {self.block_k}")
+        for name in ("alpha_c", "alpha_s", "r_w", "r_row"):
+            self._share(name)
+        for name in ("chunk_n", "min_seq_len", "window_blocks"):
+            self._at_least_one(name)
+        for name in ("keep_sink", "stats"):
+            self._typed(name, bool, "a bool")
+        if self.trace is not None:
+            self._typed("trace", str, "a folder's path as str, or None")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any] | None) -> SampleAttentionConfig:
+        """The config that a ``torch.compile`` ``options`` dict describes; an unknown name is a ``ValueError``."""
+        if options is None:
+            return cls()
+        if not isinstance(options, Mapping):
+            raise TypeError(f"options must be a dict, got {type(options).__name__}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise ValueError(
+                f"unknown option {unknown[0]!r} for backend 'sampleattn'; known options: {', '.join(known)}"
+            )
+        return cls(**options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain data, for JSON and cache keys."""
+        return dataclasses.asdict(self)
+
+    def _fail(self, name: str, allowed: str, error: type[Exception]) -> None:
+        raise error(f"option {name!r} must be {allowed}, got {getattr(self, name)!r}")
+
+    def _typed(self, name: str, kind: type | tuple[type, ...], allowed: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self._fail(name, allowed, TypeError)
+
+    def _one_of(self, name: str, allowed: tuple[Any, ...]) -> None:
+        value = getattr(self, name)
+        text = "one of " + ", ".join(repr(a) for a in allowed)
+        if isinstance(value, bool) or not isinstance(value, type(allowed[0])):
+            self._fail(name, text, TypeError)
+        if value not in allowed:
+            self._fail(name, text, ValueError)
+
+    def _share(self, name: str) -> None:
+        self._typed(name, (int, float), "a number in (0, 1]")
+        if not 0.0 < getattr(self, name) <= 1.0:
+            self._fail(name, "in (0, 1]", ValueError)
+        object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _at_least_one(self, name: str) -> None:
+        self._typed(name, int, "an int >= 1")
+        if getattr(self, name) < 1:
+            self._fail(name, ">= 1", ValueError)
