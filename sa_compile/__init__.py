@@ -1,0 +1,24 @@
+"""SampleAttention as a torch.compile backend: ``torch.compile(model, backend="sampleattn")``."""
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sa_compile.config import SampleAttentionConfig as SampleAttentionConfig
+    from sa_compile.inspection import explain as explain
+    from sa_compile.report import Report as Report
+
+__version__ = metadata.version("sa_compile")
+_PUBLIC = {"SampleAttentionConfig": "config", "explain": "inspection", "Report": "report"}
+__all__ = ["Report", "SampleAttentionConfig", "explain"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names on first use, so that ``python -m sa_compile --help`` does not wait for torch."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'sa_compile' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"sa_compile.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value

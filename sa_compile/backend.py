@@ -1,0 +1,57 @@
+"""The backend: what ``torch.compile(model, backend="sampleattn")`` calls with each graph that Dynamo captured.
+
+Registered by the entry point ``torch_dynamo_backends`` alone; nothing needs to be imported first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from sa_compile import inner, report
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes import pipeline
+from sa_compile.trace import GraphTrace
+
+CompiledGraph = Callable[..., Any]
+
+
+def sampleattn(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> CompiledGraph:
+    """Rewrite the attention of a Dynamo graph and hand the graph to the inner backend.
+
+    ``options``: names and values of :class:`SampleAttentionConfig`; ``mode``: Inductor's modes. Errors name the
+    argument, what came and what is allowed.
+    """
+    config = SampleAttentionConfig.from_options(options)
+    inner.check(config, mode)
+    return compile_graph(gm, example_inputs, config, mode=mode)
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: SampleAttentionConfig,
+    *,
+    mode: str | None = None,
+) -> CompiledGraph:
+    """match -> prove -> decide -> rewrite (in place), then the inner backend; the outcome goes to the report."""
+    trace = GraphTrace(config.trace) if config.trace else None
+    if trace:
+        trace.before(gm)
+    with torch._dynamo.utils.dynamo_timed("sampleattn_passes"):
+        records = pipeline.run(gm, config)
+    rewritten = any(record.rewritten for record in records)
+    graph_report = report.GraphReport(gm, tuple(records), config)
+    report.publish(graph_report)
+    if trace:
+        trace.after(gm, graph_report)
+    return inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)

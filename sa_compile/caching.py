@@ -1,0 +1,61 @@
+"""What makes compiled code stale: our ops' code is not in PyTorch's cache keys, so we put it there.
+
+The FX-graph and AOTAutograd caches are keyed on the graph, which holds the *names* of our ops, not what they do
+(pytorch#160472). A graph pass that does nothing but has a ``uuid()`` of the package's version and sources closes the
+hole: a changed kernel misses, an unchanged one hits.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from sa_compile import kernels
+
+SOURCE_SUFFIXES = (".py", ".so", ".h", ".hpp", ".cuh", ".cu", ".cpp")
+
+
+def hash_sources(folders: Iterable[str | Path]) -> str:
+    """SHA-256 over the names and contents of every source and library file below the folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        files = (p for p in Path(folder).rglob("*") if p.suffix in SOURCE_SUFFIXES and p.is_file())
+        for path in sorted(files):
+            digest.update(str(path.relative_to(folder)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def kernel_fingerprint() -> str:
+    """The package's version and the hash of its kernels, read once a process."""
+    return f"{metadata.version('sa_compile')}-{hash_sources(kernels.__path__)}"
+
+
+class KernelFingerprintPass(CustomGraphPass):
+    """Leaves the graph to the pass that was set before (if any); its uuid makes the caches ours.
+
+    ``wrapped``: what ``post_grad_custom_post_pass`` held already, run unchanged. Without a uuid of its own the
+    caches are bypassed, as they would be without us.
+    """
+
+    def __init__(self, wrapped: Callable[[fx.Graph], Any] | None = None) -> None:
+        self.wrapped = wrapped
+
+    def __call__(self, graph: fx.Graph) -> None:
+        if self.wrapped is not None:
+            self.wrapped(graph)
+
+    def uuid(self) -> Any | None:
+        if self.wrapped is None:
+            return kernel_fingerprint()
+        if not isinstance(self.wrapped, CustomGraphPass) or not self.wrapped.uuid():
+            return None
+        return (kernel_fingerprint(), self.wrapped.uuid())

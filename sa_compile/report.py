@@ -1,0 +1,139 @@
+"""The report: what became of every attention, as a table and as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+from torch import fx
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes.pipeline import SiteRecord
+
+COLUMNS = ("graph", "module", "spelling", "heads", "dim", "q x kv", "mask", "outcome", "form", "reason")
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One compiled graph: the rewritten module and a record for each attention in it."""
+
+    graph: fx.GraphModule
+    sites: tuple[SiteRecord, ...]
+    config: SampleAttentionConfig
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`sa_compile.explain` returns; prints as a table of one row a site."""
+
+    compiled: tuple[GraphReport, ...]
+
+    @property
+    def graphs(self) -> tuple[fx.GraphModule, ...]:
+        """The graph modules as handed to the inner backend."""
+        return tuple(report.graph for report in self.compiled)
+
+    @property
+    def sites(self) -> tuple[SiteRecord, ...]:
+        """Every attention found, in graph order; ``.outcome`` is "sampled", "exact" or "kept"."""
+        return tuple(site for report in self.compiled for site in report.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "options": self.compiled[0].config.to_dict() if self.compiled else {},
+            "sites": [
+                {"graph": number, **dataclasses.asdict(site)}
+                for number, report in enumerate(self.compiled)
+                for site in report.sites
+            ],
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2, default=str)
+
+    def __str__(self) -> str:
+        if not self.compiled:
+            return "No graph was compiled: the model did not run, or torch.compile skipped it."
+        if not self.sites:
+            return f"No attention found in {len(self.compiled)} graph(s)."
+        rows = [_row(number, site) for number, report in enumerate(self.compiled) for site in report.sites]
+        counts = Counter(site.outcome for site in self.sites)
+        summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("sampled", "exact", "kept"))
+        return f"{tabulate(_merge_equal_rows(rows), COLUMNS, maxcolwidths=_WIDTHS)}\n{len(rows)} sites: {summary}"
+
+
+_WIDTHS = [None, 36, None, None, None, None, 24, None, 20, 40]
+
+
+def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
+    heads = f"{site.q_heads}" if site.q_heads == site.kv_heads else f"{site.q_heads}/{site.kv_heads}"
+    return (
+        str(number),
+        site.module_path,
+        site.spelling,
+        heads,
+        str(site.head_dim),
+        f"{site.q_len} x {site.kv_len}",
+        site.mask,
+        site.outcome,
+        site.form,
+        site.reason,
+    )
+
+
+def _merge_equal_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Neighbouring layers that differ in nothing but their number share a row: 'model.layers.{0-31}.self_attn'."""
+    merged: list[list[tuple[str, ...]]] = []
+    for row in rows:
+        if merged and row[2:] == merged[-1][0][2:] and row[0] == merged[-1][0][0]:
+            merged[-1].append(row)
+        else:
+            merged.append([row])
+    return [(group[0][0], _common_path([row[1] for row in group]), *group[0][2:]) for group in merged]
+
+
+def _common_path(paths: list[str]) -> str:
+    if len(paths) == 1:
+        return paths[0]
+    split = [path.split(".") for path in paths]
+    differing = {
+        position
+        for position in range(min(map(len, split)))
+        if len({parts[position] for parts in split}) > 1
+    }
+    if len({len(parts) for parts in split}) > 1 or len(differing) != 1:
+        return f"{paths[0]} ... {paths[-1]} ({len(paths)})"
+    (position,) = differing
+    parts = list(split[0])
+    parts[position] = f"{{{split[0][position]}-{split[-1][position]}}}"
+    return ".".join(parts)
+
+
+_collector: ContextVar[list[GraphReport] | None] = ContextVar("sampleattn_reports", default=None)
+
+
+@contextmanager
+def collect() -> Iterator[list[GraphReport]]:
+    """Gather the reports of every graph compiled inside the ``with`` block, in order."""
+    reports: list[GraphReport] = []
+    token = _collector.set(reports)
+    try:
+        yield reports
+    finally:
+        _collector.reset(token)
+
+
+def publish(graph_report: GraphReport) -> None:
+    """Hand a compiled graph's report to the collector that is open, if one is."""
+    reports = _collector.get()
+    if reports is not None:
+        reports.append(graph_report)
