@@ -1,4 +1,4 @@
-"""The backend: what ``torch.compile(model, backend="sampleattn")`` calls with each graph that Dynamo captured.
+"""The backend: what ``torch.compile(model, backend="sampleattn")`` calls with each captured graph.
 
 Registered by the entry point ``torch_dynamo_backends`` alone; nothing needs to be imported first.
 """
@@ -28,7 +28,8 @@ def sampleattn(
 ) -> CompiledGraph:
     """Rewrite the attention of a Dynamo graph and hand the graph to the inner backend.
 
-    ``options``: names and values of :class:`SampleAttentionConfig`; ``mode``: Inductor's modes. Errors name the
+    ``options``: names and values of :class:`SampleAttentionConfig`; ``mode``: Inductor's modes. Errors
+    name the
     argument, what came and what is allowed.
     """
     config = SampleAttentionConfig.from_options(options)
@@ -43,7 +44,7 @@ def compile_graph(
     *,
     mode: str | None = None,
 ) -> CompiledGraph:
-    """match -> prove -> decide -> rewrite (in place), then the inner backend; the outcome goes to the report."""
+    """match -> prove -> decide -> rewrite (in place), report, then the inner backend."""
     trace = GraphTrace(config.trace) if config.trace else None
     if trace:
         trace.before(gm)

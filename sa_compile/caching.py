@@ -1,7 +1,9 @@
 """What makes compiled code stale: our ops' code is not in PyTorch's cache keys, so we put it there.
 
-The FX-graph and AOTAutograd caches are keyed on the graph, which holds the *names* of our ops, not what they do
-(pytorch#160472). A graph pass that does nothing but has a ``uuid()`` of the package's version and sources closes the
+The FX-graph and AOTAutograd caches are keyed on the graph, which holds the *names* of our ops, not what
+they do
+(pytorch#160472). A graph pass that does nothing but has a ``uuid()`` of the package's version and sources
+closes the
 hole: a changed kernel misses, an unchanged one hits.
 """
 
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
@@ -16,8 +19,6 @@ from typing import Any
 
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
-
-from sa_compile import kernels
 
 SOURCE_SUFFIXES = (".py", ".so", ".h", ".hpp", ".cuh", ".cu", ".cpp")
 
@@ -33,16 +34,23 @@ def hash_sources(folders: Iterable[str | Path]) -> str:
     return digest.hexdigest()
 
 
+def _kernel_folders() -> list[str]:
+    spec = importlib.util.find_spec("sa_compile.kernels")
+    assert spec is not None
+    return list(spec.submodule_search_locations or [])
+
+
 @functools.cache
 def kernel_fingerprint() -> str:
     """The package's version and the hash of its kernels, read once a process."""
-    return f"{metadata.version('sa_compile')}-{hash_sources(kernels.__path__)}"
+    return f"{metadata.version('sa_compile')}-{hash_sources(_kernel_folders())}"
 
 
 class KernelFingerprintPass(CustomGraphPass):
     """Leaves the graph to the pass that was set before (if any); its uuid makes the caches ours.
 
-    ``wrapped``: what ``post_grad_custom_post_pass`` held already, run unchanged. Without a uuid of its own the
+    ``wrapped``: what ``post_grad_custom_post_pass`` held already, run unchanged. Without a uuid of its own
+    the
     caches are bypassed, as they would be without us.
     """
 

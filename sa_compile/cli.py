@@ -30,21 +30,38 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     explain = commands.add_parser(
         "explain",
-        help="print what the backend would do to a model's attention; no weights are read and nothing is computed",
+        help="print what the backend would do to a model's attention; reads no weights, computes nothing",
     )
     explain.add_argument("model", help="a Hugging Face model folder, or its config.json")
     explain.add_argument("--seq-len", type=int, required=True, help="prompt length in tokens")
     explain.add_argument("--batch", type=int, default=1, help="prompts in the batch (default 1)")
-    explain.add_argument("--padding", action="store_true", help="pass a 2-D attention mask, as padded batches do")
+    explain.add_argument(
+        "--padding", action="store_true", help="pass a 2-D attention mask, as padded batches do"
+    )
     explain.add_argument("--no-cache", action="store_true", help="call the model with use_cache=False")
-    explain.add_argument("--attn", choices=("sdpa", "eager"), help="attention implementation (default: the model's)")
+    explain.add_argument(
+        "--attn", choices=("sdpa", "eager"), help="attention implementation (default: the model's)"
+    )
     explain.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default bfloat16")
     explain.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the backend, repeatable"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the backend, repeatable",
     )
     explain.add_argument("--json", metavar="FILE", help="also write the report as JSON")
     explain.set_defaults(run=_explain)
+    options = commands.add_parser("options", help="print every option of the backend as a Markdown table")
+    options.set_defaults(run=_options)
     return parser
+
+
+def _options(arguments: argparse.Namespace) -> int:
+    from sa_compile.config import options_table
+
+    print(options_table())
+    return 0
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -90,7 +107,8 @@ def explain_config(
 ) -> Report:
     """The report for a Hugging Face causal LM prefilling ``[batch, seq_len]`` tokens, from its config alone.
 
-    The model is built on the meta device: no weights, no memory, no computation. Errors: ``OSError`` if the folder
+    The model is built on the meta device: no weights, no memory, no computation. Errors: ``OSError`` if
+    the folder
     or file is not there, ``ValueError`` if it describes no causal LM.
     """
     import torch

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tabulate import tabulate
+
 METHODS = ("chunked", "stride")
 BLOCK_SIZES = (16, 32, 64, 128)
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
@@ -20,8 +22,10 @@ def _option(default: Any, help: str, **kwargs: Any) -> Any:
 class SampleAttentionConfig:
     """Every option of ``torch.compile(model, backend="sampleattn", options={...})``.
 
-    Values are plain comparable data, because Dynamo compares ``options`` to decide whether compiled code can be
-    shared. Raises ``TypeError`` for a wrong type and ``ValueError`` for a value out of range; both name the option,
+    Values are plain comparable data, because Dynamo compares ``options`` to decide whether compiled code
+    can be
+    shared. Raises ``TypeError`` for a wrong type and ``ValueError`` for a value out of range; both name
+    the option,
     what came and what is allowed. Source: arXiv 2406.15486, DESIGN sections 4 and 7.
     """
 
@@ -30,8 +34,12 @@ class SampleAttentionConfig:
         "Selection rule: 'chunked' samples the tail rows of chunk_n chunks and keeps columns and slashes "
         "(arXiv 2406.15486v3); 'stride' samples rows at a stride and keeps columns and a window (v2).",
     )
-    alpha_c: float = _option(0.90, "Share of the sampled attention that the kept columns must reach, in (0, 1].")
-    alpha_s: float = _option(0.90, "Share of the sampled attention that the kept slashes must reach, in (0, 1].")
+    alpha_c: float = _option(
+        0.90, "Share of the sampled attention that the kept columns must reach, in (0, 1]."
+    )
+    alpha_s: float = _option(
+        0.90, "Share of the sampled attention that the kept slashes must reach, in (0, 1]."
+    )
     chunk_n: int = _option(2, "Number of query chunks whose tail rows are sampled (method 'chunked'), >= 1.")
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
@@ -40,20 +48,30 @@ class SampleAttentionConfig:
     )
     keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
     window_blocks: int = _option(
-        2, "Block diagonals next to the main one that are always kept, in units of block_q (method 'chunked'), >= 1."
+        2,
+        "Block diagonals that are always kept, the main one included (method 'chunked'), >= 1.",
     )
-    r_w: float = _option(0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1].")
+    r_w: float = _option(
+        0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."
+    )
     r_row: float = _option(0.05, "Share of the query rows that is sampled (method 'stride'), in (0, 1].")
-    trace: str | None = _option(None, "Folder that receives each graph before and after the rewrite, and the report.")
-    stats: bool = _option(False, "Collect density and measured CRA per layer and head; results do not change.")
+    trace: str | None = _option(
+        None, "Folder that receives each graph before and after the rewrite, and the report."
+    )
+    stats: bool = _option(
+        False, "Collect density and measured CRA per layer and head; results do not change."
+    )
     inner: Literal["inductor", "aot_eager", "eager"] = _option(
-        "inductor", "Backend that gets the rewritten graph: 'inductor', or 'aot_eager' / 'eager' for debugging."
+        "inductor",
+        "Backend that gets the rewritten graph: 'inductor', or 'aot_eager' / 'eager' for debugging.",
     )
     inductor: Mapping[str, Any] = _option(
         None, "Inductor options handed on, as torch.compile(options=...) takes them.", hash=False
     )
 
     def __post_init__(self) -> None:
+        if self.inductor is not None:
+            self._typed("inductor", Mapping, "a dict of Inductor options")
         object.__setattr__(self, "inductor", dict(self.inductor or {}))
         self._one_of("method", METHODS)
         self._one_of("inner", INNER_BACKENDS)
@@ -72,7 +90,7 @@ class SampleAttentionConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> SampleAttentionConfig:
-        """The config that a ``torch.compile`` ``options`` dict describes; an unknown name is a ``ValueError``."""
+        """The config that an ``options`` dict describes; an unknown name is a ``ValueError``."""
         if options is None:
             return cls()
         if not isinstance(options, Mapping):
@@ -115,3 +133,12 @@ class SampleAttentionConfig:
         self._typed(name, int, "an int >= 1")
         if getattr(self, name) < 1:
             self._fail(name, ">= 1", ValueError)
+
+
+def options_table() -> str:
+    """The options as a Markdown table: what docs/options.md holds."""
+    rows = [
+        (f"`{option.name}`", f"`{option.default!r}`", option.metadata["help"])
+        for option in dataclasses.fields(SampleAttentionConfig)
+    ]
+    return tabulate(rows, ("option", "default", "meaning"), tablefmt="github")

@@ -60,4 +60,5 @@ def compile_inner(
     if rewritten:
         wrapped = patches.get(CUSTOM_PASS, getattr(inductor_config, CUSTOM_PASS))
         patches[CUSTOM_PASS] = KernelFingerprintPass(wrapped)
-    return compile_fx(gm, list(example_inputs), config_patches=patches or None)
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches or None)
+    return compiled

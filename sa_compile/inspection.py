@@ -17,8 +17,9 @@ from sa_compile.report import Report
 def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """Run ``model(*args, **kwargs)`` once through the backend and report every attention found.
 
-    ``options``: as for ``torch.compile(options=...)``; the rewritten graph runs with ``inner="eager"`` unless the
-    options say otherwise, so nothing is compiled for speed. Code that is already compiled is left alone. Grad mode
+    ``options``: as for ``torch.compile(options=...)``; the rewritten graph runs with ``inner="eager"`` unless
+    the options say otherwise, so nothing is compiled for speed. Code that is already compiled is left alone.
+    Grad mode
     counts: call it under ``torch.no_grad()`` to see what inference does.
     """
     config = SampleAttentionConfig.from_options({"inner": "eager", **(options or {})})
@@ -35,6 +36,6 @@ def _call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return model(*args, **kwargs)
 
 
-def _fresh(function: types.FunctionType) -> types.FunctionType:
+def _fresh(function: Any) -> types.FunctionType:
     """The function with a code object of its own: Dynamo's recompile limit counts per code object."""
     return types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)

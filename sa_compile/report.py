@@ -68,7 +68,8 @@ class Report:
         rows = [_row(number, site) for number, report in enumerate(self.compiled) for site in report.sites]
         counts = Counter(site.outcome for site in self.sites)
         summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("sampled", "exact", "kept"))
-        return f"{tabulate(_merge_equal_rows(rows), COLUMNS, maxcolwidths=_WIDTHS)}\n{len(rows)} sites: {summary}"
+        table = tabulate(_merge_equal_rows(rows), COLUMNS, maxcolwidths=_WIDTHS)
+        return f"{table}\n{len(rows)} sites: {summary}"
 
 
 _WIDTHS = [None, 36, None, None, None, None, 24, None, 20, 40]
@@ -91,7 +92,7 @@ def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
 
 
 def _merge_equal_rows(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Neighbouring layers that differ in nothing but their number share a row: 'model.layers.{0-31}.self_attn'."""
+    """Neighbouring layers that differ in nothing but their number share a row: 'layers.{0-31}.self_attn'."""
     merged: list[list[tuple[str, ...]]] = []
     for row in rows:
         if merged and row[2:] == merged[-1][0][2:] and row[0] == merged[-1][0][0]:
@@ -106,9 +107,7 @@ def _common_path(paths: list[str]) -> str:
         return paths[0]
     split = [path.split(".") for path in paths]
     differing = {
-        position
-        for position in range(min(map(len, split)))
-        if len({parts[position] for parts in split}) > 1
+        position for position in range(min(map(len, split))) if len({parts[position] for parts in split}) > 1
     }
     if len({len(parts) for parts in split}) > 1 or len(differing) != 1:
         return f"{paths[0]} ... {paths[-1]} ({len(paths)})"

@@ -1,0 +1,76 @@
+"""The options: every bad value is an error that names the option, what came and what is allowed."""
+
+import dataclasses
+
+import pytest
+
+from sa_compile import SampleAttentionConfig
+
+
+def test_the_defaults_are_the_measured_ones():
+    config = SampleAttentionConfig()
+    assert (config.method, config.chunk_n, config.alpha_c, config.alpha_s) == ("chunked", 2, 0.90, 0.90)
+    assert (config.window_blocks, config.keep_sink, config.block_q, config.block_k) == (2, True, 128, 128)
+
+
+def test_every_option_says_what_it_is_for():
+    assert all(field.metadata["help"].endswith(".") for field in dataclasses.fields(SampleAttentionConfig))
+
+
+def test_options_with_equal_values_are_equal_and_hashable():
+    options = {"alpha_c": 0.5, "inductor": {"max_autotune": True}}
+    first, second = (
+        SampleAttentionConfig.from_options(options),
+        SampleAttentionConfig.from_options(dict(options)),
+    )
+    assert first == second
+    assert hash(first) == hash(second)
+
+
+def test_whole_numbers_are_shares_too():
+    assert SampleAttentionConfig(alpha_c=1).alpha_c == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        pytest.param(
+            {"alpha": 0.9}, ValueError, "unknown option 'alpha'.*known options: method, alpha_c", id="unknown"
+        ),
+        pytest.param(
+            {"alpha_c": 0.0}, ValueError, r"'alpha_c' must be in \(0, 1\], got 0.0", id="alpha-zero"
+        ),
+        pytest.param(
+            {"alpha_s": 1.5}, ValueError, r"'alpha_s' must be in \(0, 1\], got 1.5", id="alpha-above-one"
+        ),
+        pytest.param({"alpha_c": float("nan")}, ValueError, "'alpha_c'.*got nan", id="alpha-nan"),
+        pytest.param({"alpha_c": "0.9"}, TypeError, "'alpha_c' must be a number.*got '0.9'", id="alpha-text"),
+        pytest.param({"alpha_c": True}, TypeError, "'alpha_c' must be a number.*got True", id="alpha-bool"),
+        pytest.param(
+            {"method": "magic"}, ValueError, "'method' must be one of 'chunked', 'stride'", id="method"
+        ),
+        pytest.param({"method": 3}, TypeError, "'method' must be one of", id="method-number"),
+        pytest.param({"chunk_n": 0}, ValueError, "'chunk_n' must be >= 1, got 0", id="no-chunk"),
+        pytest.param({"chunk_n": 2.0}, TypeError, "'chunk_n' must be an int >= 1, got 2.0", id="chunk-float"),
+        pytest.param(
+            {"block_q": 100}, ValueError, "'block_q' must be one of 16, 32, 64, 128, got 100", id="block"
+        ),
+        pytest.param(
+            {"block_q": 64, "block_k": 128}, ValueError, "'block_k' must be at most block_q", id="wide-keys"
+        ),
+        pytest.param({"keep_sink": 1}, TypeError, "'keep_sink' must be a bool, got 1", id="flag-number"),
+        pytest.param({"trace": 1}, TypeError, "'trace' must be a folder's path", id="trace-number"),
+        pytest.param(
+            {"inner": "nope"}, ValueError, "'inner' must be one of 'inductor', 'aot_eager'", id="inner"
+        ),
+        pytest.param({"inductor": 3}, TypeError, "'inductor' must be a dict", id="inductor-number"),
+    ],
+)
+def test_bad_options_are_named(options, error, message):
+    with pytest.raises(error, match=message):
+        SampleAttentionConfig.from_options(options)
+
+
+def test_options_must_be_a_dict():
+    with pytest.raises(TypeError, match="options must be a dict, got list"):
+        SampleAttentionConfig.from_options([("alpha_c", 0.9)])
