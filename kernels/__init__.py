@@ -1,0 +1,1 @@
+"""The ops of SampleAttention: schemas (ops), oracle (reference), index conversions (blocks), implementations."""

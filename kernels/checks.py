@@ -1,0 +1,129 @@
+"""Checks of the ops' arguments, shared by fakes and wrappers; an error names the argument, what came, what is allowed.
+
+Sizes may be symbolic: comparisons are ordered so that sizes that are equal by construction add no guard, and values
+that only a run knows (offsets, chunk counts) are checked when they are plain ints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .shapes import ceil_div, n_words
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BLOCK_SIZES = (16, 32, 64, 128)
+
+
+def check_qkv(op: str, query: Tensor, key: Tensor, value: Tensor | None = None) -> None:
+    """query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]: one float dtype, one device, Hq % Hkv == 0."""
+    if query.dim() != 4 or query.dtype not in FLOAT_DTYPES:
+        raise ValueError(
+            f"{op}: 'query' must be a [B, Hq, Sq, D] tensor of float32, bfloat16 or float16, got {_describe(query)}"
+        )
+    _check_like(op, "key", key, query, "[B, Hkv, Sk, D]")
+    if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
+        raise ValueError(
+            f"{op}: 'key' must have query's batch and head_dim ({query.shape[0]}, {query.shape[3]}), "
+            f"got {_describe(key)}"
+        )
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1] != 0:
+        raise ValueError(
+            f"{op}: 'key' must have a number of heads that divides query's ({query.shape[1]}), got {key.shape[1]}"
+        )
+    if value is None:
+        return
+    _check_like(op, "value", value, query, "[B, Hkv, Sk, Dv]")
+    if any(value.shape[i] != key.shape[i] for i in range(3)):
+        raise ValueError(
+            f"{op}: 'value' must have key's batch, heads and length {tuple(key.shape[:3])}, got {_describe(value)}"
+        )
+
+
+def check_segment(
+    op: str, name: str, segment: Tensor | None, batch: int | None, length: int, like: Tensor
+) -> None:
+    """A segment tensor is int32 [B|1, length] on ``like``'s device."""
+    if segment is None:
+        return
+    if segment.dim() != 2 or segment.dtype != torch.int32:
+        raise ValueError(
+            f"{op}: {name!r} must be an int32 [B|1, {length}] tensor or None, got {_describe(segment)}"
+        )
+    _check_device(op, name, segment, like)
+    _check_size(op, name, segment, 1, (length,))
+    if batch is not None:
+        _check_size(op, name, segment, 0, (1, batch))
+
+
+def check_block_mask(
+    op: str, block_mask: Tensor, query: Tensor, k_len: int, block_q: int, block_k: int
+) -> None:
+    """block_mask is int32 [B|1, Hq|1, ceil(Sq / block_q), ceil(ceil(Sk / block_k) / 32)]."""
+    if block_mask.dim() != 4 or block_mask.dtype != torch.int32:
+        raise ValueError(
+            f"{op}: 'block_mask' must be an int32 [B|1, Hq|1, n_query_blocks, n_words] tensor, "
+            f"got {_describe(block_mask)}"
+        )
+    _check_device(op, "block_mask", block_mask, query)
+    _check_size(op, "block_mask", block_mask, 0, (1, query.shape[0]))
+    _check_size(op, "block_mask", block_mask, 1, (1, query.shape[1]))
+    _check_size(op, "block_mask", block_mask, 2, (ceil_div(query.shape[2], block_q),))
+    _check_size(op, "block_mask", block_mask, 3, (n_words(ceil_div(k_len, block_k)),))
+
+
+def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, k_len: int, block_k: int) -> None:
+    """Both scores are float32 [B, Hq, ceil(Sk / block_k)]."""
+    for name, scores in (("column_scores", column_scores), ("slash_scores", slash_scores)):
+        if scores.dim() != 3 or scores.dtype != torch.float32:
+            raise ValueError(
+                f"{op}: {name!r} must be a float32 [B, Hq, n_key_blocks] tensor, got {_describe(scores)}"
+            )
+        _check_size(op, name, scores, 2, (ceil_div(k_len, block_k),))
+    for dim in (0, 1):
+        _check_size(op, "slash_scores", slash_scores, dim, (column_scores.shape[dim],))
+    _check_device(op, "slash_scores", slash_scores, column_scores)
+
+
+def check_block_size(op: str, **sizes: int) -> None:
+    """Block sizes are one of BLOCK_SIZES."""
+    for name, size in sizes.items():
+        if size not in BLOCK_SIZES:
+            allowed = ", ".join(map(str, BLOCK_SIZES))
+            raise ValueError(f"{op}: {name!r} must be one of {allowed}, got {size!r}")
+
+
+def check_at_least(op: str, bound: int, **values: int | float) -> None:
+    """Numbers that must not be smaller than ``bound``; symbolic ones are left to the run."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not value >= bound:
+            raise ValueError(f"{op}: {name!r} must be >= {bound}, got {value!r}")
+
+
+def _check_like(op: str, name: str, tensor: Tensor, query: Tensor, shape: str) -> None:
+    if tensor.dim() != 4 or tensor.dtype != query.dtype:
+        raise ValueError(
+            f"{op}: {name!r} must be a {shape} tensor of query's dtype {query.dtype}, got {_describe(tensor)}"
+        )
+    _check_device(op, name, tensor, query)
+
+
+def _check_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.device != like.device:
+        raise ValueError(
+            f"{op}: {name!r} must be on {like.device} like the other tensors, got {tensor.device}"
+        )
+
+
+def _check_size(op: str, name: str, tensor: Tensor, dim: int, allowed: Sequence[int]) -> None:
+    if not any(tensor.shape[dim] == size for size in allowed):
+        choices = " or ".join(str(size) for size in dict.fromkeys(allowed))
+        raise ValueError(
+            f"{op}: {name!r} must have size {choices} in dimension {dim}, got shape {tuple(tensor.shape)}"
+        )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)}"

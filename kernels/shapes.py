@@ -1,0 +1,40 @@
+"""Index arithmetic that every implementation of the ops shares; works on ints and on SymInts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORD_BITS = 32
+
+
+def ceil_div(a: int, b: int) -> int:
+    """ceil(a / b) for b > 0, without a branch on ``a`` (which may be symbolic)."""
+    return (a + b - 1) // b
+
+
+def n_words(n_key_blocks: int) -> int:
+    """int32 words that hold one bit for each of ``n_key_blocks``."""
+    return ceil_div(n_key_blocks, WORD_BITS)
+
+
+def sampled_rows(q_len: int, chunk_n: int, sample_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows sampled from ``chunk_n`` equal chunks: the last ``sample_rows`` of each (arXiv 2406.15486v3, section 3).
+
+    Returns int64 ``rows`` [chunk_n * sample_rows] and bool ``valid`` of the same shape; a chunk shorter than
+    ``sample_rows`` fills the rest with invalid entries (row 0), so that the shapes do not depend on the data.
+    """
+    edges = torch.arange(chunk_n + 1, device=device) * q_len // chunk_n
+    begin, end = edges[:-1, None], edges[1:, None]
+    rows = end - sample_rows + torch.arange(sample_rows, device=device)
+    valid = rows >= begin
+    return torch.where(valid, rows, 0).flatten(), valid.flatten()
+
+
+def query_block_positions(
+    q_len: int, q_offset: int, block_q: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Positions of the first and last row of every query block: two int64 tensors [ceil(q_len / block_q)]."""
+    first = torch.arange(ceil_div(q_len, block_q), device=device) * block_q
+    last = (first + block_q).clamp(max=q_len) - 1
+    return first + q_offset, last + q_offset
