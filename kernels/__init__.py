@@ -1,1 +1,1 @@
-"""The ops of SampleAttention: schemas (ops), oracle (reference), index conversions (blocks), implementations."""
+"""The ops of SampleAttention: schemas (ops), oracle (reference), index (blocks), implementations."""

@@ -1,8 +1,8 @@
 """The index: one bit a block of the attention matrix, and the ways to get there.
 
-A ``block_mask`` is int32 [B|1, Hq|1, n_query_blocks, ceil(n_key_blocks / 32)]; bit ``j % 32`` of word ``j // 32`` of
-query block ``i`` says that block (i, j) is kept. Bits of blocks that do not exist are 0. Row ``i`` of the queries has
-position ``i + q_offset``. Nothing here synchronises with the host.
+A ``block_mask`` is int32 [B|1, Hq|1, n_query_blocks, ceil(n_key_blocks / 32)]; bit ``j % 32`` of word ``j //
+32`` of query block ``i`` says that block (i, j) is kept. Bits of blocks that do not exist are 0. Row ``i`` of
+the queries has position ``i + q_offset``. Nothing here synchronises with the host.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def bits_from_strips(
 ) -> Tensor:
     """block_mask [..., n_query_blocks, words] of kept columns and slashes (arXiv 2406.15486v3, section 3).
 
-    ``columns`` and ``slashes`` are bool [..., n_key_blocks]. Block (i, j) is kept iff causality allows an entry of it
-    and column j is kept, or a slash ``p // block_k - j`` of some row position p of block i.
+    ``columns`` and ``slashes`` are bool [..., n_key_blocks]. Block (i, j) is kept iff causality allows an
+    entry of it and column j is kept, or a slash ``p // block_k - j`` of some row position p of block i.
     """
     kept = slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k) | columns.unsqueeze(-2)
     return pack_bits(kept & causal_blocks(q_len, k_len, q_offset, block_q, block_k, columns.device))
@@ -87,8 +87,8 @@ def bits_from_window(
 ) -> Tensor:
     """block_mask [1, 1, n_query_blocks, words] of a causal sliding window.
 
-    Block (i, j) is kept iff some entry of it has ``p - window < k <= p`` (``window <= 0``: no limit), or causality
-    allows an entry of it and ``j < sink_blocks``.
+    Block (i, j) is kept iff some entry of it has ``p - window < k <= p`` (``window <= 0``: no limit), or
+    causality allows an entry of it and ``j < sink_blocks``.
     """
     device = torch.device(device)
     first, _ = query_block_positions(q_len, q_offset, block_q, device)

@@ -1,7 +1,7 @@
-"""Checks of the ops' arguments, shared by fakes and wrappers; an error names the argument, what came, what is allowed.
+"""Checks of the ops' arguments: an error names the argument, what came, what is allowed.
 
-Sizes may be symbolic: comparisons are ordered so that sizes that are equal by construction add no guard, and values
-that only a run knows (offsets, chunk counts) are checked when they are plain ints.
+Sizes may be symbolic: comparisons are ordered so that sizes that are equal by construction add no guard, and
+values that only a run knows (offsets, chunk counts) are checked when they are plain ints.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ BLOCK_SIZES = (16, 32, 64, 128)
 
 
 def check_qkv(op: str, query: Tensor, key: Tensor, value: Tensor | None = None) -> None:
-    """query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]: one float dtype, one device, Hq % Hkv == 0."""
+    """query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]: one dtype and device, Hq % Hkv == 0."""
     if query.dim() != 4 or query.dtype not in FLOAT_DTYPES:
         raise ValueError(
-            f"{op}: 'query' must be a [B, Hq, Sq, D] tensor of float32, bfloat16 or float16, got {_describe(query)}"
+            f"{op}: 'query' must be a [B, Hq, Sq, D] tensor of float32, bfloat16 or float16, "
+            f"got {_describe(query)}"
         )
     _check_like(op, "key", key, query, "[B, Hkv, Sk, D]")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
@@ -31,14 +32,16 @@ def check_qkv(op: str, query: Tensor, key: Tensor, value: Tensor | None = None) 
         )
     if key.shape[1] == 0 or query.shape[1] % key.shape[1] != 0:
         raise ValueError(
-            f"{op}: 'key' must have a number of heads that divides query's ({query.shape[1]}), got {key.shape[1]}"
+            f"{op}: 'key' must have a number of heads that divides query's ({query.shape[1]}), "
+            f"got {key.shape[1]}"
         )
     if value is None:
         return
     _check_like(op, "value", value, query, "[B, Hkv, Sk, Dv]")
     if any(value.shape[i] != key.shape[i] for i in range(3)):
         raise ValueError(
-            f"{op}: 'value' must have key's batch, heads and length {tuple(key.shape[:3])}, got {_describe(value)}"
+            f"{op}: 'value' must have key's batch, heads and length {tuple(key.shape[:3])}, "
+            f"got {_describe(value)}"
         )
 
 

@@ -1,7 +1,7 @@
 """The ops in plain PyTorch, fp32: what runs where no native kernel exists. No host synchronisation.
 
-Functions take the schema's arguments in order; ``ops`` documents them. Queries are processed in chunks of rows, so
-that the scores held at a time stay below ``SCORE_BYTES``.
+Functions take the schema's arguments in order; ``ops`` documents them. Queries are processed in chunks of
+rows, so that the scores held at a time stay below ``SCORE_BYTES``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ def mask_blocks(
         kept = kept & (key_first <= last[:, None])
     if window > 0:
         kept = kept & (key_last > first[:, None] - window)
-    # With both, the rows' reaches p - window + 1 .. p join to one interval, so the two tests together are exact.
+    # With both, the rows' reaches p - window + 1 .. p join to one interval, so the two tests together are
+    # exact.
     kept = kept[None, None].expand(segment_batch(query_segment, key_segment), 1, -1, -1)
     if key_segment is None and query_segment is None:
         return pack_bits(kept)
@@ -132,7 +133,8 @@ def block_sparse_attention(
     k_len, v_dim = value.shape[2:]
     out = query.new_empty((batch, q_len, heads, v_dim)).transpose(1, 2)
     lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
-    # 0 * NaN is NaN: values that are not finite are taken out of the product and marked in the rows that see them.
+    # 0 * NaN is NaN: values that are not finite are taken out of the product and marked in the rows that see
+    # them.
     finite = value.isfinite()
     clean = torch.where(finite, value, 0).float()
     poisoned = ~finite.all(-1).repeat_interleave(heads // value.shape[1], 1)  # [B, Hq, Sk]
@@ -239,7 +241,7 @@ def _block_mass(
     valid: Tensor,
     block_k: int,
 ) -> Tensor:
-    """Softmax mass of every key block for the given rows, fp32 [B, Hq, rows, n_key_blocks]; 0 for invalid rows."""
+    """Softmax mass of every key block, fp32 [B, Hq, rows, n_key_blocks]; 0 for invalid rows."""
     k_len = key.shape[2]
     allowed = _allowed(rows + q_offset, k_len, True, 0) & valid[:, None]
     if key_segment is not None:
@@ -260,7 +262,7 @@ def _blocks_of_keys(x: Tensor, block_k: int) -> Tensor:
 
 
 def _fewest_reaching(scores: Tensor, alpha: float) -> Tensor:
-    """Bool, shape of scores [..., n]: the fewest entries, largest first, whose sum reaches alpha of the total."""
+    """Bool [..., n] for scores [..., n]: the fewest entries, largest first, that reach alpha of the total."""
     if alpha >= 1:
         return torch.ones_like(scores, dtype=torch.bool)
     ordered, order = scores.double().sort(dim=-1, descending=True, stable=True)
@@ -272,7 +274,7 @@ def _fewest_reaching(scores: Tensor, alpha: float) -> Tensor:
 def _segment_range(
     segment: Tensor | None, length: int, block: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Smallest and largest valid segment id of every block, int32 [B|1, n_blocks]; low > high if none is valid."""
+    """Smallest and largest valid segment id of every block, int32 [B|1, n_blocks]; low > high: none valid."""
     if segment is None:
         segment = torch.zeros((1, length), dtype=torch.int32, device=device)
     limits = torch.iinfo(torch.int32)

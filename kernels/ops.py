@@ -1,10 +1,11 @@
 """The ops of the namespace ``sampleattn``: schemas, fakes, argument checks and dispatch.
 
 The only module that knows ``torch.ops.sampleattn``. Importing it defines the ops, registers the PyTorch
-implementation (``eager``) for every device, and loads the C++ library that replaces it on the CPU. Meaning of the
-arguments, in short (``reference`` is the long form):
+implementation (``eager``) for every device, and loads the C++ library that replaces it on the CPU. Meaning of
+the arguments, in short (``reference`` is the long form):
 
-* query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; query row i has position ``i + q_offset``.
+* query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; query row i has position
+  ``i + q_offset``.
 * query_segment int32 [B|1, Sq], key_segment int32 [B|1, Sk] or None: key j is visible to row i only if
   ``key_segment[j] >= 0`` and ``key_segment[j] == query_segment[i]`` (query_segment None: all 0).
 * block_mask int32 [B|1, Hq|1, n_query_blocks, n_words]: one bit a block, see ``blocks``.
@@ -27,14 +28,14 @@ NAMESPACE = "sampleattn"
 _SCHEMAS = {
     "sample_scores": "(Tensor query, Tensor key, Tensor? key_segment, float scale, SymInt q_offset, "
     "SymInt chunk_n, int sample_rows, int block_k) -> (Tensor column_scores, Tensor slash_scores)",
-    "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, SymInt k_len, "
-    "SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
+    "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
+    "SymInt k_len, SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
     "SymInt window_slashes) -> Tensor",
     "mask_blocks": "(Tensor query, Tensor key, Tensor? query_segment, Tensor? key_segment, bool causal, "
     "SymInt q_offset, SymInt window, int block_q, int block_k) -> Tensor",
-    "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
-    "Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, int block_q, int block_k) "
-    "-> (Tensor out, Tensor lse)",
+    "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
+    "Tensor? query_segment, Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, "
+    "int block_q, int block_k) -> (Tensor out, Tensor lse)",
     "attention_mass": "(Tensor query, Tensor key, Tensor block_mask, Tensor? key_segment, float scale, "
     "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
 }
@@ -55,11 +56,11 @@ def implement(name: str, dispatch_key: str, function: Callable) -> None:
 
 
 def load_cpu_library() -> bool:
-    """Load the C++ implementations for the CPU; False, with a warning, if the package was installed without them."""
+    """Load the C++ implementations for the CPU; False, with a warning, if they are not installed."""
     spec = importlib.util.find_spec(f"{__package__}._C_cpu")
     if spec is None or spec.origin is None:
         warnings.warn(
-            "sa_compile's C++ library for the CPU is not installed: CPU tensors use the slower PyTorch implementation",
+            "sa_compile's C++ library for the CPU is not installed: CPU tensors use slower PyTorch code",
             stacklevel=2,
         )
         return False
@@ -253,8 +254,8 @@ def sample_scores(
     """Attention of sampled rows, summed per key block and per block diagonal (arXiv 2406.15486v3, section 3).
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D] in float32, bfloat16 or float16; ``scale`` None is 1/sqrt(D).
-    Returns float32 ``column_scores`` and ``slash_scores`` [B, Hq, ceil(Sk / block_k)]: means over the sampled rows
-    that can see the column or slash. Raises ValueError for arguments that do not fit.
+    Returns float32 ``column_scores`` and ``slash_scores`` [B, Hq, ceil(Sk / block_k)]: means over the sampled
+    rows that can see the column or slash. Raises ValueError for arguments that do not fit.
     """
     _check_sample_scores(query, key, key_segment, chunk_n, sample_rows, block_k)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -279,7 +280,8 @@ def select_blocks(
     """The fewest columns and slashes that reach alpha_c and alpha_s of their total, as a block_mask.
 
     Scores are float32 [B, Hq, n_key_blocks] from :func:`sample_scores`; returns int32 [B, Hq, n_query_blocks,
-    n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do not fit.
+    n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do
+    not fit.
     """
     _check_select_blocks(
         column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s
@@ -312,10 +314,10 @@ def mask_blocks(
     block_q: int = 128,
     block_k: int = 128,
 ) -> Tensor:
-    """The blocks that a mask (causal, window, segments) leaves, as a block_mask [B|1, 1, n_query_blocks, n_words].
+    """The blocks that a mask leaves, as a block_mask int32 [B|1, 1, n_query_blocks, n_words].
 
-    query and key give sizes and device only; ``window <= 0`` is none. With segments a superset may be kept, never
-    less. Raises ValueError for arguments that do not fit.
+    query and key give sizes and device only; ``window <= 0`` is none. With segments a superset may be kept,
+    never less. Raises ValueError for arguments that do not fit.
     """
     _check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
     return mask_blocks_op(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k)
@@ -338,10 +340,10 @@ def block_sparse_attention(
 ) -> tuple[Tensor, Tensor]:
     """Exact attention over the kept blocks of a block_mask.
 
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv] in float32, bfloat16 or float16; ``scale`` None
-    is 1/sqrt(D). Returns ``out`` [B, Hq, Sq, Dv] in query's dtype (memory [B, Sq, Hq, Dv]) and float32 ``lse``
-    [B, Hq, Sq] in natural log; a row that keeps no key gives 0 and -inf. No backward. Raises ValueError for arguments
-    that do not fit.
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv] in float32, bfloat16 or float16;
+    ``scale`` None is 1/sqrt(D). Returns ``out`` [B, Hq, Sq, Dv] in query's dtype (memory [B, Sq, Hq, Dv]) and
+    float32 ``lse`` [B, Hq, Sq] in natural log; a row that keeps no key gives 0 and -inf. No backward. Raises
+    ValueError for arguments that do not fit.
     """
     _check_block_sparse_attention(query, key, value, block_mask, query_segment, key_segment, block_q, block_k)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
@@ -376,8 +378,8 @@ def attention_mass(
 ) -> Tensor:
     """Measured CRA: the smallest share of causal attention, over the sampled rows, that lies in kept blocks.
 
-    Arguments as in :func:`sample_scores`, block_mask as in :func:`block_sparse_attention`; returns float32 [B, Hq].
-    Source: arXiv 2406.15486, section 3 (CRA). Raises ValueError for arguments that do not fit.
+    Arguments as in :func:`sample_scores`, block_mask as in :func:`block_sparse_attention`; returns float32
+    [B, Hq]. Source: arXiv 2406.15486, section 3 (CRA). Raises ValueError for arguments that do not fit.
     """
     _check_attention_mass(query, key, block_mask, key_segment, chunk_n, sample_rows, block_q, block_k)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

@@ -1,7 +1,7 @@
 """The oracle: every op in float64, written to be read beside the paper (arXiv 2406.15486). Slow on purpose.
 
-Functions have the ops' signatures (``ops`` documents the arguments) and return float64 scores. Rows are taken a few
-at a time, so that 16K tokens fit in memory.
+Functions have the ops' signatures (``ops`` documents the arguments) and return float64 scores. Rows are taken
+a few at a time, so that 16K tokens fit in memory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def visible_entries(
     query_segment: Tensor | None = None,
     key_segment: Tensor | None = None,
 ) -> Tensor:
-    """The mask predicate: bool [B|1, rows, Sk], may row ``rows[i]`` (position ``rows[i] + q_offset``) see key k?"""
+    """The mask predicate, bool [B|1, rows, Sk]: may row i (position ``rows[i] + q_offset``) see key k?"""
     position = (rows + q_offset)[:, None]
     key = torch.arange(k_len, device=rows.device)
     visible = torch.ones(1, rows.numel(), k_len, dtype=torch.bool, device=rows.device)
@@ -123,7 +123,7 @@ def sample_scores(
     sample_rows: int,
     block_k: int,
 ) -> tuple[Tensor, Tensor]:
-    """Mean sampled attention of every key block and of every block diagonal, over the rows that can see it."""
+    """Mean sampled attention of every key block and block diagonal, over the rows that can see it."""
     n_key_blocks = -(-key.shape[2] // block_k)
     column = torch.zeros(*query.shape[:2], n_key_blocks, dtype=torch.float64, device=query.device)
     slash = torch.zeros_like(column)
@@ -213,7 +213,7 @@ def select_blocks(
 
 
 def fewest_reaching(scores: list[float], alpha: float) -> set[int]:
-    """Indices of the fewest scores, largest first (ties: lower index first), whose sum reaches alpha of the total."""
+    """The fewest indices, largest score first (ties: lower index), whose sum reaches alpha of the total."""
     if alpha >= 1:
         return set(range(len(scores)))
     total, before, kept = sum(scores), 0.0, set()

@@ -19,7 +19,7 @@ def n_words(n_key_blocks: int) -> int:
 
 
 def sampled_rows(q_len: int, chunk_n: int, sample_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows sampled from ``chunk_n`` equal chunks: the last ``sample_rows`` of each (arXiv 2406.15486v3, section 3).
+    """The last ``sample_rows`` rows of each of ``chunk_n`` equal chunks (arXiv 2406.15486v3, section 3).
 
     Returns int64 ``rows`` [chunk_n * sample_rows] and bool ``valid`` of the same shape; a chunk shorter than
     ``sample_rows`` fills the rest with invalid entries (row 0), so that the shapes do not depend on the data.
