@@ -11,10 +11,14 @@ from torch import fx
 class AttentionSite:
     """One attention found in a graph, whatever its spelling.
 
-    ``output`` is the node that the rewrite replaces; its value is ``[B, Hq, Sq, Dv]``. ``query`` is
-    ``[B, Hq, Sq, D]``; ``key`` ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors
-    (``Hq`` is a multiple of ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that
-    broadcasts to ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned.
+    ``output`` is the node that the rewrite replaces; its value is ``[B, Hq, Sq, Dv]``, permuted by
+    ``output_order`` and then viewed as the node's own shape. ``query`` is ``[B, Hq, Sq, D]``; ``key``
+    ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors (``Hq`` is a multiple of
+    ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that broadcasts to
+    ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned.
+
+    A matcher may have added nodes to the graph to bring operands into this form; they are views or parts of the
+    mask, without effect, and ``pipeline`` removes those that the rewrite does not use.
     """
 
     spelling: str  # "sdpa", "eager", ...: shown in the report
@@ -29,4 +33,8 @@ class AttentionSite:
     covered: tuple[fx.Node, ...]  # the nodes this spelling is made of, `output` included
     module_path: str  # "model.layers.0.self_attn", from the module stack; "" if unknown
     obstacle: str | None = None  # why this spelling can not be rewritten (softcap, sinks, ...), in words
-    softmax_empty_rows: str = "zero"  # what a row without keys gives: "zero" (SDPA) or "softmax" (eager spelling)
+    softmax_empty_rows: str = (
+        "zero"  # what a row without keys gives: "zero" (SDPA) or "softmax" (eager spelling)
+    )
+    output_order: tuple[int, ...] = (0, 1, 2, 3)  # permutation of [B, Hq, Sq, Dv] that `output` holds
+    repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it

@@ -1,0 +1,230 @@
+"""What becomes of one attention: sampled, exact or kept.
+
+============  ==========================================================================  ======================
+outcome       when                                                                        form
+============  ==========================================================================  ======================
+sampled       no gradient, no dropout, mask proven causal (offset and key padding         "sampled"
+              allowed), q_len >= min_seq_len, dtype and head_dim that the kernels take
+exact         proven causal from the first key, nothing else masked (also in training)    "sdpa_causal"
+exact         proven that nothing is masked, and a mask or repeated heads go away         "sdpa_full"
+exact         any other proven causal mask (window, chunk, packed, padded, offset),       "block_sparse"
+              no gradient
+exact         SDPA as cheap as it can be already: the graph is not touched                "unchanged"
+kept          everything else, with the reason                                            ""
+============  ==========================================================================  ======================
+
+Every comparison of a symbolic length adds a guard, so that each side of it gets a graph of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import fx
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes.fx_utils import fake_mode, number, shape, value
+from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
+from sa_compile.passes.site import AttentionSite
+from sa_compile.passes.sizes import as_expr
+
+SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The outcome for one site: ``outcome`` is "sampled", "exact" or "kept"; ``form`` is one of the table above."""
+
+    outcome: str
+    form: str
+    reason: str
+
+    @property
+    def rewrites(self) -> bool:
+        """The graph changes."""
+        return self.form not in ("", "unchanged")
+
+
+def decide(
+    site: AttentionSite,
+    mask: MaskPredicate | NotProven,
+    config: SampleAttentionConfig,
+    training: bool,
+    device: str | None = None,
+) -> Decision:
+    """Choose by the table in this module's docstring.
+
+    ``training``: a gradient will flow through this site. ``device``: type of the device ("cpu", "cuda"); it decides
+    whether SDPA has a fused kernel for grouped heads.
+    """
+    reason = _why_kept(site, mask)
+    if reason is not None:
+        return _kept(reason)
+    assert isinstance(mask, MaskPredicate)
+    sizes = _Sizes(site)
+    if sizes.holds(sympy.Eq(sizes.q_len, 1)):
+        return _decode(site, mask, sizes, training, device)
+    if mask.is_full:
+        return _full(site, training, device)
+    if not mask.causal:
+        return _kept("bidirectional attention with a mask")
+    return _causal(site, mask, sizes, config, training, device)
+
+
+def is_training(site: AttentionSite) -> bool:
+    """A gradient will flow through the site: Dynamo traced its output as requiring one."""
+    return value(site.output).requires_grad
+
+
+class _Sizes:
+    """The lengths of a site, and questions about them that a guard answers."""
+
+    def __init__(self, site: AttentionSite) -> None:
+        self.q_len = as_expr(shape(site.query)[2])
+        self.kv_len = as_expr(shape(site.key)[2])
+        self._shape_env = fake_mode(site.output.graph).shape_env
+
+    def holds(self, condition: sympy.Basic) -> bool:
+        """Whether a condition on sizes is true; a guard keeps it so."""
+        if condition in (sympy.true, True):
+            return True
+        if condition in (sympy.false, False):
+            return False
+        return bool(self._shape_env.evaluate_expr(condition))
+
+
+def _kept(reason: str) -> Decision:
+    return Decision("kept", "", reason)
+
+
+def _exact(form: str, reason: str) -> Decision:
+    return Decision("exact", form, reason)
+
+
+def _why_kept(site: AttentionSite, mask: MaskPredicate | NotProven) -> str | None:
+    """What rules out any rewrite of this site."""
+    if site.obstacle is not None:
+        return site.obstacle
+    dropout = number(site.dropout_p)
+    if dropout is None or dropout > 0.0:
+        return f"dropout in training (p = {site.dropout_p})"
+    if isinstance(mask, NotProven):
+        return f"mask not proven: {mask}"
+    dtypes = {value(x).dtype for x in (site.query, site.key, site.value)}
+    if len(dtypes) > 1:
+        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, dtypes)))
+    (dtype,) = dtypes
+    if dtype not in SUPPORTED_DTYPES:
+        return f"dtype {dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
+    return None
+
+
+def _decode(
+    site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, training: bool, device: str | None
+) -> Decision:
+    sees_all_keys = mask.is_full or (
+        _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.causal_offset, sizes.kv_len - 1))
+    )
+    if sees_all_keys and _gains(site) and _sdpa_is_fused(site, device):
+        return _exact("sdpa_full", "decode: one query row that sees every key")
+    return _kept("decode: one query row")
+
+
+def _full(site: AttentionSite, training: bool, device: str | None) -> Decision:
+    if _gains(site) and _sdpa_is_fused(site, device):
+        return _exact("sdpa_full", "the mask masks nothing" if site.mask else "repeated heads removed")
+    return _kept("bidirectional attention, nothing masked")
+
+
+def _gains(site: AttentionSite) -> bool:
+    return site.mask is not None or site.repeats
+
+
+def _causal(
+    site: AttentionSite,
+    mask: MaskPredicate,
+    sizes: _Sizes,
+    config: SampleAttentionConfig,
+    training: bool,
+    device: str | None,
+) -> Decision:
+    offset = mask.causal_offset
+    if not sizes.holds(sympy.Ge(offset, 0)):
+        return _kept(f"causal offset {offset} is negative: the first rows see no key")
+    first_rows = _kept_for_empty_rows(site, mask)
+    if first_rows is not None:
+        return _kept(first_rows)
+    blocked = _why_not_block_sparse(site, training)
+    if blocked is None and mask.is_plain_causal:
+        too_short = not sizes.holds(sympy.Ge(sizes.q_len, config.min_seq_len))
+        fits = not too_short and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len))
+        if fits:
+            return Decision("sampled", "sampled", f"q_len >= min_seq_len ({config.min_seq_len})")
+        why = (
+            f"shorter than min_seq_len ({config.min_seq_len})" if too_short else "queries reach past the keys"
+        )
+    else:
+        why = blocked or f"not plain causal: {mask}"
+    return _exact_causal(site, mask, sizes, why, blocked, device)
+
+
+def _exact_causal(
+    site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, why: str, blocked: str | None, device: str | None
+) -> Decision:
+    if _nothing_but_causal(mask) and sizes.holds(sympy.Eq(mask.causal_offset, 0)):
+        if site.spelling == "sdpa" and not _gains(site):
+            return _exact("unchanged", f"already the cheapest exact form; {why}")
+        if _sdpa_is_fused(site, device) or blocked is not None and _native_heads(site):
+            return _exact("sdpa_causal", why)
+    if blocked is not None:
+        return _kept(blocked if blocked == why else f"{why}; {blocked}")
+    return _exact("block_sparse", why)
+
+
+def _nothing_but_causal(mask: MaskPredicate) -> bool:
+    return mask.is_plain_causal and mask.key_valid is None
+
+
+def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None:
+    """Rows without keys are zero in the ops and may be the mean of all values; NaN and fp16's mean are not rebuilt."""
+    if not mask.may_have_empty_rows:
+        return None
+    if mask.masked_value == "finfo.min":
+        if value(site.query).dtype == torch.float16:
+            return "rows without keys: under fp16 finfo.min they depend on the scores"
+        return None
+    if site.softmax_empty_rows == "softmax":
+        return "rows without keys: softmax over -inf gives NaN there"
+    return None
+
+
+def _why_not_block_sparse(site: AttentionSite, training: bool) -> str | None:
+    if training:
+        return "training: the block-sparse op has no gradient"
+    for name, node in (("head_dim", site.query), ("value head_dim", site.value)):
+        head_dim = shape(node)[3]
+        if not isinstance(head_dim, int) or head_dim > MAX_HEAD_DIM:
+            return f"{name} {head_dim}: supported are sizes known at compile time, up to {MAX_HEAD_DIM}"
+    return None
+
+
+def _native_heads(site: AttentionSite) -> bool:
+    return bool(shape(site.query)[1] == shape(site.key)[1])
+
+
+def _sdpa_is_fused(site: AttentionSite, device: str | None) -> bool:
+    """SDPA has a kernel that makes no score matrix and repeats no heads for this site."""
+    if device == "cpu":
+        return bool(shape(site.query)[3] == shape(site.value)[3])
+    if _native_heads(site):
+        return True
+    half = value(site.query).dtype in (torch.bfloat16, torch.float16)
+    return half and bool(shape(site.query)[3] == shape(site.value)[3])
+
+
+def site_device(node: fx.Node) -> str:
+    """Type of the device that a site runs on."""
+    return value(node).device.type

@@ -1,0 +1,116 @@
+"""Find ``scaled_dot_product_attention`` in every spelling.
+
+Positional, keyword, ``is_causal``, ``enable_gqa``, mask, scale as a number or (``dynamic=True``) as a graph node::
+
+    %sdpa = torch._C._nn.scaled_dot_product_attention(%q, %key, %value, attn_mask=%mask, scale=0.25)
+
+becomes ``AttentionSite(output=%sdpa, query=%q, key=<before repeat_kv>, value=..., mask=%mask, ...)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from sa_compile.passes.fx_utils import (
+    Emitter,
+    argument,
+    is_tensor,
+    module_path,
+    number,
+    rank,
+    same_size,
+    shape,
+)
+from sa_compile.passes.repeats import unrepeat_pair
+from sa_compile.passes.site import AttentionSite
+
+_SDPA = (
+    torch._C._nn.scaled_dot_product_attention,
+    torch.nn.functional.scaled_dot_product_attention,
+    torch.ops.aten.scaled_dot_product_attention.default,
+)
+
+
+def find(gm: fx.GraphModule) -> list[AttentionSite]:
+    """Every SDPA call of this graph, in order; child graph modules are not entered."""
+    sites = []
+    pinned = False
+    for node in list(gm.graph.nodes):
+        if node.op != "call_function":
+            continue
+        if getattr(node.target, "__name__", "") == "_sdpa_kernel":
+            pinned = not _allows_every_backend(node)
+        if node.target in _SDPA:
+            sites.append(_site(node, pinned))
+    return sites
+
+
+def _allows_every_backend(node: fx.Node) -> bool:
+    """``sdpa_kernel`` sets a list of backends on entry, and the former list on exit; the default allows them all."""
+    backends = argument(node, 0, "backends", ())
+    return len(backends) >= len(torch.nn.attention._backend_names)
+
+
+def _site(node: fx.Node, pinned: bool) -> AttentionSite:
+    query, key, value = (argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
+    mask = argument(node, 3, "attn_mask")
+    dropout_p = argument(node, 4, "dropout_p", 0.0)
+    is_causal = argument(node, 5, "is_causal", False)
+    scale = node.kwargs.get("scale")
+    known_scale = number(scale) if scale is not None else None
+    repeats = False
+    obstacle = "pinned SDPA backend" if pinned else _obstacle(query, key, value, mask, is_causal)
+    if scale is not None and known_scale is None:
+        obstacle = obstacle or f"scale {scale} is not a number"
+    if obstacle is None:
+        emitter = Emitter(node)
+        if rank(query) == 3:  # [N, S, D]: N attentions of one head
+            query, key, value = (emitter.method("unsqueeze", x, 1) for x in (query, key, value))
+            if mask is not None and rank(mask) == 3:
+                mask = emitter.method("unsqueeze", mask, 1)
+        key, value, repeats = unrepeat_pair(emitter, key, value, shape(query)[1])
+        obstacle = _head_obstacle(query, key, value)
+    return AttentionSite(
+        spelling="sdpa",
+        output=node,
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        is_causal=bool(is_causal),
+        scale=scale if known_scale is None else known_scale,
+        dropout_p=dropout_p,
+        covered=(node,),
+        module_path=module_path(node),
+        obstacle=obstacle,
+        repeats=repeats,
+    )
+
+
+def _obstacle(query: Any, key: Any, value: Any, mask: Any, is_causal: Any) -> str | None:
+    if not all(map(is_tensor, (query, key, value))):
+        return "query, key or value is not a tensor of this graph"
+    if rank(query) not in (3, 4) or {rank(key), rank(value)} != {rank(query)}:
+        return f"query of rank {rank(query)}: expected [B, H, S, D]"
+    if mask is not None and not is_tensor(mask):
+        return f"mask {mask} is not a tensor of this graph"
+    if not isinstance(is_causal, bool):
+        return f"is_causal={is_causal} is not known at compile time"
+    return None
+
+
+def _head_obstacle(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
+    sizes = [tuple(shape(x)) for x in (query, key, value)]
+    if not all(same_size(sizes[0][0], s[0]) for s in sizes):
+        return "query, key and value differ in batch size"
+    if not same_size(sizes[1][1], sizes[2][1]) or not same_size(sizes[1][2], sizes[2][2]):
+        return "key and value differ in heads or length"
+    heads, kv_heads = sizes[0][1], sizes[1][1]
+    if not isinstance(heads, int) or not isinstance(kv_heads, int):
+        return "the number of heads is not known at compile time"
+    if kv_heads == 0 or heads % kv_heads:
+        return f"{heads} query heads are no multiple of {kv_heads} key heads"
+    return None

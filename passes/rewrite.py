@@ -1,0 +1,241 @@
+"""Replace an attention by what was decided for it.
+
+Sampled, before and after::
+
+    %sdpa = scaled_dot_product_attention(%q, %repeated_k, %repeated_v, attn_mask=%mask)
+
+    %scores = sampleattn.sample_scores(%q, %k, %key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
+    %bits = sampleattn.select_blocks(%scores[0], %scores[1], %key_segment, q_len, k_len, q_offset, ...)
+    %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
+
+What computed the mask and the repeated heads has no reader any more; ``dead_code`` removes it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
+from sa_compile.passes.decide import Decision
+from sa_compile.passes.fx_utils import Emitter, is_tensor, same_shape, shape, value
+from sa_compile.passes.mask.predicate import MaskPredicate
+from sa_compile.passes.repeats import permutation
+from sa_compile.passes.segments import emit_segments
+from sa_compile.passes.selection import selection_arguments
+from sa_compile.passes.site import AttentionSite
+from sa_compile.passes.sizes import as_expr, emit_size
+
+
+class SharedNodes:
+    """Nodes that every layer needs alike (segments, mask_blocks), emitted once a graph, at their first reader."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[Any, Any] = {}
+
+    def get(self, key: Any, emit: Callable[[], Any]) -> Any:
+        """What was emitted for ``key`` before, or what ``emit`` emits now."""
+        if key not in self._nodes:
+            self._nodes[key] = emit()
+        return self._nodes[key]
+
+
+def rewrite(
+    gm: fx.GraphModule,
+    site: AttentionSite,
+    mask: MaskPredicate,
+    decision: Decision,
+    config: SampleAttentionConfig,
+    shared: SharedNodes | None = None,
+) -> None:
+    """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
+
+    The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a
+    size of the predicate is not at hand, before anything was changed for good.
+    """
+    writer = _Writer(site, mask, config, shared or SharedNodes())
+    form = {
+        "sampled": writer.sampled,
+        "block_sparse": writer.block_sparse,
+        "sdpa_causal": writer.sdpa_causal,
+        "sdpa_full": writer.sdpa_full,
+    }[decision.form]
+    out = writer.like_output(form())
+    site.output.replace_all_uses_with(out)
+
+
+class _Writer:
+    """Emits the forms for one site."""
+
+    def __init__(
+        self, site: AttentionSite, mask: MaskPredicate, config: SampleAttentionConfig, shared: SharedNodes
+    ) -> None:
+        self.site = site
+        self.mask = mask
+        self.config = config
+        self.shared = shared
+        self.emitter = Emitter(site.output)
+        self.operands = (site.query, site.key, site.value)
+        self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
+
+    def sampled(self) -> fx.Node:
+        """sample_scores, select_blocks, block_sparse_attention."""
+        site, config = self.site, self.config
+        q_len, kv_len = as_expr(shape(site.query)[2]), as_expr(shape(site.key)[2])
+        chosen = selection_arguments(config, q_len, kv_len)
+        offset = self._size(self.mask.causal_offset)
+        _, key_segment = self._segments()
+        scores = self.emitter.function(
+            ops.sample_scores_op,
+            site.query,
+            site.key,
+            key_segment,
+            self.scale,
+            offset,
+            self._size(chosen.chunk_n),
+            chosen.sample_rows,
+            config.block_k,
+        )
+        block_mask = self.emitter.function(
+            ops.select_blocks_op,
+            self.emitter.item(scores, 0),
+            self.emitter.item(scores, 1),
+            key_segment,
+            self._size(q_len),
+            self._size(kv_len),
+            offset,
+            config.block_q,
+            config.block_k,
+            chosen.alpha_c,
+            chosen.alpha_s,
+            config.keep_sink,
+            self._size(chosen.window_slashes),
+        )
+        return self._attention(block_mask)
+
+    def block_sparse(self) -> fx.Node:
+        """mask_blocks, once for all layers with this mask, and block_sparse_attention: exact."""
+        return self._attention(self.shared.get(("mask_blocks", *self._mask_key()), self._mask_blocks))
+
+    def sdpa_causal(self) -> fx.Node:
+        """SDPA with ``is_causal``; keys behind the last row are cut off, for ``is_causal`` aligns top-left."""
+        key, value_ = self.site.key, self.site.value
+        q_len, kv_len = shape(self.site.query)[2], shape(key)[2]
+        if not same_shape((q_len,), (kv_len,)):
+            end = self._size(as_expr(q_len))
+            key, value_ = (
+                self.emitter.function(
+                    operator.getitem, x, (slice(None), slice(None), slice(None, end), slice(None))
+                )
+                for x in (key, value_)
+            )
+        return self._sdpa(key, value_, is_causal=True)
+
+    def sdpa_full(self) -> fx.Node:
+        """SDPA without a mask."""
+        return self._sdpa(self.site.key, self.site.value, is_causal=False)
+
+    def like_output(self, out: fx.Node) -> fx.Node:
+        """``out`` [B, Hq, Sq, Dv] in the dtype, the order of dimensions, the shape and the layout of ``site.output``."""
+        wanted = value(self.site.output)
+        out = self.emitter.to_dtype(out, wanted.dtype)
+        out = self.emitter.permute(out, self.site.output_order)
+        if not same_shape(shape(out), wanted.shape):
+            sizes = [self._size(as_expr(size)) for size in wanted.shape]
+            return self.emitter.method("reshape", out, *sizes)
+        if (
+            wanted.is_contiguous()
+            and not value(out).is_contiguous()
+            and not _readers_take_any_layout(self.site)
+        ):
+            return self.emitter.method("contiguous", out)
+        return out
+
+    def _attention(self, block_mask: fx.Node) -> fx.Node:
+        site, mask, config = self.site, self.mask, self.config
+        query_segment, key_segment = self._segments()
+        attention = self.emitter.function(
+            ops.block_sparse_attention_op,
+            site.query,
+            site.key,
+            site.value,
+            block_mask,
+            query_segment,
+            key_segment,
+            self.scale,
+            mask.causal,
+            self._size(mask.causal_offset),
+            self._size(mask.window) if mask.window is not None else 0,
+            config.block_q,
+            config.block_k,
+        )
+        out = self.emitter.item(attention, 0)
+        if mask.may_have_empty_rows and mask.masked_value == "finfo.min":
+            return self._mean_in_empty_rows(out, self.emitter.item(attention, 1))
+        return out
+
+    def _mean_in_empty_rows(self, out: fx.Node, lse: fx.Node) -> fx.Node:
+        """Under finfo.min a row that may see no key weighs all keys alike, those behind it included."""
+        site = self.site
+        mean = self.emitter.method("mean", site.value, 2, keepdim=True)  # [B, Hkv, 1, Dv]
+        group = shape(site.query)[1] // shape(site.key)[1]
+        if group > 1:
+            mean = self.emitter.method("repeat_interleave", mean, group, 1)
+        empty = self.emitter.method("unsqueeze", self.emitter.function(operator.eq, lse, float("-inf")), -1)
+        return self.emitter.function(torch.where, empty, mean, out)
+
+    def _mask_blocks(self) -> fx.Node:
+        query_segment, key_segment = self._segments()
+        return self.emitter.function(
+            ops.mask_blocks_op,
+            self.site.query,
+            self.site.key,
+            query_segment,
+            key_segment,
+            self.mask.causal,
+            self._size(self.mask.causal_offset),
+            self._size(self.mask.window) if self.mask.window is not None else 0,
+            self.config.block_q,
+            self.config.block_k,
+        )
+
+    def _segments(self) -> tuple[fx.Node | None, fx.Node | None]:
+        return self.shared.get(
+            ("segments", *self._mask_key()), lambda: emit_segments(self.emitter, self.site, self.mask)
+        )
+
+    def _mask_key(self) -> tuple[Any, ...]:
+        lengths = as_expr(shape(self.site.query)[2]), as_expr(shape(self.site.key)[2])
+        return self.mask, *lengths, value(self.site.query).device
+
+    def _sdpa(self, key: fx.Node, value_: fx.Node, is_causal: bool) -> fx.Node:
+        grouped = shape(self.site.query)[1] != shape(key)[1]
+        return self.emitter.function(
+            torch._C._nn.scaled_dot_product_attention,
+            self.site.query,
+            key,
+            value_,
+            attn_mask=None,
+            dropout_p=0.0,
+            is_causal=is_causal,
+            scale=self.site.scale,
+            enable_gqa=grouped,
+        )
+
+    def _size(self, expr: sympy.Expr) -> int | fx.Node:
+        return self.shared.get(("size", expr), lambda: emit_size(self.emitter, expr, self.operands))
+
+
+def _readers_take_any_layout(site: AttentionSite) -> bool:
+    """Whoever reads the output swaps heads and rows or reshapes: ``view`` is what would need its strides."""
+    return all(
+        permutation(reader) == (0, 2, 1, 3) or (reader.op == "call_method" and reader.target == "reshape")
+        for reader in site.output.users
+        if is_tensor(reader)
+    )
