@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
+from support.models import LOSSLESS, tiny_llama
 from torch._dynamo.exc import BackendCompilerFailed
-
-from .conftest import LOSSLESS, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -53,12 +52,16 @@ def test_inductors_options_reach_inductor_for_this_graph_only(llama, tokens, mon
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        pytest.param({"options": {"alpha": 1}}, "unknown option 'alpha'.*known options: method", id="unknown-option"),
+        pytest.param(
+            {"options": {"alpha": 1}}, "unknown option 'alpha'.*known options: method", id="unknown-option"
+        ),
         pytest.param({"options": {"alpha_c": 2.0}}, r"'alpha_c' must be in \(0, 1\], got 2.0", id="alpha"),
         pytest.param({"options": {"chunk_n": "2"}}, "'chunk_n' must be an int", id="wrong-type"),
         pytest.param({"mode": "fast"}, "mode must be one of default, .*got 'fast'", id="unknown-mode"),
         pytest.param(
-            {"options": {"inductor": {"max_fusion": 1}}}, "unknown key 'max_fusion' in option 'inductor'", id="inductor"
+            {"options": {"inductor": {"max_fusion": 1}}},
+            "unknown key 'max_fusion' in option 'inductor'",
+            id="inductor",
         ),
         pytest.param(
             {"options": {"inner": "eager", "inductor": {"max_fusion_size": 1}}},
@@ -89,7 +92,9 @@ def test_nothing_has_to_be_imported_first():
         "import torch; f = torch.compile(lambda x: x + 1, backend='sampleattn');"
         "print(f(torch.zeros(2)).tolist(), 'sampleattn' in torch.compiler.list_backends())"
     )
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
     assert printed.strip() == "[1.0, 1.0] True"
 
 

@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import sa_compile.kernels
 import sa_compile.passes
+from support.models import LOSSLESS
+
 from sa_compile.caching import KernelFingerprintPass, hash_sources, kernel_fingerprint
 
-from .conftest import LOSSLESS
-
-CHILD = """
+CHILD = f"""
 import json, sys
 options, package = json.loads(sys.argv[1]), sys.argv[2]
 if package:  # a copy of the package instead of the installed one
@@ -23,8 +22,8 @@ if package:  # a copy of the package instead of the installed one
     sys.path.insert(0, package)
 import torch
 from torch._dynamo.utils import counters
-sys.path.insert(0, {tests!r})
-from conftest import tiny_llama
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from support.models import tiny_llama
 with torch.no_grad():
     model, tokens = tiny_llama(), torch.arange(64)[None]
     torch.compile(model, backend="sampleattn", options=options)(tokens)
@@ -34,7 +33,7 @@ print(json.dumps({{
     "aot": {{k[15:]: v for k, v in counters["aot_autograd"].items() if k.startswith("autograd_cache_")}},
     "kernels": sa_compile.kernels.__file__,
 }}))
-""".format(tests=str(Path(__file__).parent))
+"""
 
 
 def run_process(cache: Path, options: dict, package: Path | None = None) -> dict:

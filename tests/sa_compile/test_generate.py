@@ -2,10 +2,9 @@
 
 import pytest
 import torch
+from support.models import LOSSLESS, tiny_llama
 
 from sa_compile import report
-
-from .conftest import LOSSLESS, tiny_llama
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
 
