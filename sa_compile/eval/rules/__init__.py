@@ -1,0 +1,88 @@
+"""Selection rules behind one interface, and the strings that name them.
+
+A rule's string is its name with settings after a colon, and what is forced after plus signs::
+
+    full    oracle:alpha=0.98    chunked:alpha=0.9,chunk_n=2    xattention:stride=8,tau=0.95+sink+w2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .base import Problem as Problem
+from .base import Rule as Rule
+from .fixed import BigBird, Full, StreamingLLM
+from .flashprefill import FlashPrefill
+from .flexprefill import FlexPrefill
+from .forced import Forced as Forced
+from .forced import forced as forced
+from .hashing import HashSparse, HyperAttention
+from .minference import MInference
+from .oracle import Oracle
+from .sample import Chunked, Stride
+from .xattention import XAttention
+
+_RULES: tuple[type[Rule], ...] = (
+    Full,
+    Oracle,
+    Chunked,
+    Stride,
+    StreamingLLM,
+    BigBird,
+    HyperAttention,
+    HashSparse,
+    MInference,
+    FlexPrefill,
+    XAttention,
+    FlashPrefill,
+)
+RULES: dict[str, type[Rule]] = {rule.name: rule for rule in _RULES}
+
+
+def parse_rule(spec: str) -> Rule:
+    """The rule that a string such as ``"xattention:stride=8,tau=0.95+sink+w2"`` names.
+
+    ``+sink`` forces the sink block, ``+wN`` N block diagonals. ValueError for an unknown rule or setting,
+    or a value of the wrong kind; it names what is known.
+    """
+    text, *extras = spec.split("+")
+    name, _, settings = text.partition(":")
+    if name not in RULES:
+        raise ValueError(f"unknown selection rule {name!r}; known: {', '.join(RULES)}")
+    rule = RULES[name](**_settings(RULES[name], settings))
+    return _with_forced(rule, extras, spec) if extras else rule
+
+
+def _settings(kind: type[Rule], text: str) -> dict[str, object]:
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if name not in fields:
+            raise ValueError(
+                f"unknown setting {name!r} of rule {kind.name!r}; known: {', '.join(fields) or 'none'}"
+            )
+        values[name] = _value(value, type(fields[name].default), f"{kind.name}:{name}")
+    return values
+
+
+def _value(text: str, kind: type, where: str) -> object:
+    try:
+        if kind is bool:
+            return {"0": False, "1": True}[text]
+        return kind(text)
+    except (ValueError, KeyError):
+        allowed = "0 or 1" if kind is bool else f"of type {kind.__name__}"
+        raise ValueError(f"{where} must be {allowed}, got {text!r}") from None
+
+
+def _with_forced(rule: Rule, extras: list[str], spec: str) -> Rule:
+    sink, window = False, 0
+    for extra in extras:
+        if extra == "sink":
+            sink = True
+        elif extra[:1] == "w" and extra[1:].isdigit():
+            window = int(extra[1:])
+        else:
+            raise ValueError(f"after '+' comes 'sink' or 'wN', got {extra!r} in {spec!r}")
+    return forced(rule, sink=sink, window_blocks=window)
