@@ -87,6 +87,11 @@ def test_a_dtype_without_kernels_stays_as_it_was_and_says_so(tokens):
     torch.testing.assert_close(actual, model(tokens).logits)
 
 
+def printed_by(script, **kwargs):
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **kwargs).stdout.strip()
+
+
 def test_nothing_has_to_be_imported_first():
     script = (
         "import torch; f = torch.compile(lambda x: x + 1, backend='sampleattn');"
@@ -100,7 +105,4 @@ def test_nothing_has_to_be_imported_first():
 
 def test_the_folders_passes_and_kernels_are_not_importable_on_their_own(tmp_path):
     script = "import importlib.util as u; print([u.find_spec(n) for n in ('passes', 'kernels')])"
-    printed = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-    ).stdout
-    assert printed.strip() == "[None, None]"
+    assert printed_by(script, cwd=tmp_path) == "[None, None]"

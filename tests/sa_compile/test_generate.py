@@ -1,4 +1,4 @@
-"""``model.compile(backend="sampleattn")`` and then ``generate``: the spelling in which generate() compiles."""
+"""``model.compile(backend="sampleattn")``, then ``generate``: the spelling in which generate() compiles."""
 
 import pytest
 import torch

@@ -6,11 +6,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 # Options under which a prompt of 64 tokens takes the sampled path, with every block kept.
 SMALL_BLOCKS = {"block_q": 16, "block_k": 16, "min_seq_len": 32}
 LOSSLESS = {**SMALL_BLOCKS, "alpha_c": 1.0, "alpha_s": 1.0}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "vocab_size": 96,
+}
 
 
 def tiny_llama(**overrides):
     """A random Llama of two layers, the same at every call."""
     torch.manual_seed(0)
-    sizes = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=2, vocab_size=96)
-    heads = dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
-    return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **overrides})).eval()
+    return LlamaForCausalLM(LlamaConfig(**{**SHAPE, **overrides})).eval()
