@@ -21,7 +21,7 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from sa_compile.passes.fx_utils import op_name
+from .fx_utils import op_name
 
 _VIEWS = frozenset(
     "view reshape transpose permute expand getitem squeeze unsqueeze narrow select split chunk unbind flatten "

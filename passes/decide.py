@@ -25,10 +25,10 @@ import torch
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.passes.fx_utils import fake_mode, number, shape, value
-from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
-from sa_compile.passes.site import AttentionSite
-from sa_compile.passes.sizes import as_expr
+from .fx_utils import fake_mode, number, shape, value
+from .mask.predicate import MaskPredicate, NotProven
+from .site import AttentionSite
+from .sizes import as_expr
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256

@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import fx
 
-from sa_compile.passes.fx_utils import (
+from .fx_utils import (
     Emitter,
     argument,
     is_tensor,
     module_path,
     number,
     rank,
-    same_size,
     shape,
 )
-from sa_compile.passes.repeats import unrepeat_pair
-from sa_compile.passes.site import AttentionSite
+from .products import NotUnderstood, head_obstacle
+from .reading import Reading
+from .repeats import unrepeat_pair
+from .site import AttentionSite
 
 _SDPA = (
     torch._C._nn.scaled_dot_product_attention,
@@ -36,6 +37,7 @@ _SDPA = (
 
 def find(gm: fx.GraphModule) -> list[AttentionSite]:
     """Every SDPA call of this graph, in order; child graph modules are not entered."""
+    reading = Reading(gm)
     sites = []
     pinned = False
     for node in list(gm.graph.nodes):
@@ -44,7 +46,7 @@ def find(gm: fx.GraphModule) -> list[AttentionSite]:
         if getattr(node.target, "__name__", "") == "_sdpa_kernel":
             pinned = not _allows_every_backend(node)
         if node.target in _SDPA:
-            sites.append(_site(node, pinned))
+            sites.append(_site(node, pinned, reading))
     return sites
 
 
@@ -54,7 +56,7 @@ def _allows_every_backend(node: fx.Node) -> bool:
     return len(backends) >= len(torch.nn.attention._backend_names)
 
 
-def _site(node: fx.Node, pinned: bool) -> AttentionSite:
+def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
     query, key, value = (argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
     mask = argument(node, 3, "attn_mask")
     dropout_p = argument(node, 4, "dropout_p", 0.0)
@@ -71,8 +73,13 @@ def _site(node: fx.Node, pinned: bool) -> AttentionSite:
             query, key, value = (emitter.method("unsqueeze", x, 1) for x in (query, key, value))
             if mask is not None and rank(mask) == 3:
                 mask = emitter.method("unsqueeze", mask, 1)
+        as_read = key, value
         key, value, repeats = unrepeat_pair(emitter, key, value, shape(query)[1])
-        obstacle = _head_obstacle(query, key, value)
+        obstacle = head_obstacle(query, key, value)
+        try:
+            reading.check_unchanged(node, node, zip(as_read, (key, value), strict=True))
+        except NotUnderstood as reason:
+            obstacle = obstacle or str(reason)
     return AttentionSite(
         spelling="sdpa",
         output=node,
@@ -99,18 +106,4 @@ def _obstacle(query: Any, key: Any, value: Any, mask: Any, is_causal: Any) -> st
         return f"mask {mask} is not a tensor of this graph"
     if not isinstance(is_causal, bool):
         return f"is_causal={is_causal} is not known at compile time"
-    return None
-
-
-def _head_obstacle(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
-    sizes = [tuple(shape(x)) for x in (query, key, value)]
-    if not all(same_size(sizes[0][0], s[0]) for s in sizes):
-        return "query, key and value differ in batch size"
-    if not same_size(sizes[1][1], sizes[2][1]) or not same_size(sizes[1][2], sizes[2][2]):
-        return "key and value differ in heads or length"
-    heads, kv_heads = sizes[0][1], sizes[1][1]
-    if not isinstance(heads, int) or not isinstance(kv_heads, int):
-        return "the number of heads is not known at compile time"
-    if kv_heads == 0 or heads % kv_heads:
-        return f"{heads} query heads are no multiple of {kv_heads} key heads"
     return None

@@ -11,15 +11,15 @@ import torch
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.passes import match_sdpa
-from sa_compile.passes.dead_code import remove_unused
-from sa_compile.passes.decide import Decision, decide, is_training
-from sa_compile.passes.fx_utils import rank, shape, value
-from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
-from sa_compile.passes.mask.prove import prove_mask
-from sa_compile.passes.rewrite import SharedNodes, rewrite
-from sa_compile.passes.site import AttentionSite
-from sa_compile.passes.sizes import SizeNotAvailable, plain
+from . import match_eager, match_sdpa
+from .dead_code import remove_unused
+from .decide import Decision, decide, is_training
+from .fx_utils import rank, shape, value
+from .mask.predicate import MaskPredicate, NotProven
+from .mask.prove import prove_mask
+from .rewrite import SharedNodes, rewrite
+from .site import AttentionSite
+from .sizes import SizeNotAvailable, plain
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,9 @@ def run(gm: fx.GraphModule, config: SampleAttentionConfig) -> list[SiteRecord]:
     captured = set(gm.graph.nodes)
     shared = SharedNodes()
     records, replaced = [], []
-    for site in match_sdpa.find(gm):
+    position = {node: number for number, node in enumerate(gm.graph.nodes)}
+    sites = [*match_sdpa.find(gm), *match_eager.find(gm)]
+    for site in sorted(sites, key=lambda site: position[site.output]):
         mask = prove_mask(site, gm)
         decision = decide(site, mask, config, is_training(site), value(site.output).device.type)
         if decision.rewrites:

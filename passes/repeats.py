@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import fx
 
-from sa_compile.passes import fx_utils
-from sa_compile.passes.fx_utils import (
+from . import fx_utils
+from .fx_utils import (
     Emitter,
     argument,
     calls,

@@ -23,14 +23,14 @@ from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
-from sa_compile.passes.decide import Decision
-from sa_compile.passes.fx_utils import Emitter, is_tensor, same_shape, shape, value
-from sa_compile.passes.mask.predicate import MaskPredicate
-from sa_compile.passes.repeats import permutation
-from sa_compile.passes.segments import emit_segments
-from sa_compile.passes.selection import selection_arguments
-from sa_compile.passes.site import AttentionSite
-from sa_compile.passes.sizes import as_expr, emit_size
+from .decide import Decision
+from .fx_utils import Emitter, is_tensor, same_shape, shape, value
+from .mask.predicate import MaskPredicate
+from .repeats import permutation
+from .segments import emit_segments
+from .selection import selection_arguments
+from .site import AttentionSite
+from .sizes import as_expr, emit_size
 
 
 class SharedNodes:

@@ -13,10 +13,10 @@ import sympy
 import torch
 from torch import fx
 
-from sa_compile.passes.fx_utils import Emitter, shape, value
-from sa_compile.passes.mask.predicate import Chunk, MaskPredicate
-from sa_compile.passes.site import AttentionSite
-from sa_compile.passes.sizes import as_expr, emit_size
+from .fx_utils import Emitter, shape, value
+from .mask.predicate import Chunk, MaskPredicate
+from .site import AttentionSite
+from .sizes import as_expr, emit_size
 
 # Segment numbers are compared, never ordered: dropping the sign bit keeps them apart and leaves -1 for padding.
 _NON_NEGATIVE = 0x7FFFFFFF

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils._sympy.functions import FloorDiv, Mod, PythonMod
 
-from sa_compile.passes.fx_utils import Emitter, is_tensor, value
+from .fx_utils import Emitter, is_tensor, value
 
 
 class SizeNotAvailable(Exception):

@@ -1,0 +1,242 @@
+"""Find attention that is written out: product, scale, mask, softmax, product.
+
+Anchored on the softmax. The form of transformers, with grouped heads repeated::
+
+    %key_t = %repeated_key.transpose(2, 3)
+    %scores = torch.matmul(%query, %key_t)
+    %scaled = %scores * 0.25
+    %masked = %scaled + %mask
+    %softmax = F.softmax(%masked, dim=-1, dtype=torch.float32)
+    %weights = %softmax.to(torch.bfloat16)
+    %dropped = F.dropout(%weights, p=0.0, training=False)
+    %output = torch.matmul(%dropped, %repeated_value)
+
+becomes ``AttentionSite(output=%output, query=%query, key=<before repeat_kv>, mask=%mask, scale=0.25, ...)``. What is
+like attention but holds something else (softcap, sinks, weights that are returned) is a site with an ``obstacle``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from .fx_utils import Emitter, argument, calls, is_tensor, module_path, normal_dim, op_name, rank
+from .fx_utils import same_shape, shape, value
+from .products import (
+    Heads,
+    NotUnderstood,
+    head_obstacle,
+    is_product,
+    score_operands,
+    split_heads,
+    value_operand,
+)
+from .reading import Reading
+from .repeats import unrepeat_pair
+from .scores import Scores, find_scores
+from .site import AttentionSite
+
+_SOFTMAX = ("softmax", "_softmax", "special_softmax")
+_CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "clone")
+_RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+
+
+def find(gm: fx.GraphModule) -> list[AttentionSite]:
+    """Every written-out attention of this graph, in order; child graph modules are not entered."""
+    reading = Reading(gm)
+    sites = []
+    for node in list(gm.graph.nodes):
+        if calls(node, *_SOFTMAX) and is_tensor(node) and _is_over_keys(node):
+            site = _site(node, reading)
+            if site is not None:
+                sites.append(site)
+    return sites
+
+
+def _is_over_keys(softmax: fx.Node) -> bool:
+    dim = argument(softmax, 1, "dim")
+    return rank(softmax) >= 2 and isinstance(dim, int) and normal_dim(dim, rank(softmax)) == rank(softmax) - 1
+
+
+@dataclass
+class _Weights:
+    """What lies between the softmax and the product with value."""
+
+    product: fx.Node
+    operand: fx.Node  # the weights as the product reads them
+    covered: list[fx.Node] = field(default_factory=list)
+    dropout_p: float | fx.Node = 0.0
+    heads: Heads | None = None
+    obstacle: str | None = None
+
+
+def _site(softmax: fx.Node, reading: Reading) -> AttentionSite | None:
+    scores = find_scores(softmax, reading.positions)
+    weights = _find_weights(softmax)
+    if scores is None or weights is None:
+        return None
+    obstacle = scores.obstacle or weights.obstacle
+    site = None
+    if obstacle is None:
+        try:
+            site = _understood(softmax, scores, weights, reading)
+        except NotUnderstood as reason:
+            obstacle = str(reason)
+    return site or _obstructed(softmax, scores, weights, obstacle)
+
+
+def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, reading: Reading) -> AttentionSite:
+    """The site, with operands brought to ``[B, H, S, D]``. Raises ``NotUnderstood``."""
+    output = weights.product
+    covered = (*scores.covered, softmax, *weights.covered, output)
+    reading.check_only_read_by(covered, output)
+    emitter = Emitter(output)
+    heads = scores.heads or weights.heads
+    query, key = score_operands(emitter, scores.product, heads)
+    value_, order = value_operand(emitter, output, weights.operand, heads or _heads_of(query, softmax))
+    as_read = query, key, value_
+    query, key = (_without_upcast(x, value(value_).dtype) for x in (query, key))
+    key, value_, repeats = unrepeat_pair(emitter, key, value_, shape(query)[1])
+    obstacle = head_obstacle(query, key, value_)
+    if obstacle is not None:
+        raise NotUnderstood(obstacle)
+    wanted = (shape(query)[0], shape(query)[1], shape(query)[2], shape(key)[2])
+    if rank(softmax) == 4 and not same_shape(shape(softmax), wanted):
+        raise NotUnderstood("the mask widens the scores")
+    reading.check_unchanged(scores.product, output, zip(as_read, (query, key, value_), strict=True))
+    return AttentionSite(
+        spelling=_spelling(scores.product, output),
+        output=output,
+        query=_scaled(emitter, query, scores),
+        key=key,
+        value=value_,
+        mask=_mask(emitter, scores, heads),
+        is_causal=False,
+        scale=scores.scale,
+        dropout_p=weights.dropout_p,
+        covered=covered,
+        module_path=module_path(output),
+        softmax_empty_rows="softmax",
+        output_order=order,
+        repeats=repeats,
+    )
+
+
+def _find_weights(softmax: fx.Node) -> _Weights | None:
+    """Follow the weights from the softmax to the product with value; None if no product reads them."""
+    product = _product_ahead(softmax)
+    if product is None:
+        return None
+    weights = _Weights(product, softmax)
+    node = softmax
+    while True:
+        readers = list(node.users)
+        if len(readers) != 1:
+            weights.obstacle = "attention weights are an output: something else reads them too"
+            return weights
+        (reader,) = readers
+        if is_product(reader):
+            weights.product, weights.operand = reader, node
+            return weights
+        weights.covered.append(reader)
+        name = op_name(reader).removesuffix("_")
+        if name == "dropout" and reader.args[:1] == (node,):
+            weights.dropout_p = _dropout_p(reader)
+        elif name in _RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
+            for sizes in (tuple(shape(node)), tuple(shape(reader))):
+                if len(sizes) == 4 and isinstance(sizes[1], int):
+                    weights.heads = (sizes[0], sizes[1])
+        elif name not in _CASTS or reader.args[:1] != (node,):
+            sinks = name == "getitem" and not same_shape(shape(node), shape(reader))
+            weights.obstacle = (
+                "attention sinks: concatenated logits"
+                if sinks
+                else f"{name} between softmax and the product with value"
+            )
+            return weights
+        node = reader
+
+
+def _dropout_p(node: fx.Node) -> float | fx.Node:
+    training = argument(node, 2, "training", node.kwargs.get("train", True))
+    return argument(node, 1, "p", 0.5) if training else 0.0
+
+
+def _product_ahead(node: fx.Node, depth: int = 8) -> fx.Node | None:
+    """The nearest product that reads the weights, through elementwise steps and views."""
+    level = [node]
+    for _ in range(depth):
+        level = [reader for source in level for reader in source.users if is_tensor(reader)]
+        for reader in level:
+            if is_product(reader):
+                return reader
+            if calls(reader, "linear", "softmax", "layer_norm"):
+                return None
+    return None
+
+
+def _heads_of(query: fx.Node, softmax: fx.Node) -> Heads | None:
+    """Batch and heads for a value ``[B * H, S, D]``, where the query was merged alike."""
+    batch, heads = shape(query)[:2]
+    return (batch, heads) if rank(softmax) == 3 and isinstance(heads, int) and heads > 1 else None
+
+
+def _without_upcast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Query or key before ``.float()``: the ops accumulate in float32 anyway."""
+    while calls(node, "to", "float", "type") and is_tensor(node.args[0]):
+        source = node.args[0]
+        same_dtype = value(source).dtype == value(node).dtype
+        upcast = value(node).dtype == torch.float32 and value(source).dtype == dtype
+        if not (same_dtype or upcast) or value(source).device != value(node).device:
+            break
+        node = source
+    return node
+
+
+def _scaled(emitter: Emitter, query: fx.Node, scores: Scores) -> fx.Node:
+    """A scale that is a tensor of one element goes to the query."""
+    for how, scale in scores.tensor_scales:
+        query = emitter.to_dtype(emitter.method(how, query, scale), value(query).dtype)
+    return query
+
+
+def _mask(emitter: Emitter, scores: Scores, heads: Heads | None) -> fx.Node | None:
+    """All masks as one that broadcasts to ``[B, Hq, Sq, Sk]``, in the order in which they were added."""
+    total = None
+    for mask, rank_there in reversed(scores.masks):
+        if rank_there == 3 and rank(mask) == 3 and shape(mask)[0] != 1:
+            mask = split_heads(emitter, mask, heads)
+        total = mask if total is None else emitter.function(torch.add, total, mask)
+    return total
+
+
+def _spelling(*products: fx.Node) -> str:
+    names = [op_name(product) for product in products]
+    return "eager" if set(names) == {"matmul"} else "eager (" + ", ".join(dict.fromkeys(names)) + ")"
+
+
+def _obstructed(softmax: fx.Node, scores: Scores, weights: _Weights, obstacle: str | None) -> AttentionSite:
+    """A site for the report only."""
+
+    def operand(node: fx.Node, position: int) -> Any:
+        tensors = [x for x in node.all_input_nodes if is_tensor(x)]
+        return tensors[min(position, len(tensors) - 1)]
+
+    return AttentionSite(
+        spelling=_spelling(scores.product, weights.product),
+        output=weights.product,
+        query=operand(scores.product, 0),
+        key=operand(scores.product, 1),
+        value=operand(weights.product, 1),
+        mask=None,
+        is_causal=False,
+        scale=None,
+        dropout_p=0.0,
+        covered=(),
+        module_path=module_path(softmax),
+        obstacle=obstacle,
+        softmax_empty_rows="softmax",
+    )
