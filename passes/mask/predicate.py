@@ -40,7 +40,8 @@ class MaskPredicate:
         segments      query_id[b, q] == key_id[b, k]
 
     ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float masks)
-    or "finfo.min" (a row that allows no key is then the mean of all values).
+    or "finfo.min" (a row that allows no key is then the mean of all values). ``rows_may_be_empty``: it is not proven
+    that causality, window and chunk leave every row at least one key (padding and segments not counted).
     """
 
     causal: bool
@@ -50,6 +51,7 @@ class MaskPredicate:
     key_valid: fx.Node | None = None
     segments: Segments | None = None
     masked_value: str = "-inf"
+    rows_may_be_empty: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -63,8 +65,8 @@ class MaskPredicate:
 
     @property
     def may_have_empty_rows(self) -> bool:
-        """Some row may allow no key: only validity of keys can take the row's own position away."""
-        return self.key_valid is not None or self.segments is not None
+        """Some row may allow no key, as far as is proven."""
+        return self.rows_may_be_empty or self.key_valid is not None or self.segments is not None
 
     def __str__(self) -> str:
         parts = []

@@ -1,0 +1,237 @@
+"""Key validity and segment numbers as nodes of the graph: existing ones if there are, else small new ones.
+
+New nodes are [B, S]-sized, stand before the attention, and are shared by the sites that need the same value; without
+a user they are dead code like any other.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import sympy
+import torch
+from sa_compile.passes.fx_utils import Emitter
+from sa_compile.passes.sizes import SizeNotAvailable, emit_size
+from sympy.core.function import AppliedUndef
+from torch import fx
+
+from .clauses import Clause
+from .expression import And, Bool, Eq0, Flag, Le0, Not, Or
+from .interpreter import Interpreter
+from .mutation import tensor_of
+
+_KEY = "mask_part"
+
+
+class NotEmittable(Exception):
+    """A part of the mask has no node, and none can be made. Holds the node at fault."""
+
+    def __init__(self, reason: str, node: fx.Node | None = None):
+        super().__init__(reason)
+        self.node = node
+
+
+class Materialiser:
+    """Makes nodes [B|1, size] of expressions over ``batch`` and ``axis``; the graph gets them before ``anchor``."""
+
+    def __init__(self, interpreter: Interpreter, anchor: fx.Node, operands: tuple[fx.Node, ...]):
+        self.interpreter = interpreter
+        self.anchor = anchor
+        self.operands = operands
+        self.emitter = Emitter(anchor)
+        self.order = {node: i for i, node in enumerate(anchor.graph.nodes)}
+
+    def all_of(
+        self,
+        required: list[Clause],
+        conditions: list[Clause],
+        batch: sympy.Symbol,
+        axis: sympy.Symbol,
+        size: sympy.Expr,
+    ) -> fx.Node:
+        """A bool node [B|1, size]: every required clause holds, and perhaps more of the mask's ``conditions``."""
+        left = set(required)
+        parts = []
+        while left:
+            node, covered = self._existing(left, set(conditions) | left, batch, axis, size)
+            if node is None:
+                break
+            parts.append(node)
+            left -= covered
+        rows = _Rows(self, batch, axis, size)
+        parts.extend(rows.clause(clause) for clause in sorted(left, key=str))
+        result = parts[0]
+        for part in parts[1:]:
+            result = self.node(operator.and_, result, part)
+        return result
+
+    def integers(
+        self, expr: sympy.Expr, batch: sympy.Symbol, axis: sympy.Symbol, size: sympy.Expr
+    ) -> fx.Node:
+        """An integer node [B|1, size] of an expression."""
+        return _Rows(self, batch, axis, size).integers(expr)
+
+    def per_batch(self, expr: sympy.Expr, batch: sympy.Symbol) -> fx.Node:
+        """An integer node [B] (or [1]) of an expression over the batch alone."""
+        if expr.is_Integer:
+            device = tensor_of(self.operands[0]).device  # type: ignore[union-attr]
+            return self.node(torch.full, (1,), int(expr), dtype=torch.int64, device=device)
+        return _Rows(self, batch, batch, sympy.Integer(1)).integers(expr)
+
+    def check_unwritten(self, node: fx.Node) -> fx.Node:
+        """The node, if nothing writes into it before the attention reads it."""
+        writes = self.interpreter.mutations.between(node, self.anchor)
+        if writes:
+            raise NotEmittable(f"{node} is written in place before the attention", writes[0][0])
+        return node
+
+    def node(self, target: object, *args: object, **kwargs: object) -> fx.Node:
+        """An emitted node; an equal one made for another site is used again."""
+        key = (target, str(args), str(sorted(kwargs.items(), key=str)))
+        for argument in args:
+            if isinstance(argument, fx.Node):
+                for user in argument.users:
+                    if (
+                        user.meta.get(_KEY) == key
+                        and self.order.get(user, len(self.order)) < self.order[self.anchor]
+                    ):
+                        return user
+        node = (
+            self.emitter.method(target, *args, **kwargs)
+            if isinstance(target, str)
+            else self.emitter.function(target, *args, **kwargs)  # type: ignore[arg-type]
+        )
+        node.meta[_KEY] = key
+        # Right before the anchor: after every node known so far, before the anchor.
+        self.order[node] = self.order[self.anchor] - 0.5  # type: ignore[assignment]
+        return node
+
+    def _existing(
+        self,
+        wanted: set[Clause],
+        conditions: set[Clause],
+        batch: sympy.Symbol,
+        axis: sympy.Symbol,
+        size: sympy.Expr,
+    ) -> tuple[fx.Node | None, set[Clause]]:
+        """The bool node [B|1, size] of the mask's own subgraph that stands for most of the wanted clauses."""
+        best: tuple[fx.Node | None, set[Clause]] = (None, set())
+        interpreter = self.interpreter
+        for (node, index, writes), element in interpreter.memo.items():
+            tensor = tensor_of(node)
+            if writes or tensor is None or tensor.dtype != torch.bool or len(index) != 2:
+                continue
+            if index[1] != axis or index[0] not in (batch, sympy.Integer(0)):
+                continue
+            rows, columns = interpreter.shape(node)
+            if not interpreter.facts.equal(columns, size) or (index[0] == 0 and rows != 1):
+                continue
+            terms = element.terms if isinstance(element, And) else {element}
+            clauses = {frozenset(t.terms) if isinstance(t, Or) else frozenset([t]) for t in terms}
+            gained = clauses & wanted
+            if clauses <= conditions and len(gained) > len(best[1]):
+                if not interpreter.mutations.between(node, self.anchor):
+                    best = (node, gained)
+        return best
+
+
+class _Rows:
+    """Emits expressions as rows [B|1, size] along one axis."""
+
+    def __init__(self, owner: Materialiser, batch: sympy.Symbol, axis: sympy.Symbol, size: sympy.Expr):
+        self.owner = owner
+        self.batch = batch
+        self.axis = axis
+        self.size = size
+
+    def clause(self, clause: Clause) -> fx.Node:
+        parts = [self.literal(literal) for literal in sorted(clause, key=str)]
+        result = parts[0]
+        for part in parts[1:]:
+            result = self.owner.node(operator.or_, result, part)
+        return result
+
+    def literal(self, literal: Bool) -> fx.Node:
+        if isinstance(literal, Flag):
+            return self.lookup(literal.lookup)
+        if isinstance(literal, Not):
+            if isinstance(literal.term, Eq0):
+                return self._compared(operator.ne, literal.term.expr)
+            return self.owner.node("logical_not", self.literal(literal.term))
+        if isinstance(literal, Le0):
+            return self._compared(operator.le, literal.expr)
+        if isinstance(literal, Eq0):
+            return self._compared(operator.eq, literal.expr)
+        raise NotEmittable(f"{literal} has no node")
+
+    def _compared(self, comparison: object, expr: sympy.Expr) -> fx.Node:
+        """``expr`` against 0, its constant on the right."""
+        constant, rest = expr.as_coeff_Add()
+        if not constant.is_Integer:
+            constant, rest = sympy.Integer(0), expr
+        return self.owner.node(comparison, self.integers(rest), int(-constant))
+
+    def integers(self, expr: sympy.Expr) -> fx.Node:
+        value = self._integers(expr)
+        if isinstance(value, int):
+            raise NotEmittable(f"{expr} is no tensor")
+        return value
+
+    def _integers(self, expr: sympy.Expr) -> fx.Node | int:
+        if isinstance(expr, AppliedUndef):
+            return self.lookup(expr)
+        if expr == self.axis:
+            return self._positions()
+        if not (expr.free_symbols & {self.axis, self.batch}) and not expr.has(AppliedUndef):
+            return self._size(expr)
+        if expr.is_Add or expr.is_Mul:
+            operation = operator.add if expr.is_Add else operator.mul
+            result, *parts = (self._integers(arg) for arg in expr.args)
+            for part in parts:
+                result = self.owner.node(operation, result, part)
+            return result
+        raise NotEmittable(f"{expr} has no node")
+
+    def _positions(self) -> fx.Node:
+        device = tensor_of(self.owner.operands[0]).device  # type: ignore[union-attr]
+        row = self.owner.node(torch.arange, self._size(self.size), device=device)
+        return self.owner.node("unsqueeze", row, 0)
+
+    def _size(self, expr: sympy.Expr) -> fx.Node | int:
+        try:
+            return emit_size(self.owner.emitter, expr, self.owner.operands)
+        except SizeNotAvailable as error:
+            raise NotEmittable(str(error)) from error
+
+    def lookup(self, expr: sympy.Expr) -> fx.Node:
+        """``node[i, j, ...]`` for all b and all positions of the axis, as [B|1, size] (or [B, 1] without the axis)."""
+        interpreter = self.owner.interpreter
+        node = self.owner.check_unwritten(interpreter.nodes[expr.func.__name__])
+        shape = interpreter.shape(node)
+        result, seen = node, []
+        for dim in reversed(range(len(shape))):
+            i = expr.args[dim]
+            if i == self.batch:
+                if not interpreter.facts.equal(shape[dim], interpreter.facts.last[i] + 1):
+                    raise NotEmittable(f"{node} has another batch size", node)
+                seen.append(self.batch)
+            elif self.axis in i.free_symbols:
+                first = sympy.expand(i - self.axis)
+                if not (
+                    first.is_Integer and interpreter.facts.never_positive(first + self.size - shape[dim])
+                ):
+                    raise NotEmittable(f"{node} is not certainly read within its size", node)
+                if first != 0 or not interpreter.facts.equal(shape[dim], self.size):
+                    result = self.owner.node("narrow", result, dim, int(first), self._size(self.size))
+                seen.append(self.axis)
+            elif i.is_Integer:
+                result = self.owner.node("select", result, dim, int(i))
+            else:
+                raise NotEmittable(f"{node} is read at {i}", node)
+        if seen[:2] not in ([self.axis, self.batch], [self.axis], [self.batch], []) or len(seen) > 2:
+            raise NotEmittable(f"{node} is read with its dims in another order", node)
+        if self.axis != self.batch and self.batch not in seen:
+            result = self.owner.node("unsqueeze", result, 0)
+        if self.axis not in seen:
+            result = self.owner.node("unsqueeze", result, -1)
+        return result
