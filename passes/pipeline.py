@@ -1,114 +1,94 @@
 """The order of the passes, and nothing else.
 
-match -> prove the mask -> decide -> rewrite -> dead code away, on a Dynamo graph before Inductor.
+match -> prove the mask -> decide -> rewrite -> dead code away, on a Dynamo graph before Inductor; child graph modules
+first, since a mask that a child no longer needs is dead in its parent.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
+
 from . import match_eager, match_sdpa
+from .children import Child, MaskFromParent, children, prove_in_parent
 from .dead_code import remove_unused
 from .decide import Decision, decide, is_training
-from .fx_utils import rank, shape, value
+from .fx_utils import value
 from .mask.predicate import MaskPredicate, NotProven
 from .mask.prove import prove_mask
+from .record import SiteRecord, record
 from .rewrite import SharedNodes, rewrite
 from .site import AttentionSite
-from .sizes import SizeNotAvailable, plain
+from .sizes import SizeNotAvailable
 
-
-@dataclass(frozen=True)
-class SiteRecord:
-    """What became of one attention, as plain data for the report; sizes are ints, or text if symbolic."""
-
-    module_path: str
-    spelling: str
-    batch: int | str
-    q_heads: int | str
-    kv_heads: int | str
-    head_dim: int | str
-    q_len: int | str
-    kv_len: int | str
-    dtype: str
-    mask: str
-    outcome: str  # "sampled", "exact" or "kept"
-    form: str  # see decide.py
-    reason: str
-    kernel: str
-
-    @property
-    def rewritten(self) -> bool:
-        """The graph is not what Dynamo captured: this attention was replaced."""
-        return self.form not in ("", "unchanged")
-
-
-_KERNELS = {
-    "sampled": "sampleattn.block_sparse_attention",
-    "block_sparse": "sampleattn.block_sparse_attention",
-    "sdpa_causal": "scaled_dot_product_attention",
-    "sdpa_full": "scaled_dot_product_attention",
-}
+__all__ = ["SiteRecord", "run"]
 
 
 def run(gm: fx.GraphModule, config: SampleAttentionConfig) -> list[SiteRecord]:
-    """Rewrite every attention of ``gm`` in place as ``config`` says; one record a site, in graph order."""
-    captured = set(gm.graph.nodes)
-    shared = SharedNodes()
-    records, replaced = [], []
-    position = {node: number for number, node in enumerate(gm.graph.nodes)}
-    sites = [*match_sdpa.find(gm), *match_eager.find(gm)]
-    for site in sorted(sites, key=lambda site: position[site.output]):
-        mask = prove_mask(site, gm)
-        decision = decide(site, mask, config, is_training(site), value(site.output).device.type)
+    """Rewrite every attention of ``gm`` and its children in place as ``config`` says; one record a site."""
+    return _Run(gm, config).records
+
+
+class _Run:
+    """One graph module on its way through the passes."""
+
+    def __init__(self, gm: fx.GraphModule, config: SampleAttentionConfig, child: Child | None = None) -> None:
+        self.gm = gm
+        self.config = config
+        self.child = child
+        self.records: list[SiteRecord] = []
+        self.shared = SharedNodes()
+        captured = list(gm.graph.nodes)
+        read_inputs = [node for node in captured if node.op == "placeholder" and node.users]
+        dead = self._children()
+        for site in self._sites():
+            dead += self._one(site)
+        dead += [node for node in gm.graph.nodes if node not in set(captured)]
+        changed = any(record.rewritten for record in self.records)
+        remove_unused(gm.graph, dead)
+        self.dropped = child.drop_inputs(read_inputs) if child and changed else []
+        if changed:
+            gm.graph.lint()
+            gm.recompile()
+
+    def _children(self) -> list[fx.Node]:
+        """Rewrite the child graph modules; operands that they no longer take."""
+        dropped = []
+        for child in children(self.gm):
+            done = _Run(child.graph_module, self.config, child)
+            self.records += done.records
+            dropped += done.dropped
+        return dropped
+
+    def _sites(self) -> list[AttentionSite]:
+        position = {node: number for number, node in enumerate(self.gm.graph.nodes)}
+        sites = [*match_sdpa.find(self.gm), *match_eager.find(self.gm)]
+        return sorted(sites, key=lambda site: position[site.output])
+
+    def _one(self, site: AttentionSite) -> list[fx.Node]:
+        """Prove, decide, rewrite; the nodes that the rewrite replaced."""
+        mask, from_parent = self._prove(site)
+        device = value(site.output).device.type
+        decision = decide(site, mask, self.config, is_training(site), device)
         if decision.rewrites:
-            decision = _rewrite_or_keep(gm, site, mask, decision, config, shared)
-        if decision.rewrites:
-            replaced.extend(site.covered)
-        records.append(_record(site, mask, decision))
-    remove_unused(gm.graph, [*replaced, *(node for node in gm.graph.nodes if node not in captured)])
-    if replaced:
-        gm.graph.lint()
-        gm.recompile()
-    return records
+            decision = self._rewrite(site, from_parent.hand_over() if from_parent else mask, decision)
+        self.records.append(record(site, mask, decision))
+        return list(site.covered) if decision.rewrites else []
 
+    def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
+        mask = prove_mask(site, self.gm)
+        if isinstance(mask, NotProven) and self.child is not None and site.obstacle is None:
+            proven = prove_in_parent(site, self.child, prove_mask)
+            if isinstance(proven, MaskFromParent):
+                return proven.predicate, proven
+            mask = proven
+        return mask, None
 
-def _rewrite_or_keep(
-    gm: fx.GraphModule,
-    site: AttentionSite,
-    mask: MaskPredicate | NotProven,
-    decision: Decision,
-    config: SampleAttentionConfig,
-    shared: SharedNodes,
-) -> Decision:
-    assert isinstance(mask, MaskPredicate)
-    try:
-        rewrite(gm, site, mask, decision, config, shared)
-    except SizeNotAvailable as error:
-        return Decision("kept", "", str(error))
-    return decision
-
-
-def _record(site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision) -> SiteRecord:
-    sizes: list[int | str] = ["?"] * 6
-    if all(
-        isinstance(x, fx.Node) and isinstance(value(x), torch.Tensor) and rank(x) == 4
-        for x in (site.query, site.key)
-    ):
-        batch, q_heads, q_len, head_dim = map(plain, shape(site.query))
-        sizes = [batch, q_heads, plain(shape(site.key)[1]), head_dim, q_len, plain(shape(site.key)[2])]
-    return SiteRecord(
-        site.module_path,
-        site.spelling,
-        *sizes,
-        dtype=str(value(site.output).dtype).removeprefix("torch."),
-        mask=str(mask),
-        outcome=decision.outcome,
-        form=decision.form,
-        reason=decision.reason,
-        kernel=_KERNELS.get(decision.form, ""),
-    )
+    def _rewrite(self, site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision) -> Decision:
+        assert isinstance(mask, MaskPredicate)
+        try:
+            rewrite(site, mask, decision, self.config, self.shared)
+        except SizeNotAvailable as error:
+            return Decision("kept", "", str(error))
+        return decision

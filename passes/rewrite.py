@@ -47,19 +47,18 @@ class SharedNodes:
 
 
 def rewrite(
-    gm: fx.GraphModule,
     site: AttentionSite,
     mask: MaskPredicate,
     decision: Decision,
     config: SampleAttentionConfig,
-    shared: SharedNodes | None = None,
+    shared: SharedNodes,
 ) -> None:
     """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
 
     The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a
     size of the predicate is not at hand, before anything was changed for good.
     """
-    writer = _Writer(site, mask, config, shared or SharedNodes())
+    writer = _Writer(site, mask, config, shared)
     form = {
         "sampled": writer.sampled,
         "block_sparse": writer.block_sparse,

@@ -1,0 +1,69 @@
+"""What became of one attention, as plain data for the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+from .decide import Decision
+from .fx_utils import is_tensor, rank, shape, value
+from .mask.predicate import MaskPredicate, NotProven
+from .site import AttentionSite
+from .sizes import plain
+
+_KERNELS = {
+    "sampled": "sampleattn.block_sparse_attention",
+    "block_sparse": "sampleattn.block_sparse_attention",
+    "sdpa_causal": "scaled_dot_product_attention",
+    "sdpa_full": "scaled_dot_product_attention",
+}
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One row of the report. Sizes are ints, text if symbolic, "?" where the spelling is not understood."""
+
+    module_path: str
+    spelling: str
+    batch: int | str
+    q_heads: int | str
+    kv_heads: int | str
+    head_dim: int | str
+    q_len: int | str
+    kv_len: int | str
+    dtype: str
+    mask: str
+    outcome: str  # "sampled", "exact" or "kept"
+    form: str  # see decide.py
+    reason: str
+    kernel: str  # what computes the attention now; "" if it was left as it was
+
+    @property
+    def rewritten(self) -> bool:
+        """This attention is not what Dynamo captured any more."""
+        return self.form not in ("", "unchanged")
+
+
+def record(site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision) -> SiteRecord:
+    """The row of one site."""
+    sizes: list[int | str] = ["?"] * 6
+    if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key)) and site.obstacle is None:
+        batch, q_heads, q_len, head_dim = map(plain, shape(site.query))
+        sizes = [batch, q_heads, plain(shape(site.key)[1]), head_dim, q_len, plain(shape(site.key)[2])]
+    return SiteRecord(
+        site.module_path,
+        site.spelling,
+        *sizes,
+        dtype=str(value(site.output).dtype).removeprefix("torch."),
+        mask=_mask_text(site, mask),
+        outcome=decision.outcome,
+        form=decision.form,
+        reason=decision.reason,
+        kernel=_KERNELS.get(decision.form, ""),
+    )
+
+
+def _mask_text(site: AttentionSite, mask: MaskPredicate | NotProven) -> str:
+    if isinstance(mask, MaskPredicate):
+        return str(mask)
+    return "not looked at" if site.obstacle is not None else "not proven"
