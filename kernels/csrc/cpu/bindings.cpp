@@ -1,4 +1,176 @@
+// CPU implementations of the ops, on the LibTorch Stable ABI. Schemas live in Python (kernels/ops.py).
 #include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
 
-// Schemas live in Python (kernels/ops.py); this library adds the CPU implementations.
-STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) { (void)library; }
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "sampleattn/cpu/attention.h"
+#include "sampleattn/cpu/sampling.h"
+
+namespace {
+
+using namespace sampleattn::cpu;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+std::string shape(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+Dtype dtype_of(const char* op, const Tensor& query) {
+  switch (query.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default: STD_TORCH_CHECK(false, op, ": 'query' must be float32, bfloat16 or float16");
+  }
+}
+
+// What the kernels rely on; the Python wrappers say more about what is allowed.
+void check_4d(const char* op, const char* name, const Tensor& tensor, const Tensor& query) {
+  STD_TORCH_CHECK(tensor.dim() == 4 && tensor.is_cpu(), op, ": '", name, "' must be a 4-D CPU tensor, got ",
+                  shape(tensor));
+  STD_TORCH_CHECK(tensor.scalar_type() == query.scalar_type(), op, ": '", name, "' must have query's dtype");
+}
+
+Tensor last_dim_contiguous(const Tensor& tensor) {
+  return tensor.stride(3) == 1 || tensor.size(3) <= 1 ? tensor : torch::stable::contiguous(tensor);
+}
+
+View view(const Tensor& tensor, Dtype dtype) {
+  return {static_cast<char*>(tensor.data_ptr()), dtype, tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+Sizes sizes_of(const char* op, const Tensor& query, const Tensor& key, int64_t block_q, int64_t block_k) {
+  check_4d(op, "query", query, query);
+  check_4d(op, "key", key, query);
+  STD_TORCH_CHECK(key.size(0) == query.size(0) && key.size(3) == query.size(3) && key.size(1) > 0 &&
+                      query.size(1) % key.size(1) == 0,
+                  op, ": 'key' must have query's batch and head_dim, and a number of heads that divides query's; query ",
+                  shape(query), ", key ", shape(key));
+  for (int64_t block : {block_q, block_k}) {
+    STD_TORCH_CHECK(block == 16 || block == 32 || block == 64 || block == 128, op,
+                    ": block sizes must be one of 16, 32, 64, 128, got ", block);
+  }
+  return {query.size(0), query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), 0, block_q, block_k};
+}
+
+Segments segments_of(const char* op, const char* name, OptionalTensor& tensor, int64_t batch, int64_t length) {
+  if (!tensor) return {};
+  STD_TORCH_CHECK(tensor->dim() == 2 && tensor->is_cpu() && tensor->scalar_type() == ScalarType::Int &&
+                      (tensor->size(0) == 1 || tensor->size(0) == batch) && tensor->size(1) == length,
+                  op, ": '", name, "' must be an int32 CPU tensor [1 or ", batch, ", ", length, "], got ",
+                  shape(*tensor));
+  if (tensor->size(1) > 1 && tensor->stride(1) != 1) tensor = torch::stable::contiguous(*tensor);
+  return {tensor->const_data_ptr<int32_t>(), tensor->size(0) == 1 ? 0 : tensor->stride(0)};
+}
+
+BlockMask block_mask_of(const char* op, Tensor& mask, const Sizes& sizes) {
+  const int64_t words = ceil_div(sizes.key_blocks(), 32);
+  STD_TORCH_CHECK(mask.dim() == 4 && mask.is_cpu() && mask.scalar_type() == ScalarType::Int &&
+                      (mask.size(0) == 1 || mask.size(0) == sizes.batch) &&
+                      (mask.size(1) == 1 || mask.size(1) == sizes.q_heads) && mask.size(2) == sizes.query_blocks() &&
+                      mask.size(3) == words,
+                  op, ": 'block_mask' must be an int32 CPU tensor [1 or ", sizes.batch, ", 1 or ", sizes.q_heads, ", ",
+                  sizes.query_blocks(), ", ", words, "], got ", shape(mask));
+  if (words > 1 && mask.stride(3) != 1) mask = torch::stable::contiguous(mask);
+  return {reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>()), mask.size(0) == 1 ? 0 : mask.stride(0),
+          mask.size(1) == 1 ? 0 : mask.stride(1), mask.stride(2)};
+}
+
+Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, std::optional<ScalarType> dtype = {}) {
+  return torch::stable::new_empty(like, {size.begin(), size.size()}, dtype);
+}
+
+constexpr auto parallel_for = [](int64_t n, const auto& f) { torch::stable::parallel_for(0, n, 1, f); };
+
+std::tuple<Tensor, Tensor> block_sparse_attention_cpu(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                      OptionalTensor query_segment, OptionalTensor key_segment,
+                                                      double scale, bool causal, int64_t q_offset, int64_t window,
+                                                      int64_t block_q, int64_t block_k) {
+  const char* op = "block_sparse_attention";
+  Sizes sizes = sizes_of(op, query, key, block_q, block_k);
+  check_4d(op, "value", value, query);
+  STD_TORCH_CHECK(value.size(0) == key.size(0) && value.size(1) == key.size(1) && value.size(2) == key.size(2), op,
+                  ": 'value' must have key's batch, heads and length; key ", shape(key), ", value ", shape(value));
+  sizes.v_dim = value.size(3);
+  query = last_dim_contiguous(query);
+  key = last_dim_contiguous(key);
+  value = last_dim_contiguous(value);
+  const Dtype dtype = dtype_of(op, query);
+  Tensor out = torch::stable::transpose(empty(query, {sizes.batch, sizes.q_len, sizes.q_heads, sizes.v_dim}), 1, 2);
+  Tensor lse = empty(query, {sizes.batch, sizes.q_heads, sizes.q_len}, ScalarType::Float);
+  const AttentionArguments args{sizes,
+                                view(query, dtype),
+                                view(key, dtype),
+                                view(value, dtype),
+                                view(out, dtype),
+                                lse.mutable_data_ptr<float>(),
+                                block_mask_of(op, block_mask, sizes),
+                                segments_of(op, "query_segment", query_segment, sizes.batch, sizes.q_len),
+                                segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
+                                static_cast<float>(scale),
+                                causal,
+                                q_offset,
+                                window};
+  block_sparse_attention(args, select_isa(), parallel_for, torch::stable::get_num_threads());
+  return {out, lse};
+}
+
+SamplingArguments sampling_arguments(const char* op, Tensor& query, Tensor& key, OptionalTensor& key_segment,
+                                     double scale, int64_t q_offset, int64_t chunk_n, int64_t sample_rows,
+                                     int64_t block_q, int64_t block_k) {
+  const Sizes sizes = sizes_of(op, query, key, block_q, block_k);
+  STD_TORCH_CHECK(chunk_n >= 1 && sample_rows >= 1, op, ": 'chunk_n' and 'sample_rows' must be >= 1, got ", chunk_n,
+                  " and ", sample_rows);
+  query = last_dim_contiguous(query);
+  key = last_dim_contiguous(key);
+  const Dtype dtype = dtype_of(op, query);
+  return {sizes,
+          view(query, dtype),
+          view(key, dtype),
+          segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
+          static_cast<float>(scale),
+          q_offset,
+          chunk_n,
+          sample_rows};
+}
+
+std::tuple<Tensor, Tensor> sample_scores_cpu(Tensor query, Tensor key, OptionalTensor key_segment, double scale,
+                                             int64_t q_offset, int64_t chunk_n, int64_t sample_rows, int64_t block_k) {
+  const SamplingArguments args = sampling_arguments("sample_scores", query, key, key_segment, scale, q_offset, chunk_n,
+                                                    sample_rows, block_k, block_k);
+  const Sizes& sizes = args.sizes;
+  Tensor column = empty(query, {sizes.batch, sizes.q_heads, sizes.key_blocks()}, ScalarType::Float);
+  Tensor slash = empty(query, {sizes.batch, sizes.q_heads, sizes.key_blocks()}, ScalarType::Float);
+  sample_scores(args, select_isa(), parallel_for, torch::stable::get_num_threads(), column.mutable_data_ptr<float>(),
+                slash.mutable_data_ptr<float>());
+  return {column, slash};
+}
+
+Tensor attention_mass_cpu(Tensor query, Tensor key, Tensor block_mask, OptionalTensor key_segment, double scale,
+                          int64_t q_offset, int64_t chunk_n, int64_t sample_rows, int64_t block_q, int64_t block_k) {
+  const char* op = "attention_mass";
+  const SamplingArguments args =
+      sampling_arguments(op, query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k);
+  const BlockMask mask = block_mask_of(op, block_mask, args.sizes);
+  Tensor mass = empty(query, {args.sizes.batch, args.sizes.q_heads}, ScalarType::Float);
+  attention_mass(args, mask, select_isa(), parallel_for, torch::stable::get_num_threads(),
+                 mass.mutable_data_ptr<float>());
+  return mass;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
+  library.impl("block_sparse_attention", TORCH_BOX(&block_sparse_attention_cpu));
+  library.impl("sample_scores", TORCH_BOX(&sample_scores_cpu));
+  library.impl("attention_mass", TORCH_BOX(&attention_mass_cpu));
+}

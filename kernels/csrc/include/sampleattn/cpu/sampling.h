@@ -1,0 +1,190 @@
+// Softmax of sampled query rows, reduced to key blocks: one pass over the keys, no matrix of scores.
+//
+// Every (row, key block) gets a maximum and a sum of exponentials; once a row is complete they become shares of its
+// softmax, which the callers add up per column and per slash, or over the kept blocks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "sampleattn/cpu/attention.h"
+#include "sampleattn/cpu/isa.h"
+#include "sampleattn/cpu/types.h"
+#include "sampleattn/cpu/visibility.h"
+#include "sampleattn/cpu/work.h"
+
+namespace sampleattn::cpu {
+
+struct SamplingArguments {
+  Sizes sizes;
+  View query, key;
+  Segments key_segment;
+  float scale;
+  int64_t q_offset, chunk_n, sample_rows;
+};
+
+// The last sample_rows rows of each of chunk_n equal chunks, ascending.
+inline std::vector<int64_t> sampled_rows(int64_t q_len, int64_t chunk_n, int64_t sample_rows) {
+  std::vector<int64_t> rows;
+  for (int64_t g = 0; g < chunk_n; ++g) {
+    const int64_t begin = g * q_len / chunk_n, end = (g + 1) * q_len / chunk_n;
+    for (int64_t row = std::max(begin, end - sample_rows); row < end; ++row) rows.push_back(row);
+  }
+  return rows;
+}
+
+namespace detail {
+
+constexpr int64_t kShareFloats = int64_t{8} << 20;  // bounds the two [B, Hq, rows, n_key_blocks] arrays
+
+// Sums of one key block for the sampled rows of the query heads that share its KV head.
+class SamplingWorker {
+ public:
+  SamplingWorker(const SamplingArguments& args, const Isa& isa, const KeySegments& segments)
+      : args_(args), isa_(isa), segments_(segments), keys_(args.sizes.head_dim * args.sizes.block_k),
+        scores_(kStripRows * args.sizes.block_k) {}
+
+  // query: packed rows of head h at h * query_stride; maximum and sum: [rows, n_key_blocks] of head h likewise.
+  void run(int64_t b, int64_t kv_head, int64_t block, const std::vector<Strip>& strips, const float* query,
+           int64_t query_stride, float* maximum, float* sum, int64_t share_stride) {
+    const Sizes& sizes = args_.sizes;
+    const int64_t first_key = block * sizes.block_k;
+    const int64_t n_keys = std::min(sizes.block_k, sizes.k_len - first_key);
+    isa_.pack_keys(keys_.get(), args_.key, b, kv_head, first_key, n_keys, sizes.block_k, sizes.head_dim,
+                   segments_.row(b));
+    const int64_t n_blocks = sizes.key_blocks();
+    for (size_t s = 0; s < strips.size(); ++s) {
+      const Strip& strip = strips[s];
+      const Visible visible = strip.visible(first_key, sizes.block_k, segments_, b, block);
+      BlockMaskedRows masked;
+      if (visible == Visible::some) masked = mask_.relative(strip, first_key, sizes.block_k, segments_.row(b));
+      const int64_t row = static_cast<int64_t>(s) * kStripRows;
+      for (int64_t g = 0; g < sizes.group(); ++g) {
+        const int64_t at = g * share_stride + row * n_blocks + block;
+        if (visible == Visible::none) {
+          for (int64_t r = 0; r < strip.padded_rows; ++r) {
+            maximum[at + r * n_blocks] = -__builtin_inff();
+            sum[at + r * n_blocks] = 0.0f;
+          }
+          continue;
+        }
+        isa_.block_sums(strip.padded_rows, query + g * query_stride + row * sizes.head_dim, sizes.head_dim,
+                        keys_.get(), sizes.block_k, visible == Visible::some ? &masked : nullptr, scores_.get(),
+                        maximum + at, sum + at, n_blocks);
+      }
+    }
+  }
+
+ private:
+  const SamplingArguments& args_;
+  const Isa& isa_;
+  const KeySegments& segments_;
+  Buffer keys_, scores_;
+  StripMask mask_;
+};
+
+// Calls visit(b, h, row, shares) for every sampled row, where shares [n_key_blocks] sum to 1, or is nullptr for a row
+// without visible keys. Rows of one (b, h) come in order and from one thread at a time.
+template <class ParallelFor, class Visit>
+void for_each_sampled_row(const SamplingArguments& args, const Isa& isa, const ParallelFor& parallel_for,
+                          int64_t threads, const Visit& visit) {
+  const Sizes& sizes = args.sizes;
+  const std::vector<int64_t> rows = sampled_rows(sizes.q_len, args.chunk_n, args.sample_rows);
+  const int64_t heads = sizes.batch * sizes.q_heads, n_blocks = sizes.key_blocks();
+  if (rows.empty() || heads == 0 || n_blocks == 0) return;
+  const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
+                             args.key_segment.data != nullptr);
+  const int64_t limit = std::max<int64_t>(kShareFloats / (heads * n_blocks) / kStripRows, 1) * kStripRows;
+  const int64_t step = std::min<int64_t>(round_up(rows.size(), kStripRows), limit);
+  Buffer query(heads * step * sizes.head_dim), maximum(heads * step * n_blocks), sum(heads * step * n_blocks);
+  for (int64_t first = 0; first < static_cast<int64_t>(rows.size()); first += step) {
+    const int64_t count = std::min<int64_t>(step, rows.size() - first);
+    std::vector<Strip> strips(ceil_div(count, kStripRows));
+    for (size_t s = 0; s < strips.size(); ++s) {
+      const int64_t at = s * kStripRows;
+      strips[s].set(
+          std::min<int64_t>(kStripRows, count - at), isa.row_multiple, sizes.k_len, true, 0,
+          [&](int64_t r) { return rows[first + at + r] + args.q_offset; }, [](int64_t) { return 0; });
+    }
+    for_each_item(parallel_for, threads, heads, [&] {
+      return [&](int64_t item) {
+        isa.pack_query(query.get() + item * step * sizes.head_dim, args.query, item / sizes.q_heads,
+                       item % sizes.q_heads, rows.data() + first, count, round_up(count, isa.row_multiple),
+                       sizes.head_dim, args.scale * kLog2e);
+      };
+    });
+    for_each_item(parallel_for, threads, sizes.batch * sizes.kv_heads * n_blocks, [&] {
+      return [&, worker = SamplingWorker(args, isa, segments)](int64_t item) mutable {
+        const int64_t pair = item / n_blocks;
+        const int64_t head = pair * sizes.group();
+        worker.run(pair / sizes.kv_heads, pair % sizes.kv_heads, item % n_blocks, strips,
+                   query.get() + head * step * sizes.head_dim, step * sizes.head_dim,
+                   maximum.get() + head * step * n_blocks, sum.get() + head * step * n_blocks, step * n_blocks);
+      };
+    });
+    for_each_item(parallel_for, threads, heads, [&] {
+      return [&](int64_t item) {
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t at = (item * step + r) * n_blocks;
+          const bool any = isa.normalise(maximum.get() + at, sum.get() + at, n_blocks);
+          visit(item / sizes.q_heads, item % sizes.q_heads, rows[first + r], any ? sum.get() + at : nullptr);
+        }
+      };
+    });
+  }
+}
+
+}  // namespace detail
+
+// column_scores and slash_scores: [B, Hq, n_key_blocks] contiguous.
+template <class ParallelFor>
+void sample_scores(const SamplingArguments& args, const Isa& isa, const ParallelFor& parallel_for, int64_t threads,
+                   float* column_scores, float* slash_scores) {
+  const Sizes& sizes = args.sizes;
+  const int64_t n_blocks = sizes.key_blocks(), heads = sizes.batch * sizes.q_heads;
+  std::vector<double> column(heads * n_blocks, 0.0), slash(heads * n_blocks, 0.0);
+  detail::for_each_sampled_row(
+      args, isa, parallel_for, threads, [&](int64_t b, int64_t h, int64_t row, const float* shares) {
+        if (!shares) return;
+        const int64_t own = floor_div(row + args.q_offset, sizes.block_k);
+        double* columns = column.data() + (b * sizes.q_heads + h) * n_blocks;
+        double* slashes = slash.data() + (b * sizes.q_heads + h) * n_blocks;
+        for (int64_t j = 0; j < n_blocks; ++j) columns[j] += shares[j];
+        for (int64_t j = std::max<int64_t>(own - n_blocks + 1, 0); j <= std::min(own, n_blocks - 1); ++j) {
+          slashes[own - j] += shares[j];
+        }
+      });
+  // Both kinds of strip are seen by the rows whose own block is at least their index.
+  std::vector<int64_t> sees(n_blocks, 0);
+  for (int64_t row : sampled_rows(sizes.q_len, args.chunk_n, args.sample_rows)) {
+    const int64_t own = floor_div(row + args.q_offset, sizes.block_k);
+    for (int64_t j = 0; j <= std::min(own, n_blocks - 1); ++j) ++sees[j];
+  }
+  for (int64_t i = 0; i < heads * n_blocks; ++i) {
+    const double rows = static_cast<double>(std::max<int64_t>(sees[i % n_blocks], 1));
+    column_scores[i] = static_cast<float>(column[i] / rows);
+    slash_scores[i] = static_cast<float>(slash[i] / rows);
+  }
+}
+
+// mass: [B, Hq], the smallest share of a sampled row's softmax that lies in kept blocks.
+template <class ParallelFor>
+void attention_mass(const SamplingArguments& args, const BlockMask& block_mask, const Isa& isa,
+                    const ParallelFor& parallel_for, int64_t threads, float* mass) {
+  const Sizes& sizes = args.sizes;
+  const int64_t n_blocks = sizes.key_blocks();
+  std::fill_n(mass, sizes.batch * sizes.q_heads, 1.0f);
+  detail::for_each_sampled_row(
+      args, isa, parallel_for, threads, [&](int64_t b, int64_t h, int64_t row, const float* shares) {
+        if (!shares) return;
+        double kept = 0.0;
+        detail::for_each_set_bit(block_mask.row(b, h, row / sizes.block_q), ceil_div(n_blocks, 32), [&](int64_t j) {
+          if (j < n_blocks) kept += shares[j];
+        });
+        float& smallest = mass[b * sizes.q_heads + h];
+        smallest = std::min(smallest, static_cast<float>(kept));
+      });
+}
+
+}  // namespace sampleattn::cpu
