@@ -1,8 +1,8 @@
-"""Text that every machine with PyTorch has: the sources and documentation of installed packages.
+"""Text that any machine with PyTorch has: the sources and documentation of installed packages.
 
 `collect` reads them, `split_of` says which files are held out, `prepare` trains the tokenizer and writes the
 token streams. A prepared folder holds ``tokenizer.json``, ``train.npy`` and ``test.npy`` (uint16 token ids,
-files one after another, each ending in a newline) and ``manifest.json`` (packages, versions, licences, sizes).
+files one after another, each ending in a newline) and ``manifest.json`` (packages, versions, licences).
 """
 
 from __future__ import annotations
@@ -37,14 +37,8 @@ BEGIN, END = "<|begin_of_text|>", "<|end_of_text|>"
 VOCABULARY = 4096
 _SUFFIXES = {".py", ".md", ".rst"}
 _SKIPPED_FOLDERS = {
-    "site-packages",
-    "dist-packages",
-    "_vendor",
-    "third_party",
-    "lib2to3",
-    "__pycache__",
-    "idlelib",
-}
+    "site-packages", "dist-packages", "_vendor", "third_party", "lib2to3", "__pycache__", "idlelib",
+}  # fmt: skip
 _LONGEST_LINE = 400  # characters; longer ones are data tables, not text
 # A newline is a token of its own and nothing merges across it, so text tokenizes line by line; digits go in
 # pairs, which makes a six-digit number three tokens.
@@ -162,8 +156,8 @@ def prepare(folder: Path, task_lines: Iterable[str]) -> None:
             "characters": sum(len(source.text) for source in texts),
         }
     for split in ("train", "test"):
-        texts = [source.text for source in sources if split_of(source.name) == split]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        kept = [source.text for source in sources if split_of(source.name) == split]
+        encodings = tokenizer.encode_batch(kept, add_special_tokens=False)
         stream = np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
         np.save(folder / f"{split}.npy", stream)
         manifest["tokens"][split] = len(stream)

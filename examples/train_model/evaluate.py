@@ -1,9 +1,9 @@
 """Exact-match accuracy of a model folder under full attention, per task and length.
 
-    python examples/train_model/evaluate.py --model examples/model --corpus DIR --out eval.json
+    python examples/train_model/evaluate.py --model examples/model --corpus DIR --record eval.json
 
 The model is loaded through AutoModelForCausalLM. Documents come from the held-out files of a prepared corpus,
-facts and questions from seeds that training does not use. Answers are teacher-forced: one counts as right when
+facts and questions from seeds that training does not use. Answers are teacher-forced: one counts as right if
 the most likely token is right at every position of the answer and of the newline that ends it, which is when
 greedy decoding would write exactly that answer. Two protocols:
 
@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import random
-import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from sequences import ANSWER, MIXTURE, SequenceBuilder
 from tasks import TASKS, write_items
 from transformers import AutoModelForCausalLM
@@ -66,7 +67,7 @@ def score(model, tokens: np.ndarray, kinds: np.ndarray) -> list[tuple[str, bool]
     right = (logits.argmax(-1) == ids[0, first:]).cpu().numpy()
     answers: list[tuple[str, bool]] = []
     before = -1
-    for kind, hit in zip(kinds[first:], right):
+    for kind, hit in zip(kinds[first:], right, strict=True):
         if kind >= ANSWER and kind == before:
             answers[-1] = (answers[-1][0], answers[-1][1] and bool(hit))
         elif kind >= ANSWER:
@@ -111,27 +112,34 @@ def table_lines(results: dict) -> list[str]:
     return lines[1:]
 
 
+def environment(device: torch.device) -> dict:
+    """What a result was measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {"device": name, "versions": {**versions, "transformers": transformers.__version__}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--corpus", type=Path, required=True, help="prepared corpus folder (see corpus.py)")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    parser.add_argument("--seed", type=int, default=1234)
-    parser.add_argument("--count", type=int, default=200, help="documents a length under 'many'")
-    parser.add_argument("--single", type=int, default=50, help="documents a task and length under 'single'")
+    parser.add_argument("--record", type=Path, help="JSON file whose 'evaluation' is to be (re)placed")
+    parser.add_argument("--seed", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=220, help="documents a length under 'many'")
+    parser.add_argument("--single", type=int, default=100, help="documents a task and length under 'single'")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    model = (
-        AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to(options.device).eval()
-    )
-    begin = time.time()
+    device = torch.device(options.device)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to(device).eval()
     builder = SequenceBuilder.load(options.corpus, "test")
     results = evaluate(model, builder, options.seed, options.count, options.single, options.lengths)
     print("\n".join(table_lines(results)))
-    print(f"{time.time() - begin:.0f} s")
-    if options.out:
-        options.out.write_text(json.dumps({"seed": options.seed, "results": results}, indent=1) + "\n")
+    if options.record:
+        record = json.loads(options.record.read_text()) if options.record.exists() else {}
+        asked = {name: getattr(options, name) for name in ("seed", "count", "single")}
+        record["evaluation"] = {"arguments": asked, **environment(device), "results": results}
+        options.record.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A Llama for training: tokens flat, attention per sequence, weights under Hugging Face's names.
 
-Everything but attention works on [tokens, channels] with a constant number of tokens a step, so the two
-compiled functions are compiled once, whatever the sequence length; only the attention call sees [batch, length].
+Everything but attention works on [tokens, channels] with a constant number of tokens a step, so the compiled
+functions are compiled once, whatever the sequence length; only the attention call sees [batch, length].
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _combine(x, attended, wo, norm, w_gate, w_up, w_down, eps: float):
 
 
 def _losses(x, norm, embedding, targets, kinds, eps: float, dtype: torch.dtype, classes: int):
-    """Summed cross-entropy, number right and count per kind of target, each [classes], and the loss to train on."""
+    """The loss to train on, and per kind of target [classes]: summed cross-entropy, number right, count."""
     logits = F.linear(_norm(x, norm, eps).to(dtype), embedding.to(dtype)).float()
     loss = F.cross_entropy(logits, targets, reduction="none")
     one_hot = (kinds[:, None] == torch.arange(classes, device=kinds.device)).float()
@@ -153,7 +153,7 @@ class Llama(nn.Module):
         return x
 
     def forward(self, tokens: Tensor, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens and kinds [batch, length + 1] -> objective, and per kind: summed loss, number right, count."""
+        """Tokens and kinds [batch, length + 1] -> loss, and per kind: summed cross-entropy, right, count."""
         x = self.hidden(tokens[:, :-1].contiguous())
         norm, embedding = self.model["norm"].weight, self.model["embed_tokens"].weight
         targets, kinds = tokens[:, 1:].flatten(), kinds[:, 1:].flatten()
@@ -161,7 +161,7 @@ class Llama(nn.Module):
         return self._losses(x, norm, embedding, targets, kinds, eps, self.dtype, self.classes)
 
     def export(self, folder: Path) -> None:
-        """Write model.safetensors (bfloat16) and config.json as Hugging Face's LlamaForCausalLM reads them."""
+        """Write model.safetensors (bfloat16) and config.json for Hugging Face's LlamaForCausalLM."""
         weights = {
             name: value.detach().to(torch.bfloat16).cpu().contiguous()
             for name, value in self.state_dict().items()

@@ -1,9 +1,9 @@
 """Token sequences for training and evaluation: real text, facts scattered in it, questions.
 
 A sequence is the beginning-of-text token, a stretch of the corpus with facts (and some questions) between its
-lines, and the remaining questions with their answers at the end. Beside the tokens goes what each one is as a
-target: `IGNORED` (facts and the wording of questions, which nothing can predict), `TEXT`, or `ANSWER` plus the
-index of the task.
+lines, and the other questions with their answers at the end. Beside the tokens goes what each one is as a
+target: `IGNORED` (facts and the wording of questions, which nothing can predict), `TEXT`, or `ANSWER` plus
+the index of the task.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class SequenceBuilder:
                 break
             room -= size
             places = sorted(rng.random() for _ in facts)
-            inserted += [(place, fact, [IGNORED] * len(fact)) for place, fact in zip(places, facts)]
+            inserted += [
+                (place, fact, [IGNORED] * len(fact)) for place, fact in zip(places, facts, strict=True)
+            ]
             if ids and rng.random() < mid:
                 inserted.append((places[-1] + (1 - places[-1]) * rng.random(), ids, kinds))
             elif ids:

@@ -29,33 +29,53 @@ The shipped tokenizer never merges across a newline, and facts and questions are
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 TASKS = ("needle", "kv", "vt0", "vt1", "vt2", "babi1", "babi2")
 
-_ADJECTIVES = """amber silent crimson gentle hollow ancient frozen golden hidden humble ivory jagged lively
-lonely misty narrow noble pale quiet rapid rustic scarlet silver solemn steady stormy sunny tender velvet violet
-weary wild windy wooden bright broken clever copper distant early""".split()
-_NOUNS = """harbor lantern meadow falcon canyon glacier orchard bridge castle comet desert dragon eagle engine
-feather forest fountain hammer island jungle kettle ladder marble mirror monkey mountain ocean palace parrot
-pebble pillow planet rabbit river rocket shadow sparrow temple thunder tiger""".split()
-_SECRETS = """plum cherry mango lemon olive walnut almond ginger pepper honey butter cotton linen ribbon button
-whistle trumpet violin guitar piano drum saddle anchor barrel basket bottle candle carpet pencil needle scissors
-spoon teapot umbrella wagon wallet zipper magnet prism pulley""".split()
-_VARIABLES = """quartz basalt granite topaz opal jade pearl coral onyx garnet ruby sapphire emerald cobalt nickel
-zinc tin iron bronze brass chrome argon neon helium xenon radon boron carbon sodium sulfur iodine calcium barium
-cesium indium osmium radium titan rhodium mica""".split()
-_PEOPLE = """Mary John Sandra Daniel Fred Bill Julie Jeff Emma Liam Noah Olivia Lucas Mia Ethan Sophia Oscar Ruby
-Henry Alice Peter Clara Simon Laura Victor Nina Martin Helen Walter Irene Hugo Paula Felix Diana Arthur Sarah
-Bruno Elena Marco Greta""".split()
-_PLACES = """kitchen bathroom bedroom hallway garden office park school cinema library museum station market
-bakery church theater stadium hospital airport hotel cellar attic balcony garage stable barn mill tower square
-beach""".split()
-_OBJECTS = """apple football milk book lamp clock letter crown rope shield sword coin ring scarf hat coat glove
-boot shirt jacket camera radio phone tablet laptop ticket map flag torch brush bucket broom shovel axe saw plate
-bowl cup fork knife""".split()
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_ADJECTIVES = _words("""
+    amber silent crimson gentle hollow ancient frozen golden hidden humble ivory jagged lively lonely misty
+    narrow noble pale quiet rapid rustic scarlet silver solemn steady stormy sunny tender velvet violet
+    weary wild windy wooden bright broken clever copper distant early
+""")
+_NOUNS = _words("""
+    harbor lantern meadow falcon canyon glacier orchard bridge castle comet desert dragon eagle engine
+    feather forest fountain hammer island jungle kettle ladder marble mirror monkey mountain ocean palace
+    parrot pebble pillow planet rabbit river rocket shadow sparrow temple thunder tiger
+""")
+_SECRETS = _words("""
+    plum cherry mango lemon olive walnut almond ginger pepper honey butter cotton linen ribbon button
+    whistle trumpet violin guitar piano drum saddle anchor barrel basket bottle candle carpet pencil needle
+    scissors spoon teapot umbrella wagon wallet zipper magnet prism pulley
+""")
+_VARIABLES = _words("""
+    quartz basalt granite topaz opal jade pearl coral onyx garnet ruby sapphire emerald cobalt nickel zinc
+    tin iron bronze brass chrome argon neon helium xenon radon boron carbon sodium sulfur iodine calcium
+    barium cesium indium osmium radium titan rhodium mica
+""")
+_PEOPLE = _words("""
+    Mary John Sandra Daniel Fred Bill Julie Jeff Emma Liam Noah Olivia Lucas Mia Ethan Sophia Oscar Ruby
+    Henry Alice Peter Clara Simon Laura Victor Nina Martin Helen Walter Irene Hugo Paula Felix Diana Arthur
+    Sarah Bruno Elena Marco Greta
+""")
+_PLACES = _words("""
+    kitchen bathroom bedroom hallway garden office park school cinema library museum station market bakery
+    church theater stadium hospital airport hotel cellar attic balcony garage stable barn mill tower square
+    beach
+""")
+_OBJECTS = _words("""
+    apple football milk book lamp clock letter crown rope shield sword coin ring scarf hat coat glove boot
+    shirt jacket camera radio phone tablet laptop ticket map flag torch brush bucket broom shovel axe saw
+    plate bowl cup fork knife
+""")
 _MOVES = ("went to", "moved to", "walked to", "travelled to")
 
 
@@ -86,7 +106,7 @@ class ItemWriter:
             task
         ]()
 
-    def _unused(self, draw) -> str:
+    def _unused(self, draw: Callable[[], str]) -> str:
         """A value of `draw()` that this document has not seen."""
         while (value := draw()) in self._used:
             pass
@@ -155,7 +175,9 @@ def vocabulary() -> str:
         "The magic number secret word of the is entry maps to What does map value Where picked up went moved"
     )
     pairs = [f"{number:02d}" for number in range(100)]
-    return f" {' '.join([*names, *frames.split(), 'walked travelled', *pairs])}\nQuestion:\nAnswer:\nLet\n"
+    return (
+        f" {' '.join([*names, *frames.split(), 'moved walked travelled', *pairs])}\nQuestion:\nAnswer:\nLet\n"
+    )
 
 
 # How many subjects of a task one document may hold before the word lists run low.
@@ -167,22 +189,19 @@ def write_items(
 ) -> list[Item]:
     """Items of random `tasks` (a task named twice is drawn twice as often) until they hold `facts` facts.
 
-    The items of the tasks named in `first` come first, however many facts they hold.
+    The items of the tasks named in `first` come first, however many facts they hold. When the word lists run
+    low for every task, there are fewer.
     """
-    writer, items, count = ItemWriter(rng), [], 0
-    made: dict[str, int] = {}
-    for task in first:
-        items.append(writer.write(task))
+    writer = ItemWriter(rng)
+    items = [writer.write(task) for task in first]
     count = sum(len(item.facts) for item in items)
-    while count < facts:
+    drawn = dict.fromkeys(tasks, 0)
+    while count < facts and any(drawn[task] <= CAPACITY[task] for task in tasks):
         task = tasks[int(rng.random() * len(tasks))]
-        made[task] = made.get(task, 0) + 1
-        if made[task] > CAPACITY[task]:
-            if all(made.get(name, 0) > CAPACITY[name] for name in tasks):
-                break
-            continue
-        items.append(writer.write(task))
-        count += len(items[-1].facts)
+        drawn[task] += 1
+        if drawn[task] <= CAPACITY[task]:
+            items.append(writer.write(task))
+            count += len(items[-1].facts)
     return items
 
 
@@ -208,32 +227,31 @@ def build_prompt(
     depth: float,
     seed: int,
     haystack: str,
-    distractors: int = 0,
+    facts: int = 0,
 ) -> Prompt:
-    """A prompt of at most `length` tokens: whole lines of `haystack`, facts among them, one question behind them.
+    """A prompt of at most `length` tokens: lines of `haystack`, facts among them, one question behind them.
 
     `length` counts the beginning-of-text token, the document and the question, not the answer; the prompt is
     shorter than that by less than the first haystack line that no longer fits. `depth` (0 the start, 1 the
-    end) places the first fact of the question; its other facts and the facts of `distractors` further items
-    (of all tasks but with other subjects) stand at random places, the question's facts in their order.
-    The same arguments give the same prompt. ValueError if the haystack is too short or too little fits.
+    end, by tokens) places the first fact of the question; its other facts follow at random places. `facts` is
+    how many facts there are to be at least, the question's included; the others have other subjects and stand
+    at random places. The same arguments give the same prompt. ValueError if the haystack is too short or too
+    little fits.
     """
     rng = random.Random(f"{task}-{seed}")
-    asked, *others = (
-        write_items(rng, TASKS, distractors, first=[task]) if distractors else [ItemWriter(rng).write(task)]
-    )
+    asked, *others = write_items(rng, TASKS, facts, first=[task])
     places = sorted([depth, *(depth + (1 - depth) * rng.random() for _ in asked.facts[1:])])
-    events = list(zip(places, asked.facts))
+    events = list(zip(places, asked.facts, strict=True))
     for other in others:
-        events += zip(sorted(rng.random() for _ in other.facts), other.facts)
+        events += zip(sorted(rng.random() for _ in other.facts), other.facts, strict=True)
     events.sort(key=lambda event: event[0])
 
     used = 1 + sum(map(len, _tokens(tokenizer, [asked.question, *(fact for _, fact in events)])))
-    lines = _lines_that_fit(tokenizer, haystack, length - used)
+    lines, ends = _lines_that_fit(tokenizer, haystack, length - used)
     document: list[str] = []
     written = 0
     for place, fact in events:
-        stop = round(place * len(lines))
+        stop = bisect_right(ends, place * ends[-1])
         document += [*lines[written:stop], fact]
         written = stop
     return Prompt("".join([*document, *lines[written:]]), asked.question, asked.answer, asked.facts)
@@ -243,16 +261,16 @@ def _tokens(tokenizer: _Tokenizer, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def _lines_that_fit(tokenizer: _Tokenizer, text: str, budget: int) -> list[str]:
-    """The first lines of `text` that together hold at most `budget` tokens."""
+def _lines_that_fit(tokenizer: _Tokenizer, text: str, budget: int) -> tuple[list[str], list[int]]:
+    """The first lines of `text` that hold at most `budget` tokens, and the tokens up to the end of each."""
     lines = [line + "\n" for line in text.split("\n")]
-    fitting = 0
-    while fitting < len(lines):
-        for ids in _tokens(tokenizer, lines[fitting : fitting + 256]):
-            budget -= len(ids)
-            if budget < 0:
-                if fitting == 0:
+    ends: list[int] = []
+    for start in range(0, len(lines), 256):
+        for ids in _tokens(tokenizer, lines[start : start + 256]):
+            end = len(ids) + (ends[-1] if ends else 0)
+            if end > budget:
+                if not ends:
                     raise ValueError("the length leaves no room for a line of the haystack")
-                return lines[:fitting]
-            fitting += 1
-    raise ValueError(f"the haystack is too short: {budget} tokens of the length stay empty")
+                return lines[: len(ends)], ends
+            ends.append(end)
+    raise ValueError(f"the haystack is too short: {budget - ends[-1]} tokens of the length stay empty")
