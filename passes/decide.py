@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from .fx_utils import fake_mode, number, shape, value
+from .fx_utils import fake_mode, fixed, number, shape, value
 from .mask.predicate import MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import as_expr
@@ -205,9 +205,9 @@ def _why_not_block_sparse(site: AttentionSite, training: bool) -> str | None:
     if training:
         return "training: the block-sparse op has no gradient"
     for name, node in (("head_dim", site.query), ("value head_dim", site.value)):
-        head_dim = shape(node)[3]
-        if not isinstance(head_dim, int) or head_dim > MAX_HEAD_DIM:
-            return f"{name} {head_dim}: supported are sizes known at compile time, up to {MAX_HEAD_DIM}"
+        head_dim = fixed(shape(node)[3])
+        if head_dim > MAX_HEAD_DIM:
+            return f"{name} {head_dim}: supported are sizes up to {MAX_HEAD_DIM}"
     return None
 
 

@@ -77,6 +77,11 @@ def same_shape(a: Iterable[Any], b: Iterable[Any]) -> bool:
     return len(a) == len(b) and all(map(same_size, a, b))
 
 
+def fixed(size: Any) -> int:
+    """A size that does not vary between calls (heads, head_dim) as an int; a guard fixes a symbolic one."""
+    return int(size)
+
+
 def normal_dim(dim: int, of_rank: int) -> int:
     """A dimension counted from the front."""
     return dim % of_rank

@@ -24,11 +24,12 @@ import torch
 from torch import fx
 
 from .fx_utils import Emitter, argument, calls, is_tensor, module_path, normal_dim, op_name, rank
-from .fx_utils import same_shape, shape, value
+from .fx_utils import same_shape, same_size, shape, value
 from .products import (
     Heads,
     NotUnderstood,
     head_obstacle,
+    heads_of_product,
     is_product,
     score_operands,
     split_heads,
@@ -94,9 +95,9 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, reading: Re
     covered = (*scores.covered, softmax, *weights.covered, output)
     reading.check_only_read_by(covered, output)
     emitter = Emitter(output)
-    heads = scores.heads or weights.heads
+    heads = scores.heads or weights.heads or heads_of_product(scores.product)
     query, key = score_operands(emitter, scores.product, heads)
-    value_, order = value_operand(emitter, output, weights.operand, heads or _heads_of(query, softmax))
+    value_, order = value_operand(emitter, output, weights.operand, heads)
     as_read = query, key, value_
     query, key = (_without_upcast(x, value(value_).dtype) for x in (query, key))
     key, value_, repeats = unrepeat_pair(emitter, key, value_, shape(query)[1])
@@ -147,7 +148,7 @@ def _find_weights(softmax: fx.Node) -> _Weights | None:
             weights.dropout_p = _dropout_p(reader)
         elif name in _RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
             for sizes in (tuple(shape(node)), tuple(shape(reader))):
-                if len(sizes) == 4 and isinstance(sizes[1], int):
+                if len(sizes) == 4:
                     weights.heads = (sizes[0], sizes[1])
         elif name not in _CASTS or reader.args[:1] != (node,):
             sinks = name == "getitem" and not same_shape(shape(node), shape(reader))
@@ -178,12 +179,6 @@ def _product_ahead(node: fx.Node, depth: int = 8) -> fx.Node | None:
     return None
 
 
-def _heads_of(query: fx.Node, softmax: fx.Node) -> Heads | None:
-    """Batch and heads for a value ``[B * H, S, D]``, where the query was merged alike."""
-    batch, heads = shape(query)[:2]
-    return (batch, heads) if rank(softmax) == 3 and isinstance(heads, int) and heads > 1 else None
-
-
 def _without_upcast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
     """Query or key before ``.float()``: the ops accumulate in float32 anyway."""
     while calls(node, "to", "float", "type") and is_tensor(node.args[0]):
@@ -207,10 +202,23 @@ def _mask(emitter: Emitter, scores: Scores, heads: Heads | None) -> fx.Node | No
     """All masks as one that broadcasts to ``[B, Hq, Sq, Sk]``, in the order in which they were added."""
     total = None
     for mask, rank_there in reversed(scores.masks):
-        if rank_there == 3 and rank(mask) == 3 and shape(mask)[0] != 1:
-            mask = split_heads(emitter, mask, heads)
+        if rank_there == 3:
+            mask = _before_expand(mask)
+            if rank(mask) == 3 and not same_size(shape(mask)[0], 1):
+                mask = split_heads(emitter, mask, heads)
         total = mask if total is None else emitter.function(torch.add, total, mask)
     return total
+
+
+def _before_expand(mask: fx.Node) -> fx.Node:
+    """A mask ``[Sq, Sk]`` or ``[1, Sq, Sk]`` that was expanded to all heads, before that."""
+    while calls(mask, "expand", "broadcast_to") and is_tensor(mask.args[0]):
+        source = mask.args[0]
+        leads = rank(source) == 2 or (rank(source) == 3 and same_size(shape(source)[0], 1))
+        if not leads or not same_shape(shape(source)[-2:], shape(mask)[-2:]):
+            break
+        mask = source
+    return mask
 
 
 def _spelling(*products: fx.Node) -> str:

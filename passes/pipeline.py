@@ -77,8 +77,10 @@ class _Run:
         return list(site.covered) if decision.rewrites else []
 
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
+        if site.obstacle is not None:
+            return NotProven(site.obstacle, site.output), None
         mask = prove_mask(site, self.gm)
-        if isinstance(mask, NotProven) and self.child is not None and site.obstacle is None:
+        if isinstance(mask, NotProven) and self.child is not None:
             proven = prove_in_parent(site, self.child, prove_mask)
             if isinstance(proven, MaskFromParent):
                 return proven.predicate, proven

@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import fx
 
-from .fx_utils import Emitter, argument, calls, is_tensor, rank, same_shape, same_size, shape
+from .fx_utils import Emitter, argument, calls, fixed, is_tensor, rank, same_shape, same_size, shape
 from .repeats import permutation
 from .sizes import as_expr
 
 _PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
 _RESHAPES = ("view", "reshape", "flatten")
 
-Heads = tuple[Any, int]  # batch (may be symbolic) and heads, for tensors that merge the two
+Heads = tuple[Any, Any]  # batch and heads, for tensors that merge the two
 
 
 class NotUnderstood(Exception):
@@ -41,7 +41,6 @@ def score_operands(emitter: Emitter, node: fx.Node, heads: Heads | None) -> tupl
         (left, right), inputs, output = _einsum(node)
         return _einsum_score_operands(emitter, left, right, inputs, output)
     left, right = _factors(node)
-    heads = heads or _heads_behind(left)
     query = split_heads(emitter, left, heads)
     if _swaps_last_two(right):
         key = split_heads(emitter, right.args[0], heads)
@@ -83,7 +82,7 @@ def split_heads(emitter: Emitter, node: fx.Node, heads: Heads | None) -> fx.Node
         return source
     if as_expr(shape(node)[0]) != as_expr(heads[0]) * as_expr(heads[1]):
         raise NotUnderstood(f"{shape(node)[0]} matrices are not batch x heads = {heads[0]} x {heads[1]}")
-    return emitter.method("unflatten", node, 0, (-1, heads[1]))
+    return emitter.method("unflatten", node, 0, (-1, fixed(heads[1])))
 
 
 def transposed(emitter: Emitter, node: fx.Node) -> fx.Node:
@@ -97,10 +96,13 @@ def _swaps_last_two(node: fx.Node) -> bool:
     return order == (*range(last - 1), last, last - 1)
 
 
-def _heads_behind(node: fx.Node) -> Heads | None:
-    """Batch and heads of the ``[B, H, S, D]`` that a reshape to ``[B * H, S, D]`` merges."""
+def heads_of_product(node: fx.Node) -> Heads | None:
+    """Batch and heads of the query ``[B, H, S, D]`` that a product of ``[B * H, S, D]`` reads reshaped."""
+    if calls(node, "einsum"):
+        return None
+    node = _factors(node)[0]
     source = node.args[0] if rank(node) == 3 and calls(node, *_RESHAPES) else None
-    if not is_tensor(source) or rank(source) != 4 or not isinstance(shape(source)[1], int):
+    if not is_tensor(source) or rank(source) != 4:
         return None
     batch, heads, *matrix = shape(source)
     return (batch, heads) if same_shape(matrix, shape(node)[1:]) else None
@@ -182,9 +184,7 @@ def head_obstacle(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
         return "key and value differ in heads or length"
     if not same_size(sizes[0][3], sizes[1][3]):
         return "query and key differ in head_dim"
-    heads, kv_heads = sizes[0][1], sizes[1][1]
-    if not isinstance(heads, int) or not isinstance(kv_heads, int):
-        return "the number of heads is not known at compile time"
+    heads, kv_heads = fixed(sizes[0][1]), fixed(sizes[1][1])
     if kv_heads == 0 or heads % kv_heads:
         return f"{heads} query heads are no multiple of {kv_heads} key heads"
     return None

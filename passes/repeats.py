@@ -157,9 +157,7 @@ def unrepeat_pair(
     plain_key, plain_value = unrepeat(emitter, key), unrepeat(emitter, value)
     if plain_key is None or plain_value is None:
         return key, value, False
-    heads = shape(plain_key)[1]
-    if not fx_utils.same_size(heads, shape(plain_value)[1]) or not isinstance(heads, int):
-        return key, value, False
-    if not isinstance(q_heads, int) or q_heads % heads:
+    heads = fx_utils.fixed(shape(plain_key)[1])
+    if heads != fx_utils.fixed(shape(plain_value)[1]) or fx_utils.fixed(q_heads) % heads:
         return key, value, False
     return plain_key, plain_value, True

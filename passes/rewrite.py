@@ -24,7 +24,7 @@ from torch import fx
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from .decide import Decision
-from .fx_utils import Emitter, is_tensor, same_shape, shape, value
+from .fx_utils import Emitter, calls, fixed, same_shape, shape, value
 from .mask.predicate import MaskPredicate
 from .repeats import permutation
 from .segments import emit_segments
@@ -151,7 +151,7 @@ class _Writer:
         if (
             wanted.is_contiguous()
             and not value(out).is_contiguous()
-            and not _readers_take_any_layout(self.site)
+            and not _readers_take_any_layout(self.site.output)
         ):
             return self.emitter.method("contiguous", out)
         return out
@@ -183,7 +183,7 @@ class _Writer:
         """Under finfo.min a row that may see no key weighs all keys alike, those behind it included."""
         site = self.site
         mean = self.emitter.method("mean", site.value, 2, keepdim=True)  # [B, Hkv, 1, Dv]
-        group = shape(site.query)[1] // shape(site.key)[1]
+        group = fixed(shape(site.query)[1]) // fixed(shape(site.key)[1])
         if group > 1:
             mean = self.emitter.method("repeat_interleave", mean, group, 1)
         empty = self.emitter.method("unsqueeze", self.emitter.function(operator.eq, lse, float("-inf")), -1)
@@ -214,7 +214,7 @@ class _Writer:
         return self.mask, *lengths, value(self.site.query).device
 
     def _sdpa(self, key: fx.Node, value_: fx.Node, is_causal: bool) -> fx.Node:
-        grouped = shape(self.site.query)[1] != shape(key)[1]
+        grouped = fixed(shape(self.site.query)[1]) != fixed(shape(key)[1])
         return self.emitter.function(
             torch._C._nn.scaled_dot_product_attention,
             self.site.query,
@@ -231,10 +231,15 @@ class _Writer:
         return self.shared.get(("size", expr), lambda: emit_size(self.emitter, expr, self.operands))
 
 
-def _readers_take_any_layout(site: AttentionSite) -> bool:
-    """Whoever reads the output swaps heads and rows or reshapes: ``view`` is what would need its strides."""
+def _readers_take_any_layout(node: fx.Node) -> bool:
+    """No reader needs the strides that were captured: all swap heads and rows, copy, or reshape."""
     return all(
-        permutation(reader) == (0, 2, 1, 3) or (reader.op == "call_method" and reader.target == "reshape")
-        for reader in site.output.users
-        if is_tensor(reader)
+        permutation(reader) == (0, 2, 1, 3)
+        or calls(reader, "reshape", "contiguous")
+        or (
+            calls(reader, "view")
+            and same_shape(shape(reader), shape(node))
+            and _readers_take_any_layout(reader)
+        )
+        for reader in node.users
     )

@@ -109,6 +109,8 @@ class _Walk:
             return self._undo_scale(node, "mul" if "mul" in name else "div")
         if name in ("add", "iadd"):
             return self._undo_add(node)
+        if name in ("sub", "isub"):
+            return self._undo_shift(node)
         if name == "masked_fill":
             kept, mask, fill = self._tensor(node), argument(node, 1, "mask"), argument(node, 2, "value")
             self._mask_by_fill(node, mask, fill, fill_where=True)
@@ -133,7 +135,7 @@ class _Walk:
         return source
 
     def _note_heads(self, sizes: tuple[Any, ...]) -> None:
-        if len(sizes) == 4 and isinstance(sizes[1], int):
+        if len(sizes) == 4:
             self.scores.heads = self.scores.heads or (sizes[0], sizes[1])
 
     def _undo_scale(self, node: fx.Node, how: str) -> fx.Node:
@@ -163,6 +165,18 @@ class _Walk:
             raise _Stuck(f"{right} is added to the scores")
         self._add_mask(right, left)
         return left
+
+    def _undo_shift(self, node: fx.Node) -> fx.Node:
+        """``scores - scores.amax(-1, keepdim=True)``, which softmax does not see."""
+        scores, maximum = argument(node, 0, "input"), argument(node, 1, "other")
+        while calls(maximum, "getitem", "getattr", "detach"):
+            self.scores.covered.append(maximum)
+            maximum = maximum.args[0]
+        last = calls(maximum, "amax", "max") and argument(maximum, 1, "dim") in (-1, rank(node) - 1)
+        if not last or maximum.args[0] is not scores or not argument(maximum, 2, "keepdim", False):
+            raise _Stuck("sub between the scores and softmax")
+        self.scores.covered.append(maximum)
+        return scores
 
     def _undo_where(self, node: fx.Node) -> fx.Node:
         condition, then, other = node.args

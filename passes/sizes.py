@@ -25,7 +25,8 @@ def as_expr(size: Any) -> sympy.Expr:
 
 def plain(size: Any) -> int | str:
     """A size for a report: an int, or its expression as text."""
-    return size if isinstance(size, int) else str(size)
+    expr = as_expr(size)
+    return int(expr) if expr.is_Integer else str(expr)
 
 
 def emit_size(emitter: Emitter, expr: sympy.Expr, operands: tuple[fx.Node, ...]) -> int | fx.Node:
