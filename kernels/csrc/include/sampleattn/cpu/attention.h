@@ -167,7 +167,7 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
     }
     for_each_item(parallel_for, threads, count * key_blocks, [&] {
       return [&](int64_t item) {
-        const int64_t pair = item / key_blocks, block = item % key_blocks;
+        const int64_t pair = item % count, block = item / count;  // heads of a row lie next to each other
         if (!(needed[pair * words + block / 32] >> (block % 32) & 1)) return;
         const int64_t b = (first + pair) / sizes.kv_heads, kv_head = (first + pair) % sizes.kv_heads;
         const int64_t first_key = block * sizes.block_k;
