@@ -139,6 +139,12 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
+def encode_stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """The tokens of texts one after another, uint16."""
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
+
+
 def prepare(folder: Path, task_lines: Iterable[str]) -> None:
     """Collect the corpus, train the tokenizer on it and on `task_lines`, and write the token streams."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,8 +163,7 @@ def prepare(folder: Path, task_lines: Iterable[str]) -> None:
         }
     for split in ("train", "test"):
         kept = [source.text for source in sources if split_of(source.name) == split]
-        encodings = tokenizer.encode_batch(kept, add_special_tokens=False)
-        stream = np.concatenate([np.array(encoding.ids, dtype=np.uint16) for encoding in encodings])
+        stream = encode_stream(tokenizer, kept)
         np.save(folder / f"{split}.npy", stream)
         manifest["tokens"][split] = len(stream)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

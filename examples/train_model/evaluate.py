@@ -1,11 +1,12 @@
 """Exact-match accuracy of a model folder under full attention, per task and length.
 
-    python examples/train_model/evaluate.py --model examples/model --corpus DIR --record eval.json
+    python examples/train_model/evaluate.py --model examples/model --record eval.json
 
-The model is loaded through AutoModelForCausalLM. Documents come from the held-out files of a prepared corpus,
-facts and questions from seeds that training does not use. Answers are teacher-forced: one counts as right if
-the most likely token is right at every position of the answer and of the newline that ends it, which is when
-greedy decoding would write exactly that answer. Two protocols:
+The model is loaded through AutoModelForCausalLM. Documents come from the held-out files of the packages
+installed here, or from those of a prepared corpus folder that has the model's tokenizer (--corpus); facts and
+questions from seeds that training does not use. Answers are teacher-forced: one counts as right if the most
+likely token is right at every position of the answer and of the newline that ends it, which is when greedy
+decoding would write exactly that answer. Two protocols:
 
 * ``many``: 48 facts a document, eight questions one after another at its end;
 * ``single``: ten facts or so a document, one question at its end (what a user's prompt looks like).
@@ -24,8 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from corpus import collect, encode_stream
 from sequences import ANSWER, MIXTURE, SequenceBuilder
 from tasks import TASKS, write_items
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 LENGTHS = (4096, 8192, 16384, 32768)
@@ -112,6 +115,13 @@ def table_lines(results: dict) -> list[str]:
     return lines[1:]
 
 
+def held_out(model: Path) -> SequenceBuilder:
+    """The builder over the held-out files of installed packages, with the tokenizer of a model folder."""
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    texts = [source.text for source in collect(split="test", limit=500_000)]
+    return SequenceBuilder.over(encode_stream(tokenizer, texts), tokenizer)
+
+
 def environment(device: torch.device) -> dict:
     """What a result was measured on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -122,7 +132,7 @@ def environment(device: torch.device) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, required=True, help="model folder")
-    parser.add_argument("--corpus", type=Path, required=True, help="prepared corpus folder (see corpus.py)")
+    parser.add_argument("--corpus", type=Path, help="prepared corpus folder (default: installed packages)")
     parser.add_argument("--record", type=Path, help="JSON file whose 'evaluation' is to be (re)placed")
     parser.add_argument("--seed", type=int, default=1_000_000)
     parser.add_argument("--count", type=int, default=220, help="documents a length under 'many'")
@@ -132,7 +142,7 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.bfloat16).to(device).eval()
-    builder = SequenceBuilder.load(options.corpus, "test")
+    builder = SequenceBuilder.load(options.corpus, "test") if options.corpus else held_out(options.model)
     results = evaluate(model, builder, options.seed, options.count, options.single, options.lengths)
     print("\n".join(table_lines(results)))
     if options.record:

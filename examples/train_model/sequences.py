@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from corpus import BEGIN
 from tasks import TASKS, Item, write_items
 from tokenizers import Tokenizer
 
@@ -77,12 +78,13 @@ class SequenceBuilder:
     def load(cls, folder: Path, split: str) -> SequenceBuilder:
         """The builder over the 'train' or 'test' stream of a prepared corpus folder."""
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        newline = tokenizer.encode("\n", add_special_tokens=False).ids
-        assert len(newline) == 1
-        stream = np.load(folder / f"{split}.npy", mmap_mode="r")
-        return cls(
-            Haystack(stream, newline[0]), LineEncoder(tokenizer), tokenizer.token_to_id("<|begin_of_text|>")
-        )
+        return cls.over(np.load(folder / f"{split}.npy", mmap_mode="r"), tokenizer)
+
+    @classmethod
+    def over(cls, stream: np.ndarray, tokenizer: Tokenizer) -> SequenceBuilder:
+        """The builder over a stream of token ids (uint16) of a tokenizer made by corpus.py."""
+        (newline,) = tokenizer.encode("\n", add_special_tokens=False).ids
+        return cls(Haystack(stream, newline), LineEncoder(tokenizer), tokenizer.token_to_id(BEGIN))
 
     def build(
         self, rng: random.Random, length: int, items: Sequence[Item], questions: int, mid: float = 0.0

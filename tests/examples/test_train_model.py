@@ -116,14 +116,11 @@ def test_held_out_files_are_few_and_fixed(modules):
 
 
 def test_training_sequences(modules, tokenizer, haystack):
-    import numpy as np
-
     sequences, tasks = modules["sequences"], modules["tasks"]
     backend = tokenizer.backend_tokenizer
-    newline = backend.encode("\n", add_special_tokens=False).ids[0]
-    stream = np.array(backend.encode(haystack[:200_000], add_special_tokens=False).ids, dtype=np.uint16)
-    encode = sequences.LineEncoder(backend)
-    builder = sequences.SequenceBuilder(sequences.Haystack(stream, newline), encode, tokenizer.bos_token_id)
+    stream = modules["corpus"].encode_stream(backend, [haystack[:200_000]])
+    builder = sequences.SequenceBuilder.over(stream, backend)
+    encode = builder.encode
 
     items = tasks.write_items(random.Random(0), tasks.TASKS, 30)
     for text in [line for item in items for line in (*item.facts, item.question, f"{item.answer}\n")]:
