@@ -17,7 +17,7 @@ from sa_compile.kernels.blocks import causal_blocks, pack_bits
 from sa_compile.kernels.shapes import ceil_div, query_block_positions
 
 # Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does.
-SCORE_BYTES = 256 << 20
+SCORE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Problem:
     def row_chunks(self, n_rows: int, multiple: int = 1, columns: int | None = None) -> Iterator[slice]:
         """Slices of ``n_rows`` rows, each a multiple of ``multiple``, whose scores fit in SCORE_BYTES."""
         row_bytes = 4 * self.batch * self.heads * max(self.k_len if columns is None else columns, 1)
-        step = max(SCORE_BYTES // row_bytes // multiple, 1) * multiple
+        step = max(SCORE_BYTES[self.device.type] // row_bytes // multiple, 1) * multiple
         for start in range(0, n_rows, step):
             yield slice(start, min(start + step, n_rows))
 
@@ -132,13 +132,19 @@ class Problem:
         grouped = (query.float() * scale).reshape(batch, kv_heads, heads // kv_heads * rows, depth)
         return (grouped @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, key.shape[2])
 
-    def probabilities(self, rows: slice) -> Tensor:
-        """Exact causal attention of some rows, fp32 [B, Hq, rows, Sk]; a row without keys is all 0."""
+    def probabilities(self, rows: slice, keys: int | None = None) -> Tensor:
+        """Exact causal attention of some rows, fp32 [B, Hq, rows, Sk]; a row without keys is all 0.
+
+        ``keys``: only the first so many, [B, Hq, rows, keys]; the rows must see none behind them.
+        """
+        keys = self.k_len if keys is None else keys
         position = torch.arange(rows.start, rows.stop, device=self.device) + self.q_offset
-        allowed = torch.arange(self.k_len, device=self.device) <= position[:, None]
+        hidden = torch.arange(keys, device=self.device) > position[:, None]
         if self.valid_keys is not None:
-            allowed = allowed & self.valid_keys[:, None, None]
-        return masked_softmax(self.scores(self.query[:, :, rows], self.key, self.scale), allowed)
+            hidden = hidden | ~self.valid_keys[:, None, None, :keys]
+        scores = self.scores(self.query[:, :, rows], self.key[:, :, :keys], self.scale)
+        weights = scores.masked_fill_(hidden, -torch.inf).softmax(-1)
+        return weights if self.valid_keys is None else weights.nan_to_num_(0.0)
 
     def pooled_keys(self, x: Tensor) -> Tensor:
         """Sums over key blocks: [..., Sk, C] to [..., n_key_blocks, C]."""
@@ -243,13 +249,12 @@ def fewest_reaching(scores: Tensor, share: float, total: Tensor | None = None) -
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, keep)
 
 
-def block_mass(problem: Problem, rows: slice) -> Tensor:
-    """Attention mass of blocks, summed over their rows: fp32 [B, Hq, blocks of rows, n_key_blocks]."""
-    mass = block_sums(problem.probabilities(rows), problem.block_k, -1)
-    return block_sums(mass, problem.block_q, -2)
-
-
 def all_block_mass(problem: Problem) -> Tensor:
     """Exact attention mass of every block, fp32 [B, Hq, n_query_blocks, n_key_blocks]."""
-    chunks = problem.row_chunks(problem.q_len, problem.block_q)
-    return torch.cat([block_mass(problem, rows) for rows in chunks], -2)
+    parts = []
+    for rows in problem.row_chunks(problem.q_len, problem.block_q):
+        keys = min(rows.stop + problem.q_offset, problem.k_len)
+        mass = block_sums(problem.probabilities(rows, keys), problem.block_k, -1)
+        mass = block_sums(mass, problem.block_q, -2)
+        parts.append(torch.nn.functional.pad(mass, (0, problem.n_key_blocks - mass.shape[-1])))
+    return torch.cat(parts, -2)

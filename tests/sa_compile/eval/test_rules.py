@@ -227,7 +227,7 @@ def test_long_inputs_in_chunks_of_rows_give_the_same_blocks(spec, monkeypatch):
     query, key = attention_inputs(q_len=131, k_len=131)
     rule = parse_rule(spec)
     whole = rule.select(query, key, block_q=16, block_k=16)
-    monkeypatch.setattr(rules_base, "SCORE_BYTES", 4 * 2 * 131 * 20)
+    monkeypatch.setitem(rules_base.SCORE_BYTES, "cpu", 4 * 2 * 131 * 20)
     assert torch.equal(whole, rule.select(query, key, block_q=16, block_k=16))
 
 

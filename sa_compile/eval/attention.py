@@ -1,0 +1,110 @@
+"""Runs a Hugging Face model with a selection rule in every attention layer's prefill.
+
+The rule's blocks go to the same block-sparse op that compiled models run, so that rules differ in what
+they keep and in nothing else. Decoding (one query row) stays dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sa_compile.eval.rules import Rule
+from sa_compile.kernels import ops
+from sa_compile.kernels.blocks import density
+
+_NAME = "sampleattn_eval"
+_active: ContextVar[SparsePrefill | None] = ContextVar("active sparse prefill", default=None)
+
+
+@dataclass
+class SparsePrefill:
+    """A rule at work in a model, and what is measured of it.
+
+    ``densities`` and ``cras`` hold one fp32 [B, Hq] tensor a layer and prefill, in the order of the
+    layers: the kept share of causal blocks, and the smallest kept share of attention over ``cra_rows``
+    rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). ``masks`` are kept if
+    ``keep_masks``.
+    """
+
+    rule: Rule
+    block_q: int = 128
+    block_k: int = 128
+    cra_chunks: int = 0
+    cra_rows: int = 4
+    keep_masks: bool = False
+    densities: list[Tensor] = field(default_factory=list)
+    cras: list[Tensor] = field(default_factory=list)
+    masks: list[Tensor] = field(default_factory=list)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Output [B, Sq, Hq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
+        q_len, k_len = query.shape[2], key.shape[2]
+        if q_len == 1:
+            dense = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
+            return dense.transpose(1, 2)
+        blocks: dict[str, Any] = {"q_offset": k_len - q_len, "block_q": self.block_q, "block_k": self.block_k}
+        mask = self.rule.select(query, key, scale=scale, **blocks)
+        shape = query.shape[:2]
+        share = density(mask, q_len, k_len, **blocks)
+        self.densities.append(share.float().expand(shape))
+        if self.cra_chunks:
+            rows = {"chunk_n": self.cra_chunks, "sample_rows": self.cra_rows}
+            whole = mask.expand(*shape, -1, -1).contiguous()
+            self.cras.append(ops.attention_mass(query, key, whole, scale=scale, **rows, **blocks))
+        if self.keep_masks:
+            self.masks.append(mask)
+        out, _ = ops.block_sparse_attention(query, key, value, mask, scale=scale, **blocks)
+        return out.transpose(1, 2)
+
+
+@contextmanager
+def sparse_prefill(model: nn.Module, rule: Rule, **settings: Any) -> Iterator[SparsePrefill]:
+    """While it lasts, every attention of a Hugging Face ``model`` prefills with ``rule``'s blocks.
+
+    ``settings`` are :class:`SparsePrefill`'s. Prompts must not be padded. Raises ValueError, when the
+    model runs, for attention that is not plainly causal (sliding windows, soft caps, sinks, cross
+    attention).
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_NAME, _attention)
+    run = SparsePrefill(rule, **settings)
+    before = model.config._attn_implementation  # type: ignore[union-attr]
+    model.set_attn_implementation(_NAME)  # type: ignore[operator]
+    token = _active.set(run)
+    try:
+        yield run
+    finally:
+        _active.reset(token)
+        model.set_attn_implementation(before)  # type: ignore[operator]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    run = _active.get()
+    if run is None:
+        raise RuntimeError(f"attention {_NAME!r} works inside sparse_prefill only")
+    for name in ("sliding_window", "softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise ValueError(
+                f"the harness runs plainly causal attention only; a layer has {name}={kwargs[name]!r}"
+            )
+    if not getattr(module, "is_causal", True) or attention_mask is not None:
+        raise ValueError(
+            "the harness runs plainly causal attention only; a layer is not causal, or is masked"
+        )
+    return run.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None

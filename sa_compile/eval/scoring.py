@@ -1,0 +1,88 @@
+"""One document through a model with one rule: right answers, prediction of the text, sparsity."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.rules import Rule
+from sa_compile.eval.tasks.documents import Document
+
+# Text positions of a document whose prediction is scored, evenly spread: logits of all would not fit for
+# a large vocabulary.
+TEXT_POSITIONS = 2048
+_LOGITS_AT_A_TIME = 1 << 28  # elements
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one rule does to one document."""
+
+    right: str  # one character a question: "1" if its answer is what greedy decoding would write
+    text_nll: float  # mean negative log-likelihood (nats) of the scored text tokens; NaN without text
+    density: list[list[float]]  # kept share of causal blocks, [layer][head]
+    cra: list[list[float]]  # measured CRA, [layer][head]
+
+
+@torch.no_grad()
+def score_document(model: nn.Module, document: Document, rule: Rule, **settings: Any) -> Score:
+    """Score a document by teacher forcing, every attention layer prefilling with ``rule``.
+
+    ``settings`` go to :func:`~sa_compile.eval.attention.sparse_prefill`.
+    """
+    device = next(model.parameters()).device
+    tokens = torch.from_numpy(document.tokens).to(device)
+    answers = [np.arange(q.start, q.stop) for q in document.questions]
+    text = _spread(np.flatnonzero(document.is_text[1:]) + 1, TEXT_POSITIONS)
+    targets = np.concatenate([*answers, text]).astype(np.int64)
+    with sparse_prefill(model, rule, **settings) as run:
+        # The token at position t is predicted by the logits at t - 1.
+        hit, nll = _predictions(model, tokens, torch.from_numpy(targets).to(device))
+    ends = np.cumsum([0, *map(len, answers)])
+    right = "".join("01"[bool(hit[a:b].all())] for a, b in zip(ends[:-1], ends[1:], strict=True))
+    text_nll = float(nll[ends[-1] :].mean()) if len(text) else float("nan")
+    return Score(right, text_nll, _rounded(run.densities), _rounded(run.cras))
+
+
+def _predictions(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[Any, Any]:
+    """Per target position: is its token the most likely one, and its negative log-likelihood."""
+    logits = model(input_ids=tokens[None], use_cache=False, logits_to_keep=targets - 1).logits[0]
+    expected = tokens[targets]
+    step = max(_LOGITS_AT_A_TIME // logits.shape[-1], 1)
+    nll = [
+        F.cross_entropy(logits[n : n + step].float(), expected[n : n + step], reduction="none")
+        for n in range(0, len(targets), step)
+    ]
+    hit = logits.argmax(-1) == expected
+    return hit.cpu().numpy(), torch.cat(nll).cpu().numpy()
+
+
+def _spread(positions: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of the positions, evenly spread."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).round().astype(int)]
+
+
+def _rounded(layers: list[torch.Tensor]) -> list[list[float]]:
+    return [[round(value, 4) for value in layer[0].tolist()] for layer in layers]
+
+
+@torch.no_grad()
+def greedy_answer(
+    model: nn.Module, tokenizer: Any, prompt: list[int], rule: Rule, new_tokens: int, **settings: Any
+) -> str:
+    """What the model writes, greedily, behind a prompt of token ids: sparse prefill, dense decoding."""
+    device = next(model.parameters()).device
+    ids = torch.tensor([prompt], device=device)
+    with sparse_prefill(model, rule, **settings):
+        out = model.generate(  # type: ignore[operator]
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
+        )
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,1 @@
+"""Tasks: documents with facts and questions, long text, and published benchmarks."""
