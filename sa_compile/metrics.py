@@ -1,4 +1,4 @@
-"""CRA and SD: how much attention an index keeps, and how little it could keep. Exact, in float64, in row chunks.
+"""CRA and SD: how much attention an index keeps, and how little it could keep. Exact, in float64.
 
 Source: arXiv 2406.15486, section 3. With P the softmax of the causal scores and M the kept set, CRA(M) is the
 minimum over queries of the kept probability, and SD(alpha) the largest share of causal KV entries that can be
@@ -79,7 +79,7 @@ def sparsity_degree(
     q_offset: int = 0,
     key_segment: Tensor | None = None,
 ) -> Tensor:
-    """SD(alpha): the largest share of causal KV entries that can be dropped with CRA >= alpha, float64 [B, Hq].
+    """SD(alpha): largest share of causal KV entries that can go with CRA >= alpha, float64 [B, Hq].
 
     Token level: every row keeps its largest entries, the fewest whose probability reaches ``alpha`` in [0,
     1]; alpha 1 keeps every visible entry. Other arguments as in :func:`kept_probability`. Raises ValueError
@@ -104,7 +104,7 @@ def sparsity_degree(
 def _probabilities(
     query: Tensor, key: Tensor, scale: float | None, q_offset: int, key_segment: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Row indices, causal attention [B, Hq, rows, Sk] and visibility [B|1, 1, rows, Sk] of a few rows at a time."""
+    """Row indices, causal attention [B, Hq, rows, Sk], visibility [B|1, 1, rows, Sk]; some rows at a time."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     keys = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(-1, -2)
     rows = torch.arange(query.shape[2], device=query.device)

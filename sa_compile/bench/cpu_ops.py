@@ -53,7 +53,7 @@ class Result:
 
 
 def random_block_mask(n_blocks: int, heads: int, density: float, generator: torch.Generator) -> Tensor:
-    """block_mask [1, heads, n_blocks, words] with sink, diagonal, and random causal blocks up to ``density``."""
+    """block_mask [1, heads, n_blocks, words]: sink, diagonal, and random causal blocks up to ``density``."""
     row, column = torch.arange(n_blocks)[:, None], torch.arange(n_blocks)
     forced = (column == 0) | (column == row)
     free = (column < row) & ~forced
@@ -66,7 +66,7 @@ def random_block_mask(n_blocks: int, heads: int, density: float, generator: torc
 def measure(
     dtype: str, heads: int, kv_heads: int, head_dim: int, seq_len: int, density: float, repeats: int
 ) -> Result:
-    """Alternating runs of dense and sparse attention, sampling and selection on tensors as models make them."""
+    """Alternating runs of the four, on [B, S, H, D] tensors transposed as models do."""
     generator = torch.Generator().manual_seed(0)
 
     def tensor(n_heads: int) -> Tensor:
@@ -109,9 +109,38 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def print_table(results: list[Result]) -> None:
+    """One row a combination of dtype and KV heads."""
+    headers = [
+        "dtype",
+        "KV heads",
+        "density",
+        "dense ms",
+        "sparse ms",
+        "dense/sparse",
+        "sample ms",
+        "select ms",
+    ]
+    rows = [
+        [
+            r.dtype,
+            r.kv_heads,
+            f"{r.density:.1%}",
+            r.dense_ms,
+            r.sparse_ms,
+            f"{r.sparse_speedup:.1f}x",
+            r.sample_ms,
+            r.select_ms,
+            f"{r.overhead:.1%}",
+        ]
+        for r in results
+    ]
+    print(tabulate(rows, headers=[*headers, "(sample + select)/dense"], floatfmt=".1f"))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m sa_compile.bench.cpu_ops", description=__doc__.splitlines()[0]
+        prog="python -m sa_compile.bench.cpu_ops", description="CPU ops against dense attention."
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
     parser.add_argument("--seq-len", type=int, default=16384)
@@ -132,43 +161,13 @@ def main(argv: list[str] | None = None) -> int:
         for dtype in args.dtype
         for kv_heads in args.kv_heads
     ]
-    device = {
-        "cpu": cpu_name(),
-        "threads": args.threads,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-    print(f"{device['cpu']}, {args.threads} threads, torch {torch.__version__}, {args.seq_len} tokens, "
-          f"{args.heads} heads, head_dim {args.head_dim}")  # fmt: skip
+    capability = torch.backends.cpu.get_cpu_capability()
+    device = {"cpu": cpu_name(), "threads": args.threads, "capability": capability}
     print(
-        tabulate(
-            [
-                [
-                    r.dtype,
-                    r.kv_heads,
-                    f"{r.density:.1%}",
-                    r.dense_ms,
-                    r.sparse_ms,
-                    f"{r.sparse_speedup:.1f}x",
-                    r.sample_ms,
-                    r.select_ms,
-                    f"{r.overhead:.1%}",
-                ]
-                for r in results
-            ],
-            headers=[
-                "dtype",
-                "KV heads",
-                "density",
-                "dense ms",
-                "sparse ms",
-                "dense/sparse",
-                "sample ms",
-                "select ms",
-                "(sample + select)/dense",
-            ],
-            floatfmt=".1f",
-        )
+        f"{device['cpu']}, {args.threads} threads, torch {torch.__version__}, {args.seq_len} tokens, "
+        f"{args.heads} heads, head_dim {args.head_dim}"
     )
+    print_table(results)
     if args.json:
         record = {
             "command": " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)]),
