@@ -6,6 +6,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,11 +108,13 @@ def explain_config(
 ) -> Report:
     """The report for a Hugging Face causal LM prefilling ``[batch, seq_len]`` tokens, from its config alone.
 
-    The model is built on the meta device: no weights, no memory, no computation. Errors: ``OSError`` if
+    The model is built of fake tensors: no weights, no memory, no computation. Errors: ``OSError`` if
     the folder
     or file is not there, ``ValueError`` if it describes no causal LM.
     """
     import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sa_compile.inspection import explain
@@ -119,12 +122,14 @@ def explain_config(
     if not Path(model).exists():
         raise FileNotFoundError(f"no such model folder or config file: {model}")
     config = AutoConfig.from_pretrained(model)
-    with torch.device("meta"), torch.no_grad():
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), torch.no_grad():
         module = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, dtype), **({"attn_implementation": attn} if attn else {})
         ).eval()
         tokens = torch.zeros(batch, seq_len, dtype=torch.long)
-        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": use_cache, "logits_to_keep": 1}
+        inputs: dict[str, Any] = {"input_ids": tokens, "use_cache": use_cache}
+        if "logits_to_keep" in signature(module.forward).parameters:
+            inputs["logits_to_keep"] = 1
         if padding:
             inputs["attention_mask"] = torch.ones_like(tokens)
         return explain(module, options=options, **inputs)
