@@ -10,6 +10,7 @@
 
 #include "sampleattn/cpu/attention.h"
 #include "sampleattn/cpu/sampling.h"
+#include "sampleattn/cpu/selection.h"
 
 namespace {
 
@@ -40,6 +41,13 @@ void check_4d(const char* op, const char* name, const Tensor& tensor, const Tens
   STD_TORCH_CHECK(tensor.scalar_type() == query.scalar_type(), op, ": '", name, "' must have query's dtype");
 }
 
+void check_block_sizes(const char* op, int64_t block_q, int64_t block_k) {
+  for (int64_t block : {block_q, block_k}) {
+    STD_TORCH_CHECK(block == 16 || block == 32 || block == 64 || block == 128, op,
+                    ": block sizes must be one of 16, 32, 64, 128, got ", block);
+  }
+}
+
 Tensor last_dim_contiguous(const Tensor& tensor) {
   return tensor.stride(3) == 1 || tensor.size(3) <= 1 ? tensor : torch::stable::contiguous(tensor);
 }
@@ -55,10 +63,7 @@ Sizes sizes_of(const char* op, const Tensor& query, const Tensor& key, int64_t b
                       query.size(1) % key.size(1) == 0,
                   op, ": 'key' must have query's batch and head_dim, and a number of heads that divides query's; query ",
                   shape(query), ", key ", shape(key));
-  for (int64_t block : {block_q, block_k}) {
-    STD_TORCH_CHECK(block == 16 || block == 32 || block == 64 || block == 128, op,
-                    ": block sizes must be one of 16, 32, 64, 128, got ", block);
-  }
+  check_block_sizes(op, block_q, block_k);
   return {query.size(0), query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), 0, block_q, block_k};
 }
 
@@ -155,6 +160,42 @@ std::tuple<Tensor, Tensor> sample_scores_cpu(Tensor query, Tensor key, OptionalT
   return {column, slash};
 }
 
+Tensor select_blocks_cpu(Tensor column_scores, Tensor slash_scores, OptionalTensor key_segment, int64_t q_len,
+                         int64_t k_len, int64_t q_offset, int64_t block_q, int64_t block_k, double alpha_c,
+                         double alpha_s, bool keep_sink, int64_t window_slashes) {
+  const char* op = "select_blocks";
+  check_block_sizes(op, block_q, block_k);
+  for (Tensor* scores : {&column_scores, &slash_scores}) {
+    STD_TORCH_CHECK(scores->dim() == 3 && scores->is_cpu() && scores->scalar_type() == ScalarType::Float &&
+                        scores->size(0) == column_scores.size(0) && scores->size(1) == column_scores.size(1) &&
+                        scores->size(2) == ceil_div(k_len, block_k),
+                    op, ": scores must be float32 CPU tensors [B, Hq, ", ceil_div(k_len, block_k), "], got ",
+                    shape(*scores));
+    if (!scores->is_contiguous()) *scores = torch::stable::contiguous(*scores);
+  }
+  STD_TORCH_CHECK(q_len >= 0, op, ": 'q_len' must be >= 0, got ", q_len);
+  const int64_t batch = column_scores.size(0), heads = column_scores.size(1);
+  const SelectionArguments args{column_scores.const_data_ptr<float>(),
+                                slash_scores.const_data_ptr<float>(),
+                                segments_of(op, "key_segment", key_segment, batch, k_len),
+                                batch,
+                                heads,
+                                q_len,
+                                k_len,
+                                q_offset,
+                                block_q,
+                                block_k,
+                                alpha_c,
+                                alpha_s,
+                                keep_sink,
+                                window_slashes};
+  Tensor mask = empty(column_scores, {batch, heads, ceil_div(q_len, block_q), ceil_div(column_scores.size(2), 32)},
+                      ScalarType::Int);
+  select_blocks(args, parallel_for, torch::stable::get_num_threads(),
+                reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
+  return mask;
+}
+
 Tensor attention_mass_cpu(Tensor query, Tensor key, Tensor block_mask, OptionalTensor key_segment, double scale,
                           int64_t q_offset, int64_t chunk_n, int64_t sample_rows, int64_t block_q, int64_t block_k) {
   const char* op = "attention_mass";
@@ -172,5 +213,6 @@ Tensor attention_mass_cpu(Tensor query, Tensor key, Tensor block_mask, OptionalT
 STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
   library.impl("block_sparse_attention", TORCH_BOX(&block_sparse_attention_cpu));
   library.impl("sample_scores", TORCH_BOX(&sample_scores_cpu));
+  library.impl("select_blocks", TORCH_BOX(&select_blocks_cpu));
   library.impl("attention_mass", TORCH_BOX(&attention_mass_cpu));
 }
