@@ -17,23 +17,45 @@ After::
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 
 from torch import fx
+from torch._ops import HigherOrderOperator
 
 from .fx_utils import op_name
 
+# Results that share memory with their input, or may.
 _VIEWS = frozenset(
-    "view reshape transpose permute expand getitem squeeze unsqueeze narrow select split chunk unbind flatten "
-    "unflatten view_as expand_as broadcast_to detach contiguous to type type_as float diagonal movedim swapaxes "
-    "swapdims t getattr as_strided unfold".split()
+    (
+        *("view", "reshape", "transpose", "permute", "expand", "getitem", "squeeze", "unsqueeze", "narrow"),
+        *(
+            "select",
+            "split",
+            "chunk",
+            "unbind",
+            "flatten",
+            "unflatten",
+            "view_as",
+            "expand_as",
+            "broadcast_to",
+        ),
+        *("detach", "contiguous", "to", "type", "type_as", "float", "diagonal", "movedim", "swapaxes"),
+        *("swapdims", "t", "getattr", "as_strided", "unfold"),
+    )
 )
 _IMPURE = frozenset(
-    "setitem dropout bernoulli rand randn randint rand_like randn_like multinomial normal item tolist "
-    "_assert _check _assert_async _log_api_usage_once print".split()
+    (
+        *("setitem", "dropout", "bernoulli", "rand", "randn", "randint", "rand_like", "randn_like"),
+        *("multinomial", "normal", "item", "tolist", "_assert", "_check", "_assert_async"),
+        *("_log_api_usage_once", "print"),
+    )
 )
 _INPLACE_OPERATORS = frozenset(
-    "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift imatmul".split()
+    (
+        *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"),
+        *("ilshift", "irshift", "imatmul"),
+    )
 )
 
 
@@ -43,29 +65,31 @@ def changes_in_place(node: fx.Node) -> bool:
     return name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
 
 
-def remove_unused(graph: fx.Graph, candidates: Iterable[fx.Node]) -> list[fx.Node]:
-    """Erase those candidates that nobody reads, then what only they read, and so on; returns the erased nodes."""
+def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iterable[fx.Node]) -> None:
+    """Erase ``replaced`` nodes and those ``candidates`` that nobody reads, then what only they read, and so on.
+
+    ``replaced``: parts of an attention that was rewritten, without effect but for its result.
+    """
     order = {node: number for number, node in enumerate(graph.nodes)}
-    waiting = {node for node in candidates if node in order}
-    erased = []
+    gone = {node for node in replaced if node in order}
+    waiting = [(-order[node], node) for node in gone.union(node for node in candidates if node in order)]
+    heapq.heapify(waiting)  # readers before what they read
     while waiting:
-        node = max(waiting, key=order.__getitem__)  # readers before what they read
-        waiting.discard(node)
-        if not _removable(node):
+        _, node = heapq.heappop(waiting)
+        if node.graph is not graph or node._erased or node.users or not (node in gone or _removable(node)):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
-        erased.append(node)
-        waiting.update(inputs)
-    return erased
+        for source in inputs:
+            heapq.heappush(waiting, (-order[source], source))
 
 
 def _removable(node: fx.Node) -> bool:
-    if node.users or node.op not in ("call_function", "call_method", "get_attr"):
+    if node.op not in ("call_function", "call_method", "get_attr"):
         return False
     if changes_in_place(node):
         return _changes_only_its_own(node)
-    return op_name(node) not in _IMPURE and not _is_higher_order(node)
+    return op_name(node) not in _IMPURE and not isinstance(node.target, HigherOrderOperator)
 
 
 def _changes_only_its_own(node: fx.Node) -> bool:
@@ -85,9 +109,3 @@ def _changes_only_its_own(node: fx.Node) -> bool:
 
 def _is_fresh(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and op_name(node) not in _VIEWS
-
-
-def _is_higher_order(node: fx.Node) -> bool:
-    from torch._ops import HigherOrderOperator
-
-    return isinstance(node.target, HigherOrderOperator)

@@ -32,7 +32,6 @@ from .products import (
     heads_of_product,
     is_product,
     score_operands,
-    split_heads,
     value_operand,
 )
 from .reading import Reading
@@ -205,9 +204,18 @@ def _mask(emitter: Emitter, scores: Scores, heads: Heads | None) -> fx.Node | No
         if rank_there == 3:
             mask = _before_expand(mask)
             if rank(mask) == 3 and not same_size(shape(mask)[0], 1):
-                mask = split_heads(emitter, mask, heads)
+                mask = _merged_heads(mask, heads)
         total = mask if total is None else emitter.function(torch.add, total, mask)
     return total
+
+
+def _merged_heads(mask: fx.Node, heads: Heads | None) -> fx.Node:
+    """The ``[B, H, Sq, Sk]`` that a mask ``[B * H, Sq, Sk]`` was reshaped from."""
+    source = mask.args[0] if calls(mask, "view", "reshape", "flatten") else None
+    whole = (*(heads or ()), *shape(mask)[1:])
+    if not is_tensor(source) or not same_shape(shape(source), whole):
+        raise NotUnderstood(f"{mask} is added to the scores of each head (ALiBi, relative positions)")
+    return source
 
 
 def _before_expand(mask: fx.Node) -> fx.Node:

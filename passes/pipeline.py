@@ -15,6 +15,7 @@ from .children import Child, MaskFromParent, children, prove_in_parent
 from .dead_code import remove_unused
 from .decide import Decision, decide, is_training
 from .fx_utils import value
+from .invariants import score_shaped_nodes
 from .mask.predicate import MaskPredicate, NotProven
 from .mask.prove import prove_mask
 from .record import SiteRecord, record
@@ -39,14 +40,13 @@ class _Run:
         self.child = child
         self.records: list[SiteRecord] = []
         self.shared = SharedNodes()
-        captured = list(gm.graph.nodes)
+        captured = dict.fromkeys(gm.graph.nodes)
         read_inputs = [node for node in captured if node.op == "placeholder" and node.users]
-        dead = self._children()
-        for site in self._sites():
-            dead += self._one(site)
-        dead += [node for node in gm.graph.nodes if node not in set(captured)]
+        unread = self._children()
+        replaced = [node for site in self._sites() for node in self._one(site)]
         changed = any(record.rewritten for record in self.records)
-        remove_unused(gm.graph, dead)
+        unread += [*(node for node in gm.graph.nodes if node not in captured), *self._score_shaped()]
+        remove_unused(gm.graph, replaced, unread)
         self.dropped = child.drop_inputs(read_inputs) if child and changed else []
         if changed:
             gm.graph.lint()
@@ -60,6 +60,10 @@ class _Run:
             self.records += done.records
             dropped += done.dropped
         return dropped
+
+    def _score_shaped(self) -> list[fx.Node]:
+        """Masks that Dynamo captured and no layer reads are as large as those that some layer reads."""
+        return [node for node in score_shaped_nodes(self.gm, self.records) if node.graph is self.gm.graph]
 
     def _sites(self) -> list[AttentionSite]:
         position = {node: number for number, node in enumerate(self.gm.graph.nodes)}
