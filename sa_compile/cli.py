@@ -10,6 +10,8 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sa_compile.eval.cli import add_commands as add_eval_commands
+
 if TYPE_CHECKING:
     from sa_compile.report import Report
 
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     options = commands.add_parser("options", help="print every option of the backend as a Markdown table")
     options.set_defaults(run=_options)
+    add_eval_commands(commands)
     return parser
 
 

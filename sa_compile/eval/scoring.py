@@ -75,14 +75,13 @@ def _rounded(layers: list[torch.Tensor]) -> list[list[float]]:
 
 
 @torch.no_grad()
-def greedy_answer(
-    model: nn.Module, tokenizer: Any, prompt: list[int], rule: Rule, new_tokens: int, **settings: Any
-) -> str:
-    """What the model writes, greedily, behind a prompt of token ids: sparse prefill, dense decoding."""
-    device = next(model.parameters()).device
-    ids = torch.tensor([prompt], device=device)
+def greedy_tokens(
+    model: nn.Module, prompt: list[int], rule: Rule, new_tokens: int, **settings: Any
+) -> list[int]:
+    """Tokens that the model writes, greedily, behind a prompt: sparse prefill, dense decoding."""
+    ids = torch.tensor([prompt], device=next(model.parameters()).device)
     with sparse_prefill(model, rule, **settings):
         out = model.generate(  # type: ignore[operator]
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False
         )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    return out[0, ids.shape[1] :].tolist()

@@ -21,7 +21,8 @@ from .haystack import Haystack
 
 PLACES = ("end", "tenth", "middle")
 _END_ROWS = 128  # the last query block
-_FACTS = 48  # items a document holds, asked or not
+_MOST_ITEMS = 48  # that a document holds, asked or not
+_TOKENS_AN_ITEM = 96  # of document: short documents hold fewer
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class DocumentBuilder:
         rng = random.Random(seed)
         order = _ask(rng, tasks, _how_many(length, places))
         first = [task for place in PLACES for task in order[place]]
-        items = write_items(rng, tasks, max(_FACTS - len(first), 0), first=first)
+        more = min(_MOST_ITEMS, length // _TOKENS_AN_ITEM) - len(first)
+        items = write_items(rng, tasks, max(more, 0), first=first)
         places_of_items = [place for place in PLACES for _ in order[place]]
         end = self._end_questions(items[: len(order["end"])])
         return self._join(rng, length, items, self._inserted(rng, items, places_of_items), end)

@@ -1,0 +1,131 @@
+"""``python -m sa_compile eval`` and ``eval-report``: measure accuracy under selection rules, and show it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+_SETS = {
+    # Each peer at its published settings, and again with SampleAttention's forced sink and window.
+    "peers": (
+        "minference",
+        "minference:vertical_share=0.03125,slash_share=0.125",
+        "flexprefill:gamma=0.95",
+        "xattention:stride=8,tau=0.9",
+        "xattention:stride=8,tau=0.95",
+        "flashprefill",
+        "minference+sink+w2",
+        "flexprefill:gamma=0.95+sink+w2",
+        "xattention:stride=8,tau=0.95+sink+w2",
+        "flashprefill+sink+w2",
+    ),
+    "paper": ("stride", "streaming", "bigbird", "hyper", "hashsparse"),
+    "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
+}
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands; nothing heavy is imported before one of them runs."""
+    parser = commands.add_parser(
+        "eval", help="measure a Hugging Face model's accuracy under selection rules, against full attention"
+    )
+    parser.add_argument("--model", required=True, help="model folder")
+    parser.add_argument(
+        "--rules",
+        nargs="+",
+        required=True,
+        metavar="RULE",
+        help="selection rules such as chunked:alpha=0.9,chunk_n=2 or xattention:tau=0.95+sink+w2; the sets "
+        f"{', '.join(_SETS)} stand for several; full attention is always measured",
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192], metavar="TOKENS")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: those the example model knows")
+    parser.add_argument("--places", nargs="+", metavar="PLACE", help="end, tenth, middle (default: all)")
+    parser.add_argument("--count", type=int, default=10, help="documents with questions a length")
+    parser.add_argument("--texts", type=int, default=0, help="documents of plain text a length and domain")
+    parser.add_argument("--greedy", type=int, default=0, help="documents a length that are also decoded")
+    parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--block", type=int, default=128, help="rows and keys of a block (default 128)")
+    parser.add_argument(
+        "--haystack", nargs="+", default=[], metavar="FILE", help="text files to hide facts in"
+    )
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted or larger run")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long; see --resume"
+    )
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
+    parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+    parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
+    parser.set_defaults(run=_eval)
+
+    report = commands.add_parser("eval-report", help="tables and plots from a result of eval")
+    report.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of eval")
+    report.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
+    )
+    report.set_defaults(run=_report)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from sa_compile.eval.run import DEFAULT_TASKS, PLACES, Journal, Plan, pictures, run
+
+    for name in ("count", "block"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    plan = Plan(
+        model=arguments.model,
+        rules=tuple(rule for text in arguments.rules for rule in _SETS.get(text, (text,))),
+        lengths=tuple(arguments.lengths),
+        tasks=tuple(arguments.tasks or DEFAULT_TASKS),
+        places=tuple(arguments.places or PLACES),
+        count=arguments.count,
+        texts=arguments.texts,
+        greedy=arguments.greedy,
+        split=arguments.split,
+        seed=arguments.seed,
+        block_q=arguments.block,
+        block_k=arguments.block,
+        haystack=tuple(arguments.haystack),
+    )
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = _load(arguments.model, device, arguments.dtype)
+    journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
+    limits = {"minutes": arguments.minutes, "revision": arguments.revision}
+    result = run(plan, model, tokenizer, journal, **limits)
+    if arguments.pictures:
+        layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+        chosen = [(0, 0), (layers // 2, heads // 2), (layers - 1, heads - 1)]
+        result["pictures"] = list(pictures(plan, model, tokenizer, chosen, min(plan.lengths)))
+    arguments.json.write_text(json.dumps(result) + "\n")
+    from sa_compile.eval.report import summary_table
+
+    print(summary_table(result))
+    return 0
+
+
+def _load(folder: str, device: str, dtype: str | None) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not Path(folder).exists():
+        raise FileNotFoundError(f"no such model folder: {folder}")
+    kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
+    model.to(device).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.report import merge, write_report
+
+    results = [json.loads(path.read_text()) for path in arguments.results]
+    for path in write_report(merge(results), arguments.out):
+        print(path)
+    return 0

@@ -1,0 +1,244 @@
+"""Tables from the harness's results: accuracy relative to full attention, beside what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from sa_compile.eval.run import FACTS
+from sa_compile.eval.statistics import mean_interval, paired_ratio, wilson
+from sa_compile.eval.tasks.documents import PLACES
+
+SOLVED = 0.9  # a task counts where full attention answers at least this share
+
+
+class Results:
+    """Questions and scores of a result, by rule, length and document."""
+
+    def __init__(self, result: dict[str, Any]) -> None:
+        self.result = result
+        self.rules: list[str] = result["plan"]["rules"]
+        self.lengths: list[int] = sorted(result["plan"]["lengths"])
+        self._lines: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = defaultdict(dict)
+        for line in result["scores"]:
+            self._lines[line["rule"], line["kind"], line["length"]][line["index"]] = line
+        self.questions = result["questions"]
+        self._solved: dict[tuple[int, str], list[str]] = {}
+
+    def lines(self, rule: str, length: int, kind: str = FACTS) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """(the rule's line, full attention's line) of every document that both have."""
+        full, own = self._lines["full", kind, length], self._lines[rule, kind, length]
+        return [(own[index], full[index]) for index in sorted(own.keys() & full.keys())]
+
+    def counts(self, rule: str, length: int, tasks: Sequence[str], place: str) -> tuple[np.ndarray, ...]:
+        """Per document: questions of these tasks here, right under the rule, right under full attention."""
+        rows = []
+        for own, full in self.lines(rule, length):
+            chosen = [
+                n
+                for n, (task, where, _) in enumerate(self.questions[f"{length}/{own['index']}"])
+                if task in tasks and where == place
+            ]
+            rows.append(
+                [len(chosen), *(sum(line["right"][n] == "1" for n in chosen) for line in (own, full))]
+            )
+        table = np.array(rows, dtype=np.int64).reshape(-1, 3)
+        return table[:, 0], table[:, 1], table[:, 2]
+
+    def solved(self, length: int, place: str) -> list[str]:
+        """Tasks of which full attention answers at least SOLVED."""
+        if (length, place) not in self._solved:
+            tasks = []
+            for task in self.result["plan"]["tasks"]:
+                asked, _, right = self.counts("full", length, [task], place)
+                if asked.sum() and right.sum() >= SOLVED * asked.sum():
+                    tasks.append(task)
+            self._solved[length, place] = tasks
+        return self._solved[length, place]
+
+    def means(self, rule: str, length: int) -> dict[str, float]:
+        """Mean density, CRA and change of text NLL over the documents with questions."""
+        pairs = self.lines(rule, length)
+        change = np.array([own["nll"] - full["nll"] for own, full in pairs])
+        mean, half = mean_interval(change) if len(pairs) else (math.nan, math.nan)
+        return {
+            "density": float(np.mean([own["density"] for own, _ in pairs])) if pairs else math.nan,
+            "cra": float(np.mean([own["cra"] for own, _ in pairs])) if pairs else math.nan,
+            "nll": mean,
+            "nll_half": half,
+        }
+
+    def heads(self, rule: str, length: int, what: str) -> np.ndarray:
+        """Mean over documents of 'density' or 'cra', [layers, heads]; empty if none was kept."""
+        kept = [own["heads"][what] for own, _ in self.lines(rule, length) if "heads" in own]
+        return np.mean(kept, 0) if kept else np.empty((0, 0))
+
+
+def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One result from several runs over the same documents. ValueError if the documents differ."""
+    first = results[0]
+    same = ("model", "tasks", "places", "split", "seed", "block_q", "block_k", "haystack")
+    merged = {**first, "scores": [], "questions": {}, "pictures": [], "runs": []}
+    rules: dict[str, None] = {}
+    lengths: set[int] = set()
+    for result in results:
+        for name in same:
+            if result["plan"][name] != first["plan"][name]:
+                raise ValueError(
+                    f"the results differ in {name!r}: {first['plan'][name]}, {result['plan'][name]}"
+                )
+        merged["scores"] += result["scores"]
+        merged["questions"].update(result["questions"])
+        merged["pictures"] += result.get("pictures", [])
+        merged["runs"].append(result["provenance"])
+        rules.update(dict.fromkeys(result["plan"]["rules"]))
+        lengths |= {*result["plan"]["lengths"]}
+    merged["plan"] = {**first["plan"], "rules": list(rules), "lengths": sorted(lengths)}
+    return merged
+
+
+def summary_rows(results: Results) -> Iterable[list[Any]]:
+    """One row a rule and length: sparsity, text, and per place the accuracy relative to full attention."""
+    for length in results.lengths:
+        for rule in results.rules:
+            if not results.lines(rule, length):
+                continue
+            means = results.means(rule, length)
+            row = [
+                f"{length // 1024}K",
+                rule,
+                f"{means['density']:.3f}",
+                f"{means['cra']:.3f}",
+                _signed(means),
+            ]
+            for place in PLACES:
+                tasks = results.solved(length, place)
+                _, right, full = results.counts(rule, length, tasks, place)
+                ratio, low, high = paired_ratio(right, full)
+                row.append("-" if math.isnan(ratio) else f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
+                row.append(_worst(results, rule, length, place, tasks))
+            yield row
+
+
+def _signed(means: dict[str, float]) -> str:
+    half = "" if math.isnan(means["nll_half"]) else f" ± {means['nll_half']:.4f}"
+    return f"{means['nll']:+.4f}{half}"
+
+
+def _worst(results: Results, rule: str, length: int, place: str, tasks: Sequence[str]) -> str:
+    """The task that loses most, with its accuracy relative to full attention."""
+    ratios = []
+    for task in tasks:
+        _, right, full = results.counts(rule, length, [task], place)
+        if full.sum():
+            ratios.append((right.sum() / full.sum(), task))
+    return "{1} {0:.3f}".format(*min(ratios)) if ratios else "-"
+
+
+def summary_table(result: dict[str, Any]) -> str:
+    """The summary as a Markdown table."""
+    headers = ["length", "rule", "density", "CRA", "text NLL"]
+    for place in PLACES:
+        headers += [place, "worst task"]
+    return tabulate(list(summary_rows(Results(result))), headers, tablefmt="github", disable_numparse=True)
+
+
+def task_table(results: Results, place: str) -> str:
+    """Accuracy of every task in one place, with Wilson intervals: rows are length and rule."""
+    tasks = results.result["plan"]["tasks"]
+    rows = []
+    for length in results.lengths:
+        for rule in results.rules:
+            row = [f"{length // 1024}K", rule]
+            for task in tasks:
+                asked, right, _ = results.counts(rule, length, [task], place)
+                row.append(_share(int(right.sum()), int(asked.sum())))
+            if any(cell != "-" for cell in row[2:]):
+                rows.append(row)
+    return tabulate(rows, ["length", "rule", *tasks], tablefmt="github", disable_numparse=True)
+
+
+def _share(right: int, count: int) -> str:
+    if not count:
+        return "-"
+    low, high = wilson(right, count)
+    return f"{right / count:.3f} [{low:.3f}, {high:.3f}] of {count}"
+
+
+def text_table(results: Results) -> str:
+    """Change of NLL against full attention on plain text, per domain; empty without such documents."""
+    domains = results.result["plan"]["domains"]
+    rows = []
+    for length in results.lengths:
+        for rule in results.rules:
+            cells = []
+            for domain in domains:
+                pairs = results.lines(rule, length, domain)
+                change = np.array([own["nll"] - full["nll"] for own, full in pairs])
+                cells.append("{:+.4f} ± {:.4f}".format(*mean_interval(change)) if pairs else "-")
+            if any(cell != "-" for cell in cells):
+                rows.append([f"{length // 1024}K", rule, *cells])
+    headers = ["length", "rule", *domains]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
+
+
+def greedy_table(results: Results) -> str:
+    """How often greedy decoding behind a sparse prefill gives the answer; empty if none was decoded."""
+    rows = []
+    for length in results.lengths:
+        for rule in results.rules:
+            marks = [own.get("greedy", "") for own, _ in results.lines(rule, length)]
+            count = sum(map(len, marks))
+            if count:
+                rows.append([f"{length // 1024}K", rule, _share(marks.count("1"), count)])
+    return tabulate(rows, ["length", "rule", "decoded right"], tablefmt="github") if rows else ""
+
+
+def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Write report.md and its plots into ``folder``; returns the files."""
+    from sa_compile.eval import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(result)
+    drawn = plots.draw_all(results, folder)
+    note = (
+        "Accuracy of questions that full attention answers, relative to it, on tasks that it solves "
+        f"(at least {SOLVED:.0%}); 95 % intervals by resampling documents."
+    )
+    sections = [
+        ("Summary", note, summary_table(result)),
+        ("Tasks, questions at the end", "", task_table(results, "end")),
+        ("Tasks, questions in the last tenth", "", task_table(results, "tenth")),
+        ("Tasks, questions in mid-document", "", task_table(results, "middle")),
+        ("Plain text", "Change of negative log-likelihood, nats a token.", text_table(results)),
+        ("Greedy decoding", "First question at the end, decoded.", greedy_table(results)),
+    ]
+    text = ["# Accuracy under selection rules", "", *_provenance(result)]
+    for title, note, table in sections:
+        if table:
+            text += [f"## {title}", "", *([note, ""] if note else []), table, ""]
+    text += ["## Plots", "", *(f"![{path.stem}]({path.name})" for path in drawn), ""]
+    path = folder / "report.md"
+    path.write_text("\n".join(text))
+    return [path, *drawn]
+
+
+def _provenance(result: dict[str, Any]) -> list[str]:
+    plan = result["plan"]
+    lines = [
+        f"Split {plan['split']}, seed {plan['seed']}, model `{plan['model']}`, "
+        f"blocks of {plan['block_q']} x {plan['block_k']}.",
+        "",
+    ]
+    for run in result.get("runs", [result["provenance"]]):
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+        lines.append(
+            f"* `{run['command']}`: {run['device']}, {run['dtype']}, {versions}, `{run['revision']}`"
+        )
+    return [*lines, ""]

@@ -1,0 +1,259 @@
+"""The harness: every rule on the same documents, journalled so that a run can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.rules import parse_rule
+from sa_compile.eval.scoring import Score, greedy_tokens, score_document
+from sa_compile.eval.tasks.documents import PLACES, Document, DocumentBuilder, document_seed
+from sa_compile.eval.tasks.haystack import Haystack, files_sources, installed_sources
+
+FORMAT = 1
+FACTS = "facts"  # documents with questions; the other kinds are domains of plain text
+_HEADS_OF = 8  # documents whose density and CRA are journalled per head
+DEFAULT_TASKS = ("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. Rules are strings of ``parse_rule``; 'full' is always among them."""
+
+    model: str
+    rules: tuple[str, ...]
+    lengths: tuple[int, ...]
+    tasks: tuple[str, ...] = DEFAULT_TASKS
+    places: tuple[str, ...] = PLACES
+    count: int = 10  # documents with questions, per length
+    texts: int = 0  # documents of plain text, per length and domain
+    domains: tuple[str, ...] = ("code", "prose", "legal")
+    greedy: int = 0  # documents, per length, whose first question at the end is also decoded
+    split: str = "dev"
+    seed: int = 0
+    block_q: int = 128
+    block_k: int = 128
+    cra_chunks: int = 16
+    cra_rows: int = 4
+    haystack: tuple[str, ...] = ()  # the user's text files instead of installed packages
+
+    def __post_init__(self) -> None:
+        specs = [parse_rule(rule).spec for rule in ("full", *self.rules)]
+        object.__setattr__(self, "rules", tuple(dict.fromkeys(specs)))
+
+    def units(self) -> list[tuple[str, int, int]]:
+        """(kind, length, index) of every document, in an order that fills all lengths evenly."""
+        facts = [(FACTS, length, index) for index in range(self.count) for length in self.lengths]
+        texts = [(d, n, i) for i in range(self.texts) for d in self.domains for n in self.lengths]
+        return sorted(facts + texts, key=lambda unit: unit[2])
+
+
+class Journal:
+    """JSON lines beside the result: a first line with the plan, then one line a rule and document."""
+
+    def __init__(self, path: Path, plan: Plan, *, resume: bool) -> None:
+        """ValueError if ``path`` holds a journal and ``resume`` is off, or one of other documents."""
+        self.path = path
+        self.lines: dict[tuple[str, str, int, int], dict[str, Any]] = {}
+        header = {"format": FORMAT, "documents": _documents_of(plan)}
+        if path.exists():
+            if not resume:
+                raise ValueError(f"{path} exists: pass --resume to go on with it, or remove it")
+            self._read(header)
+        else:
+            path.write_text(json.dumps(header) + "\n")
+
+    def _read(self, header: dict[str, Any]) -> None:
+        first, *rest = self.path.read_text().splitlines()
+        if json.loads(first) != header:
+            raise ValueError(
+                f"{self.path} was written for other documents: {first}; now: {json.dumps(header)}"
+            )
+        for text in rest:
+            line = json.loads(text)
+            self.lines[line["rule"], line["kind"], line["length"], line["index"]] = line
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines[line["rule"], line["kind"], line["length"], line["index"]] = line
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _documents_of(plan: Plan) -> dict[str, Any]:
+    """What decides which documents there are, whatever rules see them and however many."""
+    names = ("model", "tasks", "places", "split", "seed", "block_q", "block_k", "haystack")
+    return json.loads(json.dumps({name: getattr(plan, name) for name in names}))
+
+
+def run(
+    plan: Plan,
+    model: nn.Module,
+    tokenizer: Any,
+    journal: Journal,
+    *,
+    minutes: float = float("inf"),
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Score every rule on every document that the journal lacks; returns the whole result as plain data.
+
+    ``model`` and ``tokenizer`` are a Hugging Face causal LM and its tokenizer. Stops after ``minutes``;
+    what is missing then is left out of the result. ``revision``: the code's commit where git cannot tell.
+    """
+    begin = time.monotonic()
+    documents = _Documents(plan, tokenizer)
+    settings: dict[str, Any] = {"block_q": plan.block_q, "block_k": plan.block_k}
+    with tqdm(total=len(plan.units()) * len(plan.rules), desc="eval", unit="document") as bar:
+        for kind, length, index in plan.units():
+            for rule in plan.rules:
+                bar.update()
+                if (rule, kind, length, index) in journal.lines:
+                    continue
+                if time.monotonic() - begin > 60 * minutes:
+                    continue
+                document = documents.get(kind, length, index)
+                measured = {"cra_chunks": plan.cra_chunks, "cra_rows": plan.cra_rows, **settings}
+                score = score_document(model, document, parse_rule(rule), **measured)
+                line = {"rule": rule, "kind": kind, "length": length, "index": index, **_line(score, index)}
+                if kind == FACTS and index < plan.greedy:
+                    line["greedy"] = _greedy(model, document, rule, settings)
+                journal.add(line)
+    return {
+        "format": FORMAT,
+        "plan": dataclasses.asdict(plan),
+        "provenance": provenance(model, revision),
+        "haystack": documents.digests,
+        "questions": documents.questions(),
+        "scores": list(journal.lines.values()),
+    }
+
+
+def _line(score: Score, index: int) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "right": score.right,
+        "nll": round(score.text_nll, 5),
+        "density": round(_mean(score.density), 5),
+        "cra": round(_mean(score.cra), 5),
+    }
+    if index < _HEADS_OF:
+        line["heads"] = {"density": score.density, "cra": score.cra}
+    return line
+
+
+def _mean(layers: list[list[float]]) -> float:
+    flat = [value for layer in layers for value in layer]
+    return sum(flat) / len(flat) if flat else float("nan")
+
+
+def _greedy(model: nn.Module, document: Document, rule: str, settings: dict[str, Any]) -> str:
+    """1 if greedy decoding answers the document's first question at the end; empty without one."""
+    question = next((q for q in document.questions if q.place == "end"), None)
+    if question is None:
+        return ""
+    expected = document.tokens[question.start : question.stop].tolist()
+    prompt = document.tokens[: question.start].tolist()
+    return "01"[greedy_tokens(model, prompt, parse_rule(rule), len(expected), **settings) == expected]
+
+
+class _Documents:
+    """Documents of a plan, built when first asked for."""
+
+    def __init__(self, plan: Plan, tokenizer: Any) -> None:
+        self._plan, self._tokenizer = plan, tokenizer
+        self._builders: dict[str, DocumentBuilder] = {}
+        self._last: tuple[tuple[str, int, int], Document] | None = None
+        self.digests: dict[str, str] = {}
+
+    def get(self, kind: str, length: int, index: int) -> Document:
+        if self._last is None or self._last[0] != (kind, length, index):
+            self._last = (kind, length, index), self._build(kind, length, index)
+        return self._last[1]
+
+    def _build(self, kind: str, length: int, index: int) -> Document:
+        plan = self._plan
+        seed = document_seed(plan.split, plan.seed, kind, length, index)
+        if kind == FACTS:
+            return self._builder(kind).build(seed, length, plan.tasks, plan.places)
+        return self._builder(kind).text(seed, length)
+
+    def _builder(self, kind: str) -> DocumentBuilder:
+        if kind not in self._builders:
+            domains = ("code", "prose") if kind == FACTS else (kind,)
+            if self._plan.haystack:
+                sources = files_sources(map(Path, self._plan.haystack), self._plan.split)
+            else:
+                sources = installed_sources(self._plan.split, domains)
+            haystack = Haystack(self._tokenizer, sources)
+            self.digests[kind] = haystack.digest
+            self._builders[kind] = DocumentBuilder(self._tokenizer, haystack)
+        return self._builders[kind]
+
+    def questions(self) -> dict[str, list[list[Any]]]:
+        """Task, place and depth of every question, in the order of "right", by "length/index"."""
+        found = {}
+        for kind, length, index in self._plan.units():
+            if kind == FACTS:
+                document = self.get(kind, length, index)
+                found[f"{length}/{index}"] = [
+                    [q.task, q.place, round(q.depth, 3)] for q in document.questions
+                ]
+        return found
+
+
+def provenance(model: nn.Module, revision: str | None) -> dict[str, Any]:
+    """Where a result comes from: device, versions, commit, command, model."""
+    import transformers
+
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    return {
+        "command": " ".join(["python -m sa_compile", *sys.argv[1:]]),
+        "revision": revision or _git_revision(),
+        "device": name,
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+def _git_revision() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def pictures(
+    plan: Plan, model: nn.Module, tokenizer: Any, heads: list[tuple[int, int]], length: int
+) -> Iterator[dict[str, Any]]:
+    """Kept blocks of chosen (layer, head) pairs on the first document of ``length``, one entry a rule.
+
+    A picture is a list of int lists: the block_mask words of each query block.
+    """
+    document = _Documents(plan, tokenizer).get(FACTS, length, 0)
+    tokens = torch.from_numpy(document.tokens).to(next(model.parameters()).device)
+    for rule in plan.rules:
+        settings = {"block_q": plan.block_q, "block_k": plan.block_k, "keep_masks": True}
+        with torch.no_grad(), sparse_prefill(model, parse_rule(rule), **settings) as prefill:
+            model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
+        for layer, head in heads:
+            mask = prefill.masks[layer][0]
+            words = mask[head if mask.shape[0] > 1 else 0].tolist()
+            yield {"rule": rule, "length": length, "layer": layer, "head": head, "words": words}
