@@ -18,7 +18,7 @@ BLOCK_SIZES = (16, 32, 64, 128)
 
 
 def check_qkv(op: str, query: Tensor, key: Tensor, value: Tensor | None = None) -> None:
-    """query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]: one dtype and device, Hq % Hkv == 0."""
+    """query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]: one dtype, one device."""
     if query.dim() != 4 or query.dtype not in FLOAT_DTYPES:
         raise ValueError(
             f"{op}: 'query' must be a [B, Hq, Sq, D] tensor of float32, bfloat16 or float16, "
