@@ -36,6 +36,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         }
     },
     "Dots3NoteForCausalLM": {"config": {"per_layer_config": {2: {"head_dim": 32}}}},
+    "DeepseekV2ForCausalLM": {"config": {"num_experts_per_tok": 2}},
     "Dots1ForCausalLM": {
         "config": {
             "n_routed_experts": 4,
@@ -46,8 +47,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "moe_intermediate_size": 48,
         }
     },
+    "FalconH1ForCausalLM": {"config": {"mamba_d_ssm": 128}},
     "Gemma3nForCausalLM": {"config": _SHARED_KV},
     "GraniteMoeHybridForCausalLM": {"config": {"layer_types": ["linear_attention", "full_attention"]}},
+    "HrmTextForCausalLM": {"config": {"num_layers_per_stack": None}},
     "Lfm2MoeForCausalLM": {
         "config": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1}
     },
@@ -67,6 +70,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "RecurrentGemmaForCausalLM": {"config": {"num_hidden_layers": 3}},
     "ReformerModelWithLMHead": {"config": {"axial_pos_embds_dim": [16, 48], "axial_pos_shape": [16, 32]}},
+    "xLSTMForCausalLM": {"config": {"qk_dim_factor": 1.0}},
     "XmodForCausalLM": {"config": {"default_language": "en_XX"}},
     "Zamba2ForCausalLM": {
         "config": {

@@ -97,7 +97,7 @@ def totals(records: Sequence[Record]) -> Totals:
 def describe_failure(result: Result) -> str:
     """What went wrong, in a few words."""
     if result["status"] == "ok":
-        return f"a score matrix is left in the graph: {', '.join(result['left'])}"
+        return f"a score matrix is left in the graph: {', '.join(result['left'][:3])}"
     if result["status"] == "wrong":
         return f"wrong output, relative error {result['error']:.1e}"
     return f"{result['status']}: {result['reason']}"
@@ -132,8 +132,8 @@ Every causal language model class of transformers, built tiny with random weight
 2-D attention mask (left padding), with and without a cache, static and dynamic shapes, and a second chunk on
 a filled cache. Blocks are small enough and `min_seq_len` low enough that the sampled path runs; with
 `alpha_c = alpha_s = 1` it must give what full attention gives. *Sites* are attentions found, summed over
-these variants; the error is `||difference|| / ||logits||` over all positions, padded ones too, the worst of the
-variants (limit 1e-4)."""
+these variants; the error is `||difference|| / ||logits||` over all positions, padded ones too, the worst of
+the variants (limit 1e-4)."""
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -41,23 +42,23 @@ class Variant:
     def __str__(self) -> str:
         parts = ["mask" if self.mask else "no mask", "cache" if self.cache else "no cache"]
         parts += ["dynamic"] * self.dynamic + ["second chunk"] * self.chunk
-        parts += [self.inner] * (self.inner != "aot_eager")
+        parts += ["Inductor"] * (self.inner == "inductor")
         return ", ".join(parts)
 
 
-# Dynamic shapes (two lengths in one graph) take seconds to trace, so one of the four combinations has them.
+# Dynamic shapes take AOTAutograd half a minute, so one combination has them, and stops at Dynamo's graph.
 FULL = (
     Variant(mask=False, cache=False),
     Variant(mask=False, cache=True),
     Variant(mask=True, cache=False),
     Variant(mask=True, cache=True),
-    Variant(mask=True, cache=True, dynamic=True),
+    Variant(mask=True, cache=True, dynamic=True, inner="eager"),
     Variant(mask=False, cache=True, chunk=True),
     Variant(mask=True, cache=True, chunk=True),
 )
 QUICK = (
     Variant(mask=False, cache=False),
-    Variant(mask=True, cache=True, dynamic=True),
+    Variant(mask=True, cache=True, dynamic=True, inner="eager"),
 )
 INDUCTOR = (
     Variant(mask=False, cache=True, inner="inductor"),
@@ -188,11 +189,12 @@ def reach(model: nn.Module) -> float:
 
 
 def _sites(reports: list[report.GraphReport]) -> list[dict[str, Any]]:
-    """Equal sites counted, in order of first appearance."""
+    """Equal sites counted, in order of first appearance; reasons without the names of nodes."""
     counts: Counter[tuple[str, ...]] = Counter()
     for graph in reports:
         for site in graph.sites:
-            counts[(site.spelling, site.mask, site.outcome, site.form, site.reason)] += 1
+            reason = re.sub(r" \(at \w+\)", "", site.reason)
+            counts[(site.spelling, site.mask, site.outcome, site.form, reason)] += 1
     names = ("spelling", "mask", "outcome", "form", "reason")
     return [{**dict(zip(names, key, strict=True)), "count": count} for key, count in counts.items()]
 
@@ -201,12 +203,14 @@ def _left(reports: list[report.GraphReport]) -> list[str]:
     """Nodes of the shape of a score matrix in graphs of which every attention was rewritten."""
     left: list[str] = []
     for graph in reports:
-        if graph.sites and all(site.rewritten for site in graph.sites):
-            left += [str(node) for node in invariants.score_shaped_nodes(graph.graph)]
+        if all(site.rewritten for site in graph.sites):
+            left += [str(node) for node in invariants.score_shaped_nodes(graph.graph, graph.sites)]
     return left
 
 
 def first_line(error: BaseException) -> str:
     """The error's type and the first line of its message that says something, at most 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        lines[0] += " " + lines[1]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

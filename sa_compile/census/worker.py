@@ -73,11 +73,16 @@ def _collect(
                 if message["status"] in ("timeout", "died"):
                     break
     finally:
+        process.join(0 if _stuck(first, results) else 10)
         process.kill()
         process.join()
     if first["status"] in ("timeout", "died"):
         first = {"status": "not built", "reason": first["reason"]}
     return first, results
+
+
+def _stuck(first: dict[str, Any], results: list[dict[str, Any]]) -> bool:
+    return "timeout" in (first.get("status"), *(result["status"] for result in results))
 
 
 def _receive(receiver: Connection, limit: float, expected: Variant | None) -> dict[str, Any]:
