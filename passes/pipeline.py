@@ -22,6 +22,7 @@ from .record import SiteRecord, record
 from .rewrite import SharedNodes, rewrite
 from .site import AttentionSite
 from .sizes import SizeNotAvailable
+from .stats import add_outputs
 
 __all__ = ["SiteRecord", "run"]
 
@@ -40,12 +41,15 @@ class _Run:
         self.child = child
         self.records: list[SiteRecord] = []
         self.shared = SharedNodes()
+        self.stats: list[fx.Node] = []
         captured = dict.fromkeys(gm.graph.nodes)
         read_inputs = [node for node in captured if node.op == "placeholder" and node.users]
         unread = self._children()
         replaced = [node for site in self._sites() for node in self._one(site)]
         changed = any(record.rewritten for record in self.records)
         unread += [*(node for node in gm.graph.nodes if node not in captured), *self._score_shaped()]
+        if self.stats:
+            add_outputs(gm.graph, self.stats)
         remove_unused(gm.graph, replaced, unread)
         self.dropped = child.drop_inputs(read_inputs) if child and changed else []
         if changed:
@@ -75,9 +79,18 @@ class _Run:
         mask, from_parent = self._prove(site)
         device = value(site.output).device.type
         decision = decide(site, mask, self.config, is_training(site), device)
+        stats = None
         if decision.rewrites:
-            decision = self._rewrite(site, from_parent.hand_over() if from_parent else mask, decision)
-        self.records.append(record(site, mask, decision))
+            assert isinstance(mask, MaskPredicate)
+            predicate = from_parent.hand_over() if from_parent else mask
+            collect_stats = self.config.stats and self.child is None
+            try:
+                stats = rewrite(site, predicate, decision, self.config, self.shared, collect_stats)
+            except SizeNotAvailable as error:
+                decision = Decision("kept", "", str(error))
+        if stats is not None:
+            self.stats.append(stats)
+        self.records.append(record(site, mask, decision, has_stats=stats is not None))
         return list(site.covered) if decision.rewrites else []
 
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
@@ -90,11 +103,3 @@ class _Run:
                 return proven.predicate, proven
             mask = proven
         return mask, None
-
-    def _rewrite(self, site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision) -> Decision:
-        assert isinstance(mask, MaskPredicate)
-        try:
-            rewrite(site, mask, decision, self.config, self.shared)
-        except SizeNotAvailable as error:
-            return Decision("kept", "", str(error))
-        return decision

@@ -37,6 +37,7 @@ class SiteRecord:
     form: str  # see decide.py
     reason: str
     kernel: str  # what computes the attention now; "" if it was left as it was
+    has_stats: bool = False  # the graph has an output for this site's stats (stats.py)
 
     @property
     def rewritten(self) -> bool:
@@ -44,7 +45,9 @@ class SiteRecord:
         return self.form not in ("", "unchanged")
 
 
-def record(site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision) -> SiteRecord:
+def record(
+    site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision, has_stats: bool = False
+) -> SiteRecord:
     """The row of one site."""
     sizes: list[int | str] = ["?"] * 6
     if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key)) and site.obstacle is None:
@@ -60,6 +63,7 @@ def record(site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decis
         form=decision.form,
         reason=decision.reason,
         kernel=_KERNELS.get(decision.form, ""),
+        has_stats=has_stats,
     )
 
 

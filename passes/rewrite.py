@@ -31,6 +31,7 @@ from .segments import emit_segments
 from .selection import selection_arguments
 from .site import AttentionSite
 from .sizes import as_expr, emit_size
+from .stats import emit_stats
 
 
 class SharedNodes:
@@ -52,13 +53,14 @@ def rewrite(
     decision: Decision,
     config: SampleAttentionConfig,
     shared: SharedNodes,
-) -> None:
+    collect_stats: bool = False,
+) -> fx.Node | None:
     """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
 
-    The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a
+    Returns the node that holds the site's stats, if they are collected. The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a
     size of the predicate is not at hand, before anything was changed for good.
     """
-    writer = _Writer(site, mask, config, shared)
+    writer = _Writer(site, mask, config, shared, collect_stats)
     form = {
         "sampled": writer.sampled,
         "block_sparse": writer.block_sparse,
@@ -67,18 +69,26 @@ def rewrite(
     }[decision.form]
     out = writer.like_output(form())
     site.output.replace_all_uses_with(out)
+    return writer.stats
 
 
 class _Writer:
     """Emits the forms for one site."""
 
     def __init__(
-        self, site: AttentionSite, mask: MaskPredicate, config: SampleAttentionConfig, shared: SharedNodes
+        self,
+        site: AttentionSite,
+        mask: MaskPredicate,
+        config: SampleAttentionConfig,
+        shared: SharedNodes,
+        collect_stats: bool,
     ) -> None:
         self.site = site
         self.mask = mask
         self.config = config
         self.shared = shared
+        self.collect_stats = collect_stats
+        self.stats: fx.Node | None = None
         self.emitter = Emitter(site.output)
         self.operands = (site.query, site.key, site.value)
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
@@ -116,11 +126,17 @@ class _Writer:
             config.keep_sink,
             self._size(chosen.window_slashes),
         )
+        if self.collect_stats:
+            allowed = self._shared_mask_blocks()
+            sampled_rows = (self.scale, offset, self._size(chosen.chunk_n), chosen.sample_rows)
+            blocks = (config.block_q, config.block_k)
+            mass = (site.query, site.key, block_mask, key_segment, *sampled_rows, *blocks)
+            self.stats = emit_stats(self.emitter, block_mask, allowed, mass)
         return self._attention(block_mask)
 
     def block_sparse(self) -> fx.Node:
         """mask_blocks, once for all layers with this mask, and block_sparse_attention: exact."""
-        return self._attention(self.shared.get(("mask_blocks", *self._mask_key()), self._mask_blocks))
+        return self._attention(self._shared_mask_blocks())
 
     def sdpa_causal(self) -> fx.Node:
         """SDPA with ``is_causal``; keys behind the last row are cut off, for ``is_causal`` aligns top-left."""
@@ -188,6 +204,9 @@ class _Writer:
             mean = self.emitter.method("repeat_interleave", mean, group, 1)
         empty = self.emitter.method("unsqueeze", self.emitter.function(operator.eq, lse, float("-inf")), -1)
         return self.emitter.function(torch.where, empty, mean, out)
+
+    def _shared_mask_blocks(self) -> fx.Node:
+        return self.shared.get(("mask_blocks", *self._mask_key()), self._mask_blocks)
 
     def _mask_blocks(self) -> fx.Node:
         query_segment, key_segment = self._segments()
