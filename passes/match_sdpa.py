@@ -73,13 +73,8 @@ def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
             query, key, value = (emitter.method("unsqueeze", x, 1) for x in (query, key, value))
             if mask is not None and rank(mask) == 3:
                 mask = emitter.method("unsqueeze", mask, 1)
-        as_read = key, value
-        key, value, repeats = unrepeat_pair(emitter, key, value, shape(query)[1])
+        key, value, repeats = _unrepeated(emitter, node, query, key, value, reading)
         obstacle = head_obstacle(query, key, value)
-        try:
-            reading.check_unchanged(node, node, zip(as_read, (key, value), strict=True))
-        except NotUnderstood as reason:
-            obstacle = obstacle or str(reason)
     return AttentionSite(
         spelling="sdpa",
         output=node,
@@ -95,6 +90,18 @@ def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
         obstacle=obstacle,
         repeats=repeats,
     )
+
+
+def _unrepeated(
+    emitter: Emitter, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, reading: Reading
+) -> tuple[fx.Node, fx.Node, bool]:
+    """Key and value before their heads were repeated, unless these were written to since."""
+    sources = unrepeat_pair(emitter, key, value, shape(query)[1])
+    try:
+        reading.check_unchanged(node, node, zip((key, value), sources[:2], strict=True))
+    except NotUnderstood:
+        return key, value, False
+    return sources
 
 
 def _obstacle(query: Any, key: Any, value: Any, mask: Any, is_causal: Any) -> str | None:

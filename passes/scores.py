@@ -84,19 +84,21 @@ class _Walk:
 
     def _undo_writes(self, node: fx.Node, reader: fx.Node) -> None:
         """In-place steps whose result is not read: ``scores.masked_fill_(...)`` and then ``softmax(scores)``."""
-        writes = [
-            user
-            for user in node.users
-            if user is not reader
-            and user in self.positions
-            and changes_in_place(user)
-            and user.args[0] is node
-            and self.positions[user] < self.positions[reader]
-        ]
+        same_memory, waiting, writes = {node}, [node], []
+        while waiting:
+            for user in waiting.pop().users:
+                if self._writes_before(user, reader) and user.args[0] in same_memory:
+                    same_memory.add(user)
+                    waiting.append(user)
+                    writes.append(user)
         for write in sorted(writes, key=self.positions.__getitem__, reverse=True):
             self.scores.covered.append(write)
-            if self._undo(write) is not node:
+            if self._undo(write) not in same_memory:
                 raise _Stuck(f"{op_name(write)} on the scores")
+
+    def _writes_before(self, user: fx.Node, reader: fx.Node) -> bool:
+        inside = user in self.positions and self.positions[user] < self.positions[reader]
+        return inside and user is not reader and changes_in_place(user)
 
     def _undo(self, node: fx.Node) -> fx.Node:
         """Note what the step does; the scores before it."""

@@ -1,0 +1,81 @@
+"""A backend for tests of the passes: it runs the pipeline and then the graph as it is, and keeps both graphs."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from support.models import LOSSLESS
+from torch import fx
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes import pipeline
+from sa_compile.passes.fx_utils import op_name
+from sa_compile.passes.invariants import score_shaped_nodes
+from sa_compile.passes.record import SiteRecord
+
+SAMPLED_OPS = {"sample_scores": 1, "select_blocks": 1, "block_sparse_attention": 1}
+BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}
+SDPA_OPS = {"scaled_dot_product_attention": 1}
+_ATTENTION_OPS = (
+    *("sample_scores", "select_blocks", "mask_blocks", "block_sparse_attention"),
+    *("scaled_dot_product_attention", "softmax", "matmul", "bmm", "einsum"),
+)
+
+
+@dataclass
+class PassesBackend:
+    """``torch.compile(f, backend=PassesBackend())``; options as of the backend, every block kept by default."""
+
+    options: dict = field(default_factory=dict)
+    before: list[fx.GraphModule] = field(default_factory=list)
+    after: list[fx.GraphModule] = field(default_factory=list)
+    records: list[SiteRecord] = field(default_factory=list)
+
+    def __call__(self, gm, example_inputs):
+        self.before.append(copy.deepcopy(gm))
+        self.records += pipeline.run(gm, SampleAttentionConfig(**{**LOSSLESS, **self.options}))
+        self.after.append(gm)
+        return gm.forward
+
+    def ops(self, graph=-1):
+        """How often each op of attention is in the rewritten graph (children included)."""
+        return _count(self.after[graph])
+
+    def ops_before(self, graph=-1):
+        """The same for the graph as captured."""
+        return _count(self.before[graph])
+
+    @property
+    def outcomes(self):
+        """Outcome and form of each site."""
+        return [(record.outcome, record.form) for record in self.records]
+
+    def score_shaped(self):
+        """Tensors of the size of the scores that rewritten graphs still hold."""
+        return [node for gm in self.after for node in score_shaped_nodes(gm, self.records)]
+
+
+def _count(gm):
+    nodes = (n for m in gm.modules() if isinstance(m, fx.GraphModule) for n in m.graph.nodes)
+    return dict(Counter(name for name in map(op_name, nodes) if name in _ATTENTION_OPS))
+
+
+def compile_with_passes(function, *args, dynamic=None, training=False, tolerance=1e-5, **options):
+    """Compile, compare with the uncompiled function, and return the backend with what it saw."""
+    torch._dynamo.reset()
+    backend = PassesBackend(options)
+    with torch.set_grad_enabled(training):
+        expected = function(*args)
+        actual = torch.compile(function, backend=backend, dynamic=dynamic)(*args)
+    for one, other in zip(_tensors(actual), _tensors(expected), strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        error = (one.float() - other.float()).norm() / other.float().norm().clamp(min=1e-20)
+        assert error <= tolerance, f"relative error {error:.1e}"
+    return backend
+
+
+def _tensors(result):
+    return [result] if isinstance(result, torch.Tensor) else list(result)
