@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,21 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
     parser.set_defaults(run=_eval)
 
+    bench = commands.add_parser(
+        "eval-benchmark", help="RULER, LongBench, BABILong or InfiniteBench under selection rules"
+    )
+    bench.add_argument("--model", required=True, help="model folder")
+    bench.add_argument("--benchmark", required=True, help="ruler, longbench, babilong or infinitebench")
+    bench.add_argument("--task", required=True, help="such as niah_single_1, qasper, 4k/qa1, passkey")
+    bench.add_argument("--data", type=Path, metavar="FILE", help="JSONL file; default: through datasets")
+    bench.add_argument("--rules", nargs="+", required=True, metavar="RULE")
+    bench.add_argument("--limit", type=int, help="examples (default: all)")
+    bench.add_argument("--max-length", type=int, default=32768, help="longer prompts lose their middle")
+    bench.add_argument("--json", type=Path, required=True, metavar="FILE", help="JSON lines, gone on with")
+    bench.add_argument("--device", help="default: cuda if there is one")
+    bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
+    bench.set_defaults(run=_benchmark)
+
     report = commands.add_parser("eval-report", help="tables and plots from a result of eval")
     report.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of eval")
     report.add_argument(
@@ -72,8 +89,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    import torch
-
     from sa_compile.eval.run import DEFAULT_TASKS, PLACES, Journal, Plan, pictures, run
 
     for name in ("count", "block"):
@@ -81,7 +96,7 @@ def _eval(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     plan = Plan(
         model=arguments.model,
-        rules=tuple(rule for text in arguments.rules for rule in _SETS.get(text, (text,))),
+        rules=_rules(arguments.rules),
         lengths=tuple(arguments.lengths),
         tasks=tuple(arguments.tasks or DEFAULT_TASKS),
         places=tuple(arguments.places or PLACES),
@@ -94,8 +109,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         block_k=arguments.block,
         haystack=tuple(arguments.haystack),
     )
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = _load(arguments.model, device, arguments.dtype)
+    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     result = run(plan, model, tokenizer, journal, **limits)
@@ -110,12 +124,28 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load(folder: str, device: str, dtype: str | None) -> tuple[Any, Any]:
+def _rules(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(rule for text in texts for rule in _SETS.get(text, (text,)))
+
+
+def _benchmark(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.benchmark import benchmark_table, run_benchmark
+    from sa_compile.eval.tasks.published import load
+
+    examples = list(islice(load(arguments.benchmark, arguments.task, arguments.data), arguments.limit))
+    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
+    settings = {"max_length": arguments.max_length, "journal": arguments.json}
+    print(benchmark_table(run_benchmark(model, tokenizer, examples, _rules(arguments.rules), **settings)))
+    return 0
+
+
+def _load(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if not Path(folder).exists():
         raise FileNotFoundError(f"no such model folder: {folder}")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=kind)
     model.to(device).eval()
