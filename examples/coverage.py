@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         data = {"versions": _versions(), "records": _run(arguments)}
     if arguments.json and not arguments.source:
-        arguments.json.write_text(json.dumps(data, indent=1) + "\n")
+        _write(arguments.json, data)
     if arguments.docs:
         command = "python examples/coverage.py --json docs/data/coverage.json --docs"
         PAGE.write_text(table.markdown(data["records"], data["versions"], command))
@@ -126,7 +126,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
 def _run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Every task's record, in the order of the tasks; each is written to FILE.lines as it comes."""
     tasks = _tasks(arguments)
-    lines = arguments.json.with_suffix(arguments.json.suffix + ".lines") if arguments.json else None
+    lines = _lines(arguments.json) if arguments.json else None
     done = {_key(record): record for record in _read_lines(lines)} if arguments.resume else {}
     missing = [task for task in tasks if _task_key(task) not in done]
     with ThreadPoolExecutor(arguments.jobs) as pool, tqdm(total=len(missing), unit="model") as progress:
@@ -146,6 +146,17 @@ def _record(task: Task) -> dict[str, Any]:
     record = worker.census_of(*task)
     record["inductor"] = task[3] is variants.INDUCTOR
     return record
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    """One record a line, so that two censuses can be compared line by line; the lines of the run go."""
+    records = ",\n".join(json.dumps(record) for record in data["records"])
+    path.write_text(f'{{"versions": {json.dumps(data["versions"])}, "records": [\n{records}\n]}}\n')
+    _lines(path).unlink(missing_ok=True)
+
+
+def _lines(path: Path) -> Path:
+    return path.with_suffix(path.suffix + ".lines")
 
 
 def _task_key(task: Task) -> tuple[Any, ...]:

@@ -47,7 +47,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             "moe_intermediate_size": 48,
         }
     },
-    "FalconH1ForCausalLM": {"config": {"mamba_d_ssm": 128}},
+    "FalconH1ForCausalLM": {"config": {"mamba_d_ssm": 64}},
     "Gemma3nForCausalLM": {"config": _SHARED_KV},
     "GraniteMoeHybridForCausalLM": {"config": {"layer_types": ["linear_attention", "full_attention"]}},
     "HrmTextForCausalLM": {"config": {"num_layers_per_stack": None}},

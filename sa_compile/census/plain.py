@@ -12,6 +12,7 @@ _RELATIVE = "a learned relative position bias is added to the scores"
 # mask is a function of positions, padding and packed sequences: causal, window, chunks. These are not.
 NOT_PLAIN: dict[str, str] = {
     "AXK2ForCausalLM": _INDEXER,
+    "BltForCausalLM": "byte patches of learned lengths; bytes and patches attend to each other",
     "BloomForCausalLM": "ALiBi: a bias that falls with distance",
     "CpmAntForCausalLM": _RELATIVE,
     "DeepseekV32ForCausalLM": _INDEXER,

@@ -77,7 +77,8 @@ def totals(records: Sequence[Record]) -> Totals:
     for record in records:
         by_outcome += outcomes(record)
     plain = sorted({record["model"] for record, _ in checked if record["model"] not in NOT_PLAIN})
-    kept = {record["model"] for record in records if outcomes(record)["kept"] or not outcomes(record)}
+    measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
+    untouched = {record["model"] for record in measured if outcomes(record)["kept"] or not outcomes(record)}
     return Totals(
         classes=len({record["model"] for record in records}),
         records=sum(record["status"] == "run" for record in records),
@@ -90,7 +91,7 @@ def totals(records: Sequence[Record]) -> Totals:
         ],
         worst_error=max((result["error"] for _, result in checked if "error" in result), default=0.0),
         plain=plain,
-        rewritten=[model for model in plain if model not in kept],
+        rewritten=[model for model in plain if model not in untouched],
     )
 
 
