@@ -1,0 +1,186 @@
+"""The harness measures what a plain forward pass of the model gives, resumes, and reports."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from support.text_model import long_text
+
+from sa_compile import cli
+from sa_compile.eval import report, run, statistics
+from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.plots import needle_grid
+from sa_compile.eval.rules import parse_rule
+from sa_compile.eval.scoring import greedy_tokens, score_document
+from sa_compile.eval.tasks.documents import Document, Question
+
+TASKS = ("needle", "kv", "vt1")
+
+
+@pytest.fixture(scope="module")
+def document(builder):
+    return builder.build("seed", 1280, TASKS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model, tokenizer):
+    """A saved model and a haystack file beside it."""
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    (path / "words.txt").write_text(long_text(1500))
+    return path
+
+
+def test_full_attention_scores_as_the_plain_model_does(model, document):
+    score = score_document(model, document, parse_rule("full"))
+    tokens = torch.from_numpy(document.tokens)[None]
+    with torch.no_grad():
+        logits = model(tokens).logits[0, :-1]
+    best = logits.argmax(-1) == tokens[0, 1:]
+    expected = "".join("01"[bool(best[q.start - 1 : q.stop - 1].all())] for q in document.questions)
+    nll = torch.nn.functional.cross_entropy(logits, tokens[0, 1:], reduction="none")
+    assert score.right == expected
+    assert score.text_nll == pytest.approx(
+        nll[torch.from_numpy(document.is_text[1:])].mean().item(), rel=1e-4
+    )
+    assert np.array(score.density).shape == (2, 4) and np.all(np.array(score.density) == 1)
+
+
+def test_an_answer_is_right_if_greedy_decoding_would_write_it(model, document):
+    """Teacher forcing marks the model's own continuation as right, and a changed one as wrong."""
+    start = document.questions[0].start
+    prompt = document.tokens[:start].tolist()
+    written = greedy_tokens(model, prompt, parse_rule("full"), 4)
+    for answer, mark in ((written, "1"), ([*written[:-1], (written[-1] + 1) % 300], "0")):
+        tokens = np.array(prompt + answer)
+        asked = (Question("kv", "end", 0.5, start, start + len(answer)),)
+        score = score_document(
+            model, Document(tokens, asked, np.zeros(len(tokens), bool)), parse_rule("full")
+        )
+        assert score.right == mark and math.isnan(score.text_nll)
+
+
+def test_a_sparse_rule_changes_the_prediction_and_reports_what_it_keeps(model, document):
+    rule = parse_rule("streaming:sink=1,window=64")
+    dense = score_document(model, document, parse_rule("full"))
+    settings = {"block_q": 64, "block_k": 64, "cra_chunks": 4}
+    sparse = score_document(model, document, rule, **settings)
+    assert sparse.text_nll != dense.text_nll
+    blocks = math.ceil(1280 / 64)
+    kept = sum(len({0, i - 1, i} - {-1}) for i in range(blocks))
+    assert np.allclose(sparse.density, kept / (blocks * (blocks + 1) / 2), atol=1e-3)
+    assert np.all(np.array(sparse.cra) < 1) and np.all(np.array(sparse.cra) > 0)
+
+
+def test_the_models_attention_is_put_back(model, document):
+    before = model.config._attn_implementation
+    with pytest.raises(RuntimeError, match="stop"), sparse_prefill(model, parse_rule("full")):
+        assert model.config._attn_implementation != before
+        raise RuntimeError("stop")
+    assert model.config._attn_implementation == before
+
+
+def test_a_sliding_window_is_refused():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 16}
+    mistral = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
+    with pytest.raises(ValueError, match="sliding_window=16"), sparse_prefill(mistral, parse_rule("full")):
+        mistral(torch.zeros(1, 40, dtype=torch.long))
+
+
+def evaluate(folder, name, *more):
+    arguments = ["eval", "--model", str(folder), "--lengths", "1280", "--tasks", *TASKS, "--block", "64"]
+    arguments += ["--haystack", str(folder / "words.txt"), "--json", str(folder / name), "--device", "cpu"]
+    return cli.main([*arguments, *more])
+
+
+def test_the_command_line_measures_resumes_and_reports(folder, capsys):
+    rules = ["--rules", "streaming", "xattention:tau=0.5+sink+w2"]
+    assert (
+        evaluate(folder, "a.json", *rules, "--count", "2", "--texts", "1", "--greedy", "1", "--pictures") == 0
+    )
+    first = json.loads((folder / "a.json").read_text())
+    assert first["plan"]["rules"] == ["full", "streaming", "xattention:tau=0.5+sink+w2"]
+    assert len(first["scores"]) == 3 * (2 + 3)
+    assert "streaming" in capsys.readouterr().out
+
+    assert evaluate(folder, "a.json", *rules, "--count", "3") == 2, "an existing journal needs --resume"
+    assert "pass --resume" in capsys.readouterr().err
+    assert evaluate(folder, "a.json", *rules, "--count", "3", "--resume") == 0
+    more = json.loads((folder / "a.json").read_text())
+    assert more["scores"][: len(first["scores"])] == first["scores"], "nothing is measured twice"
+    assert len(more["scores"]) == len(first["scores"]) + 3
+
+    assert evaluate(folder, "a.json", *rules, "--seed", "1", "--resume") == 2
+    assert "other documents" in capsys.readouterr().err
+
+    (folder / "first.json").write_text(json.dumps(first))
+    assert cli.main(["eval-report", str(folder / "first.json"), "--out", str(folder / "out")]) == 0
+    written = {path.name for path in (folder / "out").iterdir()}
+    assert {"report.md", "needle_grid.png", "heads_1k.png", "blocks.png"} <= written
+    text = (folder / "out" / "report.md").read_text()
+    assert "## Summary" in text and "## Plain text" in text and "## Greedy decoding" in text
+
+
+def test_out_of_time_leaves_the_rest_for_later(folder):
+    assert evaluate(folder, "late.json", "--rules", "streaming", "--count", "2", "--minutes", "0") == 0
+    assert json.loads((folder / "late.json").read_text())["scores"] == []
+
+
+def a_result(marks):
+    """A result whose rule and full attention have the given marks: {rule: [marks of a document, ...]}."""
+    questions = {f"4096/{n}": [["kv", "end", 0.05], ["kv", "middle", 0.95]] for n in range(2)}
+    scores = [
+        {"rule": rule, "kind": "facts", "length": 4096, "index": n, "right": right,
+         "nll": 1.0 + len(rule) / 100, "density": 0.25, "cra": 0.9}
+        for rule, documents in marks.items()
+        for n, right in enumerate(documents)
+    ]  # fmt: skip
+    plan = {"model": "m", "rules": list(marks), "lengths": [4096], "tasks": ["kv"], 
+            "places": ["end"], "split": "dev", "seed": 0, "block_q": 128, "block_k": 128,
+            "haystack": [], "domains": []}  # fmt: skip
+    return {"plan": plan, "questions": questions, "scores": scores, "provenance": {}}
+
+
+def test_relative_accuracy_counts_solved_tasks_only():
+    results = report.Results(a_result({"full": ["11", "10"], "stride": ["10", "01"]}))
+    assert results.solved(4096, "end") == ["kv"] and results.solved(4096, "middle") == []
+    (_, row) = report.summary_rows(results)
+    assert row[:3] == ["4K", "stride", "0.250"] and row[5].startswith("0.500 [") and row[6] == "kv 0.500"
+    assert row[9] == "-", "mid-document questions are not solved by full attention"
+    assert results.means("stride", 4096)["nll"] == pytest.approx(0.02)
+    grid = needle_grid(results, "stride")
+    assert grid[0, 0] == 0.5 and grid[9, 0] == 0.5 and np.isnan(grid[5, 0])
+
+
+def test_results_of_the_same_documents_merge_and_others_do_not():
+    first, second = a_result({"full": ["11", "11"]}), a_result({"stride": ["10", "01"]})
+    merged = report.merge([first, second])
+    assert merged["plan"]["rules"] == ["full", "stride"] and len(merged["scores"]) == 4
+    second["plan"]["seed"] = 1
+    with pytest.raises(ValueError, match="differ in 'seed'"):
+        report.merge([first, second])
+
+
+@pytest.mark.parametrize(
+    "right, count, low, high", [(0, 0, 0, 1), (10, 10, 0.722, 1.0), (50, 100, 0.404, 0.596)]
+)
+def test_wilson_interval(right, count, low, high):
+    assert statistics.wilson(right, count) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_a_ratio_of_equal_counts_is_one_and_its_interval_a_point():
+    counts = np.array([3, 5, 7])
+    assert statistics.paired_ratio(counts, counts) == (1.0, 1.0, 1.0)
+    ratio, low, high = statistics.paired_ratio(np.array([3, 4, 5]), np.array([4, 4, 8]))
+    assert low <= ratio == 12 / 16 <= high
+
+
+def test_runs_name_their_rules_once():
+    plan = run.Plan("m", ("full", "chunked:alpha=0.9", "chunked"), (4096,))
+    assert plan.rules == ("full", "chunked")
