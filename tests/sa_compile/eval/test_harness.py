@@ -141,7 +141,7 @@ def a_result(marks):
         for rule, documents in marks.items()
         for n, right in enumerate(documents)
     ]  # fmt: skip
-    plan = {"model": "m", "rules": list(marks), "lengths": [4096], "tasks": ["kv"], 
+    plan = {"model": "m", "rules": list(marks), "lengths": [4096], "tasks": ["kv"],
             "places": ["end"], "split": "dev", "seed": 0, "block_q": 128, "block_k": 128,
             "haystack": [], "domains": []}  # fmt: skip
     return {"plan": plan, "questions": questions, "scores": scores, "provenance": {}}
