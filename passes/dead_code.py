@@ -24,6 +24,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator
 
 from .fx_utils import op_name
+from .mask.mutation import written_arguments
 
 # Results that share memory with their input, or may.
 _VIEWS = frozenset(
@@ -51,18 +52,11 @@ _IMPURE = frozenset(
         *("_log_api_usage_once", "print"),
     )
 )
-_INPLACE_OPERATORS = frozenset(
-    (
-        *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"),
-        *("ilshift", "irshift", "imatmul"),
-    )
-)
 
 
 def changes_in_place(node: fx.Node) -> bool:
-    """The call writes into its first argument."""
-    name = op_name(node)
-    return name in _INPLACE_OPERATORS or (name.endswith("_") and not name.endswith("__"))
+    """The call writes into one of its arguments."""
+    return bool(written_arguments(node))
 
 
 def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iterable[fx.Node]) -> None:

@@ -71,6 +71,11 @@ def same_size(a: Any, b: Any) -> bool:
     return bool(torch.fx.experimental.symbolic_shapes.statically_known_true(a == b))
 
 
+def required_equal(a: Any, b: Any) -> bool:
+    """Two sizes that must be equal for the captured call to work: a guard holds them so where symbols differ."""
+    return bool(a == b)
+
+
 def same_shape(a: Iterable[Any], b: Iterable[Any]) -> bool:
     """Two shapes are known to be equal, without adding a guard."""
     a, b = tuple(a), tuple(b)

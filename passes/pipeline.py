@@ -42,6 +42,7 @@ class _Run:
         self.records: list[SiteRecord] = []
         self.shared = SharedNodes()
         self.stats: list[fx.Node] = []
+        self.replaced_by: dict[fx.Node, fx.Node] = {}
         captured = dict.fromkeys(gm.graph.nodes)
         read_inputs = [node for node in captured if node.op == "placeholder" and node.users]
         unread = self._children()
@@ -76,6 +77,7 @@ class _Run:
 
     def _one(self, site: AttentionSite) -> list[fx.Node]:
         """Prove, decide, rewrite; the nodes that the rewrite replaced."""
+        site = site.with_nodes(self.replaced_by)
         mask, from_parent = self._prove(site)
         device = value(site.output).device.type
         decision = decide(site, mask, self.config, is_training(site), device)
@@ -85,7 +87,8 @@ class _Run:
             predicate = from_parent.hand_over() if from_parent else mask
             collect_stats = self.config.stats and self.child is None
             try:
-                stats = rewrite(site, predicate, decision, self.config, self.shared, collect_stats)
+                out, stats = rewrite(site, predicate, decision, self.config, self.shared, collect_stats)
+                self.replaced_by[site.output] = out
             except SizeNotAvailable as error:
                 decision = Decision("kept", "", str(error))
         if stats is not None:

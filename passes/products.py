@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx
 
-from .fx_utils import Emitter, argument, calls, fixed, is_tensor, rank, same_shape, same_size, shape
+from .fx_utils import Emitter, argument, calls, fixed, is_tensor, rank, required_equal, same_shape, shape
 from .repeats import permutation
 from .sizes import as_expr
 
@@ -178,11 +178,11 @@ def _permuted(emitter: Emitter, node: fx.Node, labels: str, wanted: str) -> fx.N
 def head_obstacle(query: fx.Node, key: fx.Node, value: fx.Node) -> str | None:
     """Why query, key and value (rank 4) do not fit together as grouped heads; None if they do."""
     sizes = [tuple(shape(x)) for x in (query, key, value)]
-    if not all(same_size(sizes[0][0], s[0]) for s in sizes):
+    if not all(required_equal(sizes[0][0], s[0]) for s in sizes):
         return "query, key and value differ in batch size"
-    if not same_size(sizes[1][1], sizes[2][1]) or not same_size(sizes[1][2], sizes[2][2]):
+    if not all(required_equal(sizes[1][dim], sizes[2][dim]) for dim in (1, 2)):
         return "key and value differ in heads or length"
-    if not same_size(sizes[0][3], sizes[1][3]):
+    if not required_equal(sizes[0][3], sizes[1][3]):
         return "query and key differ in head_dim"
     heads, kv_heads = fixed(sizes[0][1]), fixed(sizes[1][1])
     if kv_heads == 0 or heads % kv_heads:

@@ -54,11 +54,12 @@ def rewrite(
     config: SampleAttentionConfig,
     shared: SharedNodes,
     collect_stats: bool = False,
-) -> fx.Node | None:
+) -> tuple[fx.Node, fx.Node | None]:
     """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
 
-    Returns the node that holds the site's stats, if they are collected. The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a
-    size of the predicate is not at hand, before anything was changed for good.
+    Returns the node that is read now, and the node of the site's stats if they are collected. The old nodes stay,
+    without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a size of the
+    predicate is not at hand, before anything was changed for good.
     """
     writer = _Writer(site, mask, config, shared, collect_stats)
     form = {
@@ -69,7 +70,7 @@ def rewrite(
     }[decision.form]
     out = writer.like_output(form())
     site.output.replace_all_uses_with(out)
-    return writer.stats
+    return out, writer.stats
 
 
 class _Writer:

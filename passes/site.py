@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -38,3 +39,9 @@ class AttentionSite:
     )
     output_order: tuple[int, ...] = (0, 1, 2, 3)  # permutation of [B, Hq, Sq, Dv] that `output` holds
     repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it
+
+    def with_nodes(self, replaced_by: Mapping[fx.Node, fx.Node]) -> AttentionSite:
+        """The site after other attentions, whose results it may read, were rewritten."""
+        mask = self.mask and replaced_by.get(self.mask, self.mask)
+        query, key, value = (replaced_by.get(node, node) for node in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, mask=mask)
