@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy
 import torch
-from sympy.core.function import AppliedUndef
+from sympy.core.function import Application, AppliedUndef
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
@@ -36,6 +36,7 @@ class Facts:
         self.shape_env = shape_env
         self.last: dict[sympy.Symbol, sympy.Expr] = {}  # index variable -> its largest value
         self.first: dict[sympy.Symbol, sympy.Expr] = {}
+        self.given: list[sympy.Expr] = []  # expressions that are never negative
         self._known: dict[sympy.Expr, bool] = {}
 
     def index(self, name: str, size: sympy.Expr, first: int = 0) -> sympy.Symbol:
@@ -60,6 +61,15 @@ class Facts:
         difference = sympy.expand(left - right)
         return difference == 0 or (self.never_positive(difference) and self.never_negative(difference))
 
+    def simplify(self, expr: sympy.Expr) -> sympy.Expr:
+        """The expression with every maximum and minimum replaced whose outcome is certain."""
+        for extreme in expr.atoms(Application):
+            sign = {"Max": 1, "Min": -1}.get(type(extreme).__name__)
+            for argument in extreme.args if sign else ():
+                if all(self.never_positive(sign * (other - argument)) for other in extreme.args):
+                    return self.simplify(expr.subs(extreme, argument))
+        return expr
+
     def _prove(self, expr: sympy.Expr) -> bool:
         if expr.is_number:
             return bool(expr <= 0)
@@ -77,11 +87,23 @@ class Facts:
             else:
                 return False
             expr = sympy.expand(expr.subs(symbol, end))
+        for extreme in expr.atoms(Application):
+            if type(extreme).__name__ in ("Max", "Min"):
+                # It is one of its arguments: what holds for each of them holds for it.
+                return all(self.never_positive(expr.subs(extreme, argument)) for argument in extreme.args)
         relation = sympy.Le(expr, 0)
         if relation in (sympy.true, sympy.false):
             return bool(relation)
         if self.shape_env is None:
             return False
+        # What is at most zero after adding something that is never negative was at most zero before.
+        relations = [relation, *(sympy.Le(sympy.expand(expr + given), 0) for given in self.given)]
+        return any(self._statically_true(r) for r in relations)
+
+    def _statically_true(self, relation: sympy.Basic) -> bool:
+        if relation in (sympy.true, sympy.false):
+            return bool(relation)
+        assert self.shape_env is not None
         return statically_known_true(self.shape_env.create_symboolnode(relation))
 
     def less_equal_zero(self, expr: sympy.Expr) -> Bool:

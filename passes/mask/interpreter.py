@@ -7,6 +7,7 @@ true, and often enough (a padding mask is such a lookup); ``Interpreter.cause`` 
 
 from __future__ import annotations
 
+import builtins
 import operator
 from collections.abc import Callable
 from types import ModuleType
@@ -28,6 +29,7 @@ Rule = Callable[["Frame", Index], Element]
 RULES: dict[str, Rule] = {}
 
 _TRUSTED_MODULES: tuple[ModuleType | type, ...] = (
+    builtins,
     operator,
     torch,
     torch.Tensor,
@@ -103,7 +105,7 @@ class Interpreter:
         tensor = tensor_of(node)
         if tensor is None:
             raise GiveUp(f"{node} has no tensor value in the graph's metadata")
-        return tuple(size_expression(size) for size in tensor.shape)
+        return tuple(self.facts.simplify(size_expression(size)) for size in tensor.shape)
 
     def fresh_index(self, size: sympy.Expr, first: int = 0) -> sympy.Symbol:
         """An index variable of its own, ``first <= i < size``."""
@@ -198,7 +200,8 @@ class Frame:
         """An argument that must be a tensor node."""
         value = self.arg(position, name, self.node.kwargs.get("self"))
         if tensor_of(value) is None:
-            raise GiveUp(f"argument '{name}' is not a tensor")
+            source = describe(value) if isinstance(value, fx.Node) else repr(value)
+            raise GiveUp(f"argument '{name}', {source}, is not a tensor")
         return value
 
     def shape_of(self, value: Any) -> tuple[sympy.Expr, ...]:
@@ -220,7 +223,7 @@ class Frame:
         if isinstance(value, fx.Node):
             value = value.meta.get("example_value", value.meta.get("val"))
         if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-            return size_expression(value)
+            return self.facts.simplify(size_expression(value))
         raise GiveUp(f"size argument {value} is not an integer")
 
     def integer(self, value: Any) -> int:
@@ -257,7 +260,7 @@ class Frame:
         if isinstance(value, bool):
             return Truth(value)
         if isinstance(value, int | torch.SymInt):
-            return size_expression(value)
+            return self.facts.simplify(size_expression(value))
         if isinstance(value, float):
             return Real(value)
         raise GiveUp(f"argument {value!r} is neither a tensor nor a number")

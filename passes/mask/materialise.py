@@ -17,7 +17,7 @@ from torch import fx
 
 from .clauses import Clause
 from .expression import And, Bool, Eq0, Flag, Le0, Not, Or
-from .interpreter import Interpreter
+from .interpreter import Index, Interpreter
 from .mutation import tensor_of
 
 _KEY = "mask_part"
@@ -73,10 +73,17 @@ class Materialiser:
 
     def per_batch(self, expr: sympy.Expr, batch: sympy.Symbol) -> fx.Node:
         """An integer node [B] (or [1]) of an expression over the batch alone."""
-        if expr.is_Integer:
+        if not expr.has(AppliedUndef):
             device = tensor_of(self.operands[0]).device  # type: ignore[union-attr]
-            return self.node(torch.full, (1,), int(expr), dtype=torch.int64, device=device)
+            return self.node(torch.full, (1,), self.size(expr), dtype=torch.int64, device=device)
         return _Rows(self, batch, batch, sympy.Integer(1)).integers(expr)
+
+    def size(self, expr: sympy.Expr) -> fx.Node | int:
+        """A size as a number or a node."""
+        try:
+            return emit_size(self.emitter, expr, self.operands)
+        except SizeNotAvailable as error:
+            raise NotEmittable(str(error)) from error
 
     def check_unwritten(self, node: fx.Node) -> fx.Node:
         """The node, if nothing writes into it before the attention reads it."""
@@ -115,24 +122,40 @@ class Materialiser:
         size: sympy.Expr,
     ) -> tuple[fx.Node | None, set[Clause]]:
         """The bool node [B|1, size] of the mask's own subgraph that stands for most of the wanted clauses."""
-        best: tuple[fx.Node | None, set[Clause]] = (None, set())
-        interpreter = self.interpreter
-        for (node, index, writes), element in interpreter.memo.items():
-            tensor = tensor_of(node)
-            if writes or tensor is None or tensor.dtype != torch.bool or len(index) != 2:
-                continue
-            if index[1] != axis or index[0] not in (batch, sympy.Integer(0)):
-                continue
-            rows, columns = interpreter.shape(node)
-            if not interpreter.facts.equal(columns, size) or (index[0] == 0 and rows != 1):
+        best: fx.Node | None = None
+        gained: set[Clause] = set()
+        for (node, index, writes), element in self.interpreter.memo.items():
+            if writes or not self._holds_rows(node, index, batch, axis, size):
                 continue
             terms = element.terms if isinstance(element, And) else {element}
             clauses = {frozenset(t.terms) if isinstance(t, Or) else frozenset([t]) for t in terms}
-            gained = clauses & wanted
-            if clauses <= conditions and len(gained) > len(best[1]):
-                if not interpreter.mutations.between(node, self.anchor):
-                    best = (node, gained)
-        return best
+            if not clauses <= conditions or self.interpreter.mutations.between(node, self.anchor):
+                continue
+            gain = clauses & wanted
+            if len(gain) > len(gained) or (best is not None and gain == gained and _rank(node) < _rank(best)):
+                best, gained = node, gain
+        if best is not None:
+            for dim in range(_rank(best) - 2, 0, -1):
+                best = self.node("select", best, dim, 0)
+        return best, gained
+
+    def _holds_rows(
+        self, node: fx.Node, index: Index, batch: sympy.Symbol, axis: sympy.Symbol, size: sympy.Expr
+    ) -> bool:
+        """The node is a bool tensor [B|1, 1..., size] that the mask reads at (batch, 0..., axis)."""
+        tensor = tensor_of(node)
+        if tensor is None or tensor.dtype != torch.bool or len(index) < 2 or index[-1] != axis:
+            return False
+        shape = self.interpreter.shape(node)
+        rows = index[0] == batch or (index[0] == 0 and shape[0] == 1)
+        middle = all(i == 0 and n == 1 for i, n in zip(index[1:-1], shape[1:-1], strict=True))
+        return rows and middle and self.interpreter.facts.equal(shape[-1], size)
+
+
+def _rank(node: fx.Node) -> int:
+    tensor = tensor_of(node)
+    assert tensor is not None
+    return tensor.dim()
 
 
 class _Rows:
@@ -183,7 +206,7 @@ class _Rows:
         if expr == self.axis:
             return self._positions()
         if not (expr.free_symbols & {self.axis, self.batch}) and not expr.has(AppliedUndef):
-            return self._size(expr)
+            return self.owner.size(expr)
         if expr.is_Add or expr.is_Mul:
             operation = operator.add if expr.is_Add else operator.mul
             result, *parts = (self._integers(arg) for arg in expr.args)
@@ -194,14 +217,8 @@ class _Rows:
 
     def _positions(self) -> fx.Node:
         device = tensor_of(self.owner.operands[0]).device  # type: ignore[union-attr]
-        row = self.owner.node(torch.arange, self._size(self.size), device=device)
+        row = self.owner.node(torch.arange, self.owner.size(self.size), device=device)
         return self.owner.node("unsqueeze", row, 0)
-
-    def _size(self, expr: sympy.Expr) -> fx.Node | int:
-        try:
-            return emit_size(self.owner.emitter, expr, self.owner.operands)
-        except SizeNotAvailable as error:
-            raise NotEmittable(str(error)) from error
 
     def lookup(self, expr: sympy.Expr) -> fx.Node:
         """``node[i, j, ...]`` for all b and all positions of the axis, as [B|1, size] (or [B, 1] without the axis)."""
@@ -222,7 +239,7 @@ class _Rows:
                 ):
                     raise NotEmittable(f"{node} is not certainly read within its size", node)
                 if first != 0 or not interpreter.facts.equal(shape[dim], self.size):
-                    result = self.owner.node("narrow", result, dim, int(first), self._size(self.size))
+                    result = self.owner.node("narrow", result, dim, int(first), self.owner.size(self.size))
                 seen.append(self.axis)
             elif i.is_Integer:
                 result = self.owner.node("select", result, dim, int(i))
@@ -235,3 +252,10 @@ class _Rows:
         if self.axis not in seen:
             result = self.owner.node("unsqueeze", result, -1)
         return result
+
+    def _check_within(self, node: fx.Node, first: sympy.Expr, size: sympy.Expr) -> None:
+        """Elements ``first ... first + self.size - 1`` certainly exist."""
+        facts = self.owner.interpreter.facts
+        moving = first.free_symbols & {self.axis, self.batch} or first.has(AppliedUndef)
+        if moving or not facts.never_negative(first) or not facts.never_positive(first + self.size - size):
+            raise NotEmittable(f"{node} is not certainly read within its size", node)

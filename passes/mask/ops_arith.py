@@ -9,6 +9,7 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.core.function import AppliedUndef
 
 from .expression import (
     FALSE,
@@ -89,9 +90,11 @@ def _cast_number(element: Element, source: torch.dtype, target: torch.dtype, fac
     if element.is_Integer:
         if not info.min <= int(element) <= info.max:
             raise GiveUp("integer overflow")
-    elif target not in _WIDE_INTS or (source.is_floating_point or source.itemsize > target.itemsize):
-        if not (facts.never_positive(element - info.max) and facts.never_negative(element - info.min)):
-            raise GiveUp(f"an integer of unknown size is converted to {target}")
+        return element
+    fits = target in _WIDE_INTS and (source == torch.int32 or target == torch.int64 or not element.has(AppliedUndef))
+    bounded = facts.never_positive(element - info.max) and facts.never_negative(element - info.min)
+    if source.is_floating_point or not (fits or bounded):
+        raise GiveUp(f"an integer of unknown size is converted to {target}")
     return element
 
 

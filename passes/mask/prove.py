@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 
 import sympy
@@ -70,9 +72,14 @@ class _Proof:
         return replace(predicate, masked_value="finfo.min")
 
     def _axes(self) -> Axes:
-        batch, heads, q_len = self.interpreter.shape(self.site.query)[:3]
-        k_len = self.interpreter.shape(self.site.key)[2]
+        query, key = self.interpreter.shape(self.site.query), self.interpreter.shape(self.site.key)
+        if len(query) != 4 or len(key) != 4:
+            raise GiveUp("query and key are not [B, H, S, D]")
+        batch, heads, q_len, _ = query
+        k_len = key[2]
         index = self.interpreter.facts.index
+        # Without a row or a key there is no entry of the mask to say anything about.
+        self.interpreter.facts.given = [size - 1 for size in (batch, q_len, k_len)]
         return Axes(index("b", batch), index("h", heads), index("q", q_len), index("k", k_len), q_len, k_len)
 
     def _allowed(self, mask: fx.Node, axes: Axes) -> tuple[Bool, set[str]]:
@@ -126,13 +133,24 @@ class _Proof:
         return max(nodes, key=self.interpreter.mutations.position.__getitem__)
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        """The first opaque node on the way to an opaque node."""
-        cause = self.interpreter.cause
+        """The first opaque node on the way to an opaque node; of a float, the first float: only that is a bias."""
         while True:
-            before = [n for n in node.all_input_nodes if n in cause and n != node]
+            before = [n for n in self._ancestors(node) if n in self.interpreter.cause]
+            if _is_float(node):
+                before = [n for n in before if _is_float(n)]
             if not before:
                 return node
             node = before[0]
+
+    def _ancestors(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Nodes that a node is made of, nearest first."""
+        queue, seen = deque(node.all_input_nodes), {node}
+        while queue:
+            found = queue.popleft()
+            if found not in seen:
+                seen.add(found)
+                yield found
+                queue.extend(found.all_input_nodes)
 
     def _cause(self, node: fx.Node) -> str:
         cause = self.interpreter.cause.get(node, "opaque")
@@ -141,3 +159,8 @@ class _Proof:
     def _is_mask_input(self, node: fx.Node) -> bool:
         tensor = tensor_of(node)
         return tensor is not None and tensor.dim() >= 3
+
+
+def _is_float(node: fx.Node) -> bool:
+    tensor = tensor_of(node)
+    return tensor is not None and tensor.dtype.is_floating_point
