@@ -243,8 +243,8 @@ attention_mass_op = torch.ops.sampleattn.attention_mass.default
 def declare_to_inductor() -> None:
     """Tell Inductor, before it lowers a graph, that the ops read their inputs from memory.
 
-    It learns this by itself when it meets an op for the first time, but then has already decided to compute the
-    operands that several ops share (query and key) once for each of them.
+    It learns this by itself when it meets an op for the first time, but then has already decided to compute
+    the operands that several ops share (query and key) once for each of them.
     """
     from torch._inductor.lowering import add_needs_realized_inputs
 

@@ -56,9 +56,9 @@ struct Arguments {
   SegmentRange* query_range;  // [B|1, q_tiles] or null when neither segment tensor is given
   SegmentRange* key_range;    // [B|1, key runs] or null when key_segment is null
 
-  int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
-  int key_runs() const { return (k_len + kKeyRun - 1) / kKeyRun; }
-  int tiles() const { return batch * heads_q * q_tiles(); }
+  constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
+  constexpr int key_runs() const { return (k_len + kKeyRun - 1) / kKeyRun; }
+  constexpr int tiles() const { return batch * heads_q * q_tiles(); }
 };
 
 }  // namespace sampleattn

@@ -1,0 +1,156 @@
+// The CUDA implementations as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+
+#include "sampleattn/cuda/schedule.h"
+#include "sampleattn/sm90/forward.h"
+
+namespace {
+
+using torch::stable::Tensor;
+using namespace sampleattn;
+
+void check(Error const& error, char const* op) {
+  STD_TORCH_CHECK(!error, op, ": ", error.what, " (", error.code, ")");
+}
+
+// The copy engine reads rows of any strides that are multiples of 16 bytes; anything else is copied first.
+Tensor readable(Tensor const& tensor) {
+  bool fits = tensor.stride(3) == 1 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  for (int i = 0; i < 3; ++i) {
+    fits = fits && (tensor.size(i) == 1 || (tensor.stride(i) > 0 && tensor.stride(i) % 8 == 0));
+  }
+  return fits ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
+}
+
+// Strides in elements; of a dimension of size 1 any stride will do, so it gets one that the copy engine takes.
+Strides strides_of(Tensor const& tensor) {
+  auto stride = [&](int i) { return tensor.size(i) == 1 ? tensor.size(3) : tensor.stride(i); };
+  return {stride(0), stride(1), stride(2)};
+}
+
+int64_t broadcast_stride(Tensor const& tensor, int dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); }
+
+Tensor workspace(Tensor const& like, int64_t elements) {
+  return torch::stable::new_empty(like, {elements}, torch::headeronly::ScalarType::Int);
+}
+
+int multiprocessors(int device) {
+  int count = 0;
+  check(to_error(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)), "block_sparse_attention");
+  return count;
+}
+
+Error forward(Arguments const& args, int device, cudaStream_t stream) {
+  int const count = multiprocessors(device);
+  if (args.head_dim == 64 && args.head_dim_v == 64) return sm90::forward_64_64(args, count, stream);
+  if (args.head_dim == 96 && args.head_dim_v == 96) return sm90::forward_96_96(args, count, stream);
+  if (args.head_dim == 128 && args.head_dim_v == 128) return sm90::forward_128_128(args, count, stream);
+  if (args.head_dim == 192 && args.head_dim_v == 128) return sm90::forward_192_128(args, count, stream);
+  if (args.head_dim == 192 && args.head_dim_v == 192) return sm90::forward_192_192(args, count, stream);
+  if (args.head_dim == 256 && args.head_dim_v == 256) return sm90::forward_256_256(args, count, stream);
+  return {"no kernel for this head_dim", args.head_dim};
+}
+
+std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                  std::optional<Tensor> query_segment,
+                                                  std::optional<Tensor> key_segment, double scale, bool causal,
+                                                  int64_t q_offset, int64_t window, int64_t block_q,
+                                                  int64_t block_k) {
+  using torch::headeronly::ScalarType;
+  int const device = query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+
+  query = readable(query);
+  key = readable(key);
+  value = readable(value);
+  block_mask = torch::stable::contiguous(block_mask);
+  if (query_segment) query_segment = torch::stable::contiguous(*query_segment);
+  if (key_segment) key_segment = torch::stable::contiguous(*key_segment);
+
+  Arguments args{};
+  args.query = query.const_data_ptr();
+  args.key = key.const_data_ptr();
+  args.value = value.const_data_ptr();
+  args.query_strides = strides_of(query);
+  args.key_strides = strides_of(key);
+  args.value_strides = strides_of(value);
+  args.batch = int(query.size(0));
+  args.heads_q = int(query.size(1));
+  args.heads_kv = int(key.size(1));
+  args.q_len = int(query.size(2));
+  args.k_len = int(key.size(2));
+  args.head_dim = int(query.size(3));
+  args.head_dim_v = int(value.size(3));
+  args.q_offset = int(q_offset);
+  args.window = int(window);
+  args.causal = causal;
+  args.scale = float(scale);
+  args.dtype = query.scalar_type() == ScalarType::BFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
+
+  Tensor const out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), value.size(3)});
+  Tensor const lse = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)}, ScalarType::Float);
+  args.out = out.mutable_data_ptr();
+  args.lse = static_cast<float*>(lse.mutable_data_ptr());
+
+  args.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());
+  args.mask_batch_stride = broadcast_stride(block_mask, 0);
+  args.mask_head_stride = broadcast_stride(block_mask, 1);
+  args.mask_words = int(block_mask.size(3));
+  args.block_q = int(block_q);
+  args.block_k = int(block_k);
+
+  // Without a key_segment every key is in segment 0, and without both nothing is cut.
+  if (query_segment && !key_segment) {
+    key_segment = torch::stable::new_zeros(query, {1, key.size(2)}, ScalarType::Int);
+  }
+  int64_t query_ranges = 0, key_ranges = 0;
+  if (key_segment) {
+    args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    args.key_segment_stride = broadcast_stride(*key_segment, 0);
+    key_ranges = key_segment->size(0) * args.key_runs();
+    query_ranges = args.q_tiles();
+    if (query_segment) {
+      args.query_segment = static_cast<int32_t const*>(query_segment->const_data_ptr());
+      args.query_segment_stride = broadcast_stride(*query_segment, 0);
+      query_ranges *= query_segment->size(0);
+    }
+  }
+  if (args.tiles() == 0) return {torch::stable::transpose(out, 1, 2), lse};
+
+  Tensor const memory = workspace(query, 2 * (args.tiles() + key_ranges + query_ranges) + args.tiles() + 1);
+  auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
+  args.work = reinterpret_cast<WorkItem*>(position);
+  args.key_range = reinterpret_cast<SegmentRange*>(position += 2 * args.tiles());
+  args.query_range = reinterpret_cast<SegmentRange*>(position += 2 * key_ranges);
+  args.tile_blocks = position += 2 * query_ranges;
+  args.next_work = position + args.tiles();
+
+  auto const cuda_stream = static_cast<cudaStream_t>(stream);
+  check(to_error(build_work_list(args, cuda_stream)), "block_sparse_attention");
+  check(forward(args, device, cuda_stream), "block_sparse_attention");
+  return {torch::stable::transpose(out, 1, 2), lse};
+}
+
+}  // namespace
+
+// A namespace of its own: kernels/ops.py chooses between these and the portable implementations.
+STABLE_TORCH_LIBRARY(sampleattn_cuda, library) {
+  library.def(
+      "block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
+      "Tensor? key_segment, float scale, bool causal, int q_offset, int window, int block_q, int block_k) "
+      "-> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  library.impl("block_sparse_attention", TORCH_BOX(&block_sparse_attention));
+}

@@ -1,0 +1,113 @@
+// Compile-time shape of one kernel and the shared memory it needs.
+#pragma once
+
+#include <cute/tensor.hpp>
+
+#include "cutlass/arch/barrier.h"
+#include "sampleattn/cuda/arguments.h"
+
+namespace sampleattn::sm90 {
+
+using namespace cute;
+
+// What the consumers must know of the key tile in a stage.
+struct KeyTile {
+  int first_run, second_run;  // first key of each run of kKeyRun rows; kNoRun if there is none
+  int flags;
+};
+constexpr int kNoRun = 1 << 30;        // past every sequence: the copy engine fills such a run with zeros
+constexpr int kMaskPositions = 1;      // causality, the window or the sequence's end cuts this tile
+constexpr int kMaskSegments = 2;       // segments cut this tile
+constexpr int kClearInvalidValues = 4; // some keys of this tile are valid for nobody: their values may hold NaN
+
+// What the consumers must know of the query tile in a stage.
+struct QueryTile {
+  int batch, head, row;
+  int key_tiles;  // 0: no more work
+};
+
+template <class Element_, int kHeadDim_, int kHeadDimV_, int kBlockK_, int kKeys_, int kQueryStages_,
+          int kKeyStages_, int kValueStages_>
+struct Config {
+  using Element = Element_;
+  static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
+  static constexpr int kKeys = kKeys_;      // keys of one tile: one or two runs
+  static constexpr int kBlockK = kBlockK_;  // keys of one bit of the index
+  static constexpr int kQueryStages = kQueryStages_, kKeyStages = kKeyStages_, kValueStages = kValueStages_;
+  static constexpr int kConsumers = 2;  // warp groups of 64 query rows
+  static constexpr int kThreads = (kConsumers + 1) * 128;
+  static_assert(kKeys == kKeyRun || kKeys == 2 * kKeyRun);
+
+  // Columns that one swizzled row of shared memory holds: 128 bytes, or 64 where the head dim asks for it.
+  static constexpr int kChunk = kHeadDim % 64 == 0 ? 64 : 32;
+  static constexpr int kChunkV = kHeadDimV % 64 == 0 ? 64 : 32;
+  using AtomK = std::conditional_t<kChunk == 64, GMMA::Layout_K_SW128_Atom<Element>,
+                                   GMMA::Layout_K_SW64_Atom<Element>>;
+  using AtomV = std::conditional_t<kChunkV == 64, GMMA::Layout_MN_SW128_Atom<Element>,
+                                   GMMA::Layout_MN_SW64_Atom<Element>>;
+  using LayoutQ = decltype(tile_to_shape(AtomK{}, Shape<Int<kTileRows>, Int<kHeadDim>, Int<kQueryStages>>{}));
+  using LayoutK = decltype(tile_to_shape(AtomK{}, Shape<Int<kKeys>, Int<kHeadDim>, Int<kKeyStages>>{}));
+  using LayoutV = decltype(tile_to_shape(AtomV{}, Shape<Int<kHeadDimV>, Int<kKeys>, Int<kValueStages>>{},
+                                         Step<_2, _1, _3>{}));
+
+  using MmaQK = decltype(make_tiled_mma(
+      GMMA::ss_op_selector<Element, Element, float, Shape<_64, Int<kKeys>, Int<kHeadDim>>>()));
+  using MmaPV = decltype(make_tiled_mma(
+      GMMA::rs_op_selector<Element, Element, float, Shape<_64, Int<kHeadDimV>, Int<kKeys>>, GMMA::Major::K,
+                           GMMA::Major::MN>()));
+
+  static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
+  static constexpr int kKeyBytes = kKeys * kHeadDim * 2;
+  static constexpr int kValueBytes = kKeys * kHeadDimV * 2;
+};
+
+struct Barrier {
+  uint64_t full, empty;
+};
+
+template <class C>
+struct SharedStorage {
+  alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutQ>, 1024> query;
+  alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutK>, 1024> key;
+  alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutV>, 1024> value;
+  alignas(16) QueryTile query_tile[C::kQueryStages];
+  alignas(16) KeyTile key_tile[C::kKeyStages];
+  alignas(16) KeyTile value_tile[C::kValueStages];
+  Barrier query_barrier[C::kQueryStages];
+  Barrier key_barrier[C::kKeyStages];
+  Barrier value_barrier[C::kValueStages];
+};
+
+// A position in a ring of stages, with the parity that its barriers show once it is reached.
+template <int kStages>
+struct Stage {
+  int index = 0;
+  uint32_t parity = 0;
+
+  CUTE_DEVICE void advance() {
+    if (++index == kStages) {
+      index = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+using TransactionBarrier = cutlass::arch::ClusterTransactionBarrier;
+
+CUTE_DEVICE void wait_full(Barrier const& barrier, uint32_t parity) {
+  TransactionBarrier::ValueType const* full = &barrier.full;
+  TransactionBarrier::wait(full, parity);
+}
+
+CUTE_DEVICE void wait_empty(Barrier const& barrier, uint32_t parity) {
+  TransactionBarrier::ValueType const* empty = &barrier.empty;
+  TransactionBarrier::wait(empty, parity ^ 1);
+}
+
+// One arrival a warp; every lane has finished reading.
+CUTE_DEVICE void release(Barrier const& barrier) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) TransactionBarrier::arrive(&barrier.empty);
+}
+
+}  // namespace sampleattn::sm90

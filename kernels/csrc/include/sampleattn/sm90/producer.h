@@ -1,0 +1,213 @@
+// The producer warp: takes tiles off the work list, walks their mask bits and keeps the stages filled.
+#pragma once
+
+#include "cute/arch/copy_sm90_tma.hpp"
+#include "sampleattn/cuda/tile.h"
+#include "sampleattn/sm90/config.h"
+
+namespace sampleattn::sm90 {
+
+struct TensorMaps {
+  CUtensorMap query, key, value;
+};
+
+// Loads `rows` x kColumns as chunks of kChunk columns; all chunks of a tile of kTile rows lie one after another.
+template <int kColumns, int kChunk, int kTile, class Element>
+CUTE_DEVICE void load_rows(CUtensorMap const& map, uint64_t* barrier, Element* shared, int row, int head, int batch) {
+  CUTE_UNROLL
+  for (int column = 0; column < kColumns; column += kChunk) {
+    SM90_TMA_LOAD_4D::copy(&map, barrier, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
+                           shared + column * kTile, column, row, head, batch);
+  }
+}
+
+template <class C>
+struct Producer {
+  Arguments const& args;
+  TensorMaps const& maps;
+  SharedStorage<C>& shared;
+  int const lane = threadIdx.x % 32;
+
+  Stage<C::kQueryStages> query_stage;
+  Stage<C::kKeyStages> key_stage;
+  Stage<C::kValueStages> value_stage;
+
+  // Of the current tile: its head, the keys that every row sees as far as positions go, and its segment.
+  int head, batch;
+  int first_open_key, last_open_key;
+  SegmentRange const* key_range;
+  int row_segment;  // kManySegments if the rows differ
+  static constexpr int kManySegments = -1;
+
+  // The values of a key tile are asked for after the keys of the next one, in the order the consumers need them.
+  KeyTile pending{kNoRun, kNoRun, 0};
+  int pending_head, pending_batch;
+
+  CUTE_DEVICE void run() {
+    WorkItem item = take(first_ticket());
+    while (item.tile >= 0) {
+      if (item.blocks > 0) {
+        item = produce_tile(item);
+      } else {
+        item = take(first_ticket());
+      }
+    }
+    if (lane == 0) {
+      if (pending.first_run != kNoRun) load_values();
+      wait_empty(shared.query_barrier[query_stage.index], query_stage.parity);
+      shared.query_tile[query_stage.index] = {0, 0, 0, 0};
+      TransactionBarrier::arrive(&shared.query_barrier[query_stage.index].full);
+    }
+  }
+
+  CUTE_DEVICE int first_ticket() const { return lane == 0 ? atomicAdd(args.next_work, 1) : 0; }
+
+  CUTE_DEVICE WorkItem take(int ticket) const {
+    ticket = __shfl_sync(0xffffffffu, ticket, 0);
+    if (ticket >= args.tiles()) return {-1, 0};
+    int2 const item = __ldg(reinterpret_cast<int2 const*>(args.work) + ticket);
+    return {item.x, item.y};
+  }
+
+  // Fills the stages for one tile and returns the next item of work, fetched while the copies are under way.
+  CUTE_DEVICE WorkItem produce_tile(WorkItem const& item) {
+    Tile const tile = locate_tile(args, item.tile);
+    BlockRange const range = allowed_blocks(args, tile);
+    uint32_t const* row = mask_row(args, tile);
+    constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
+    int const ticket = first_ticket();
+
+    if (lane == 0) {
+      Barrier& barrier = shared.query_barrier[query_stage.index];
+      wait_empty(barrier, query_stage.parity);
+      shared.query_tile[query_stage.index] = {
+          tile.batch, tile.head, tile.row, (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
+      TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kQueryBytes);
+      load_rows<C::kHeadDim, C::kChunk, kTileRows>(
+          maps.query, &barrier.full, shared.query.data() + query_stage.index * kTileRows * C::kHeadDim, tile.row,
+          tile.head, tile.batch);
+    }
+    query_stage.advance();
+    enter(tile);
+
+    int unpaired = kNoRun;
+    for (int chunk = range.last / 1024; chunk >= range.first / 1024; --chunk) {
+      uint32_t const own = allowed_word(row, range, chunk * 32 + lane);
+      uint32_t words = __ballot_sync(0xffffffffu, own != 0);
+      while (words) {
+        int const word = 31 - __clz(words);
+        words ^= 1u << word;
+        uint32_t bits = __shfl_sync(0xffffffffu, own, word);
+        while (bits) {
+          int const bit = 31 - __clz(bits);
+          bits ^= 1u << bit;
+          int const key = ((chunk * 32 + word) * 32 + bit) * C::kBlockK;
+          if constexpr (kRunsPerBlock == kRunsPerTile) {
+            produce_keys(key, key + kKeyRun);
+          } else if constexpr (kRunsPerTile == 1) {
+            produce_keys(key + kKeyRun, kNoRun);
+            produce_keys(key, kNoRun);
+          } else if (unpaired == kNoRun) {
+            unpaired = key;
+          } else {
+            produce_keys(unpaired, key);
+            unpaired = kNoRun;
+          }
+        }
+      }
+    }
+    if (unpaired != kNoRun) produce_keys(unpaired, kNoRun);
+    return take(ticket);
+  }
+
+  CUTE_DEVICE void enter(Tile const& tile) {
+    int const first_position = tile.row + args.q_offset;
+    int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
+    head = tile.head_kv;
+    batch = tile.batch;
+    last_open_key = args.causal ? min(first_position, args.k_len - 1) : args.k_len - 1;
+    first_open_key = args.window > 0 ? last_position - args.window + 1 : 0;
+    if (args.key_segment) {
+      key_range = args.key_range + (args.key_segment_stride ? tile.batch * args.key_runs() : 0);
+      SegmentRange const rows = args.query_range[(args.query_segment_stride ? tile.batch * args.q_tiles() : 0) +
+                                                 tile.row / kTileRows];
+      row_segment = rows.lowest == rows.highest ? rows.lowest : kManySegments;
+    }
+  }
+
+  CUTE_DEVICE void produce_keys(int first_run, int second_run) {
+    if (lane != 0) return;
+    KeyTile keys{first_run, second_run, 0};
+    keys.flags = run_flags(first_run);
+    if constexpr (C::kKeys == 2 * kKeyRun) keys.flags |= run_flags(second_run);
+
+    Barrier& barrier = shared.key_barrier[key_stage.index];
+    wait_empty(barrier, key_stage.parity);
+    shared.key_tile[key_stage.index] = keys;
+    TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kKeyBytes);
+    load_runs<C::kHeadDim, C::kChunk>(maps.key, barrier,
+                                      shared.key.data() + key_stage.index * C::kKeys * C::kHeadDim, keys,
+                                      head, batch);
+    key_stage.advance();
+    if (pending.first_run != kNoRun) load_values();
+    pending = keys;
+    pending_head = head;
+    pending_batch = batch;
+  }
+
+  CUTE_DEVICE void load_values() {
+    Barrier& barrier = shared.value_barrier[value_stage.index];
+    wait_empty(barrier, value_stage.parity);
+    shared.value_tile[value_stage.index] = pending;
+    TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kValueBytes);
+    load_runs<C::kHeadDimV, C::kChunkV>(maps.value, barrier,
+                                        shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV, pending,
+                                        pending_head, pending_batch);
+    value_stage.advance();
+  }
+
+  template <int kColumns, int kChunk>
+  CUTE_DEVICE void load_runs(CUtensorMap const& map, Barrier& barrier, typename C::Element* stage,
+                             KeyTile const& keys, int head, int batch) {
+    load_rows<kColumns, kChunk, C::kKeys>(map, &barrier.full, stage, keys.first_run, head, batch);
+    if constexpr (C::kKeys == 2 * kKeyRun && C::kBlockK == kKeyRun) {
+      load_rows<kColumns, kChunk, C::kKeys>(map, &barrier.full, stage + kKeyRun * kChunk, keys.second_run, head,
+                                            batch);
+    }
+  }
+
+  // Which masks a run of keys needs for the current tile.
+  CUTE_DEVICE int run_flags(int run) const {
+    int flags = run + kKeyRun - 1 > last_open_key || run < first_open_key ? kMaskPositions : 0;
+    if (args.key_segment && run < args.k_len) {
+      SegmentRange const keys = key_range[run / kKeyRun];
+      bool const uniform = keys.lowest == keys.highest && keys.lowest == row_segment && keys.lowest >= 0;
+      if (!uniform) flags |= kMaskSegments;
+      if (keys.lowest < 0) flags |= kClearInvalidValues;
+    }
+    return flags;
+  }
+};
+
+// Tiles without a kept block: zeros and -inf. Run by the other warps of the producer's warp group.
+template <class C>
+CUTE_DEVICE void write_empty_tiles(Arguments const& args) {
+  int const thread = threadIdx.x - 32, threads = 96;
+  for (int i = blockIdx.x; i < args.tiles(); i += gridDim.x) {
+    int2 const item = __ldg(reinterpret_cast<int2 const*>(args.work) + i);
+    if (item.y != 0) continue;
+    Tile const tile = locate_tile(args, item.x);
+    int const rows = min(kTileRows, args.q_len - tile.row);
+    for (int r = thread; r < rows; r += threads) {
+      args.lse[(int64_t(tile.batch) * args.heads_q + tile.head) * args.q_len + tile.row + r] = -INFINITY;
+    }
+    constexpr int kVectors = C::kHeadDimV / 8;
+    for (int v = thread; v < rows * kVectors; v += threads) {
+      int64_t const row = int64_t(tile.batch) * args.q_len + tile.row + v / kVectors;
+      auto* out = static_cast<typename C::Element*>(args.out) + (row * args.heads_q + tile.head) * C::kHeadDimV;
+      reinterpret_cast<uint4*>(out)[v % kVectors] = make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
+}  // namespace sampleattn::sm90

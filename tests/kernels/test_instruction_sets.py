@@ -1,0 +1,42 @@
+"""The CPU kernels of every instruction set that this machine has agree with the oracle."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = """
+import torch
+from sa_compile.kernels import ops, reference
+from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
+base = Case(heads=4, kv_heads=2, q_len=150, k_len=150, batch=2)
+for case in (
+    base,
+    base.but(block_q=128, block_k=128, head_dim=64, v_dim=80),
+    base.but(block_q=16, block_k=16, head_dim=20, v_dim=24, dtype=torch.bfloat16, segments="left_padding"),
+    base.but(block_q=64, block_k=64, v_dim=48, dtype=torch.float16, window=30),
+    base.but(block_q=64, block_k=32, segments="packed"),
+):
+    inputs = make_inputs(case)
+    out, lse = ops.block_sparse_attention_op(*inputs.attention_arguments(case))
+    assert_as_good_as_sdpa(out, lse, case, inputs)
+    if case.segments != "packed":
+        rest = (inputs.key_segment, case.scale, 0, 2, 20, case.block_k)
+        for got, exact in zip(
+            ops.sample_scores_op(inputs.query, inputs.key, *rest),
+            reference.sample_scores(inputs.query, inputs.key, *rest),
+        ):
+            torch.testing.assert_close(got.double(), exact, rtol=0, atol=3e-6)
+"""
+# Higher ones are what the other tests use where the machine has them.
+LIMITS = ["default", "avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else ["default"]
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+def test_instruction_set_agrees_with_the_oracle(limit):
+    tests = Path(__file__).parents[1]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": limit, "PYTHONPATH": str(tests)}
+    subprocess.run([sys.executable, "-c", PROGRAM], check=True, env=environment, cwd=tests)

@@ -1,0 +1,184 @@
+"""select_blocks and mask_blocks: which blocks the rules keep."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sa_compile.kernels import blocks, eager, ops, reference
+from support.attention_inputs import Case, make_inputs, make_segments
+
+from sa_compile import metrics
+
+SELECT = [pytest.param(ops.select_blocks_op, id="op"), pytest.param(eager.select_blocks, id="eager")]
+LENGTHS = st.integers(1, 200)
+BLOCK = st.sampled_from([16, 32, 64])
+ALPHA = st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 1.0])
+
+
+def random_scores(n_key_blocks, seed, ties):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(2, 2, 2, n_key_blocks, generator=generator) ** 4
+    if ties:
+        scores = (scores * 4).round() / 4
+    return scores[0].contiguous(), scores[1].contiguous()
+
+
+@pytest.mark.parametrize("select", SELECT)
+@given(
+    q_len=LENGTHS,
+    k_len=LENGTHS,
+    q_offset=st.integers(-100, 150),
+    block_q=BLOCK,
+    block_k=BLOCK,
+    alpha_c=ALPHA,
+    alpha_s=ALPHA,
+    keep_sink=st.booleans(),
+    window_slashes=st.integers(0, 4),
+    padding=st.sampled_from(["none", "left_padding", "right_padding"]),
+    ties=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_selection_equals_its_definition(
+    select,
+    q_len,
+    k_len,
+    q_offset,
+    block_q,
+    block_k,
+    alpha_c,
+    alpha_s,
+    keep_sink,
+    window_slashes,
+    padding,
+    ties,
+    seed,
+):
+    column, slash = random_scores(-(-k_len // block_k), seed, ties)
+    _, key_segment = make_segments(Case(batch=2, k_len=k_len, segments=padding))
+    arguments = (
+        key_segment,
+        q_len,
+        k_len,
+        q_offset,
+        block_q,
+        block_k,
+        alpha_c,
+        alpha_s,
+        keep_sink,
+        window_slashes,
+    )
+    expected = reference.select_blocks(column, slash, *arguments)
+    assert torch.equal(select(column, slash, *arguments), expected)
+
+
+@pytest.mark.parametrize("select", SELECT)
+def test_a_tie_keeps_the_lower_index(select):
+    column = torch.full((1, 1, 4), 0.25)
+    mask = select(column, torch.zeros(1, 1, 4), None, 64, 64, 0, 16, 16, 0.5, 0.0, False, 0)
+    kept = blocks.unpack_bits(mask, 4)[0, 0]
+    assert kept[3].tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0)], ids=["columns", "slashes"])
+def test_alpha_one_keeps_every_block_that_causality_allows(select, alphas):
+    scores = torch.zeros(1, 2, 7)
+    mask = select(scores, scores, None, 100, 100, 0, 32, 16, *alphas, False, 0)
+    expected = blocks.bits_from_window(100, 100, 0, 0, 32, 16)
+    assert torch.equal(mask, expected.expand_as(mask))
+
+
+@given(seed=st.integers(0, 1000), alphas=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
+@settings(max_examples=25, deadline=None)
+def test_density_and_cra_rise_with_alpha(seed, alphas):
+    case = Case(q_len=150, k_len=150, block_q=16, block_k=16)
+    inputs = make_inputs(case, seed)
+    scores = ops.sample_scores(inputs.query * 3, inputs.key, sample_rows=16, block_k=16)
+    measured = []
+    for alpha in sorted(alphas):
+        mask = ops.select_blocks(
+            *scores, q_len=150, k_len=150, block_q=16, block_k=16, alpha_c=alpha, alpha_s=alpha
+        )
+        cra = metrics.cra(inputs.query * 3, inputs.key, mask, block_q=16, block_k=16)
+        measured.append((blocks.density(mask, 150, 150, 0, 16, 16), cra))
+    (low_density, low_cra), (high_density, high_cra) = measured
+    assert (low_density <= high_density).all() and (low_cra <= high_cra).all()
+
+
+@given(seed=st.integers(0, 1000), permutation=st.permutations(range(3)))
+@settings(max_examples=10, deadline=None)
+def test_batches_and_heads_do_not_interact(seed, permutation):
+    case = Case(batch=3, heads=3, kv_heads=3, q_len=100, k_len=100, block_q=16, block_k=16)
+    inputs = make_inputs(case, seed)
+    index = torch.tensor(permutation)
+
+    def run(query, key, value):
+        scores = ops.sample_scores(query, key, sample_rows=16, block_k=16)
+        mask = ops.select_blocks(
+            *scores, q_len=100, k_len=100, block_q=16, block_k=16, alpha_c=0.6, alpha_s=0.6
+        )
+        out, _ = ops.block_sparse_attention(query, key, value, mask, block_q=16, block_k=16)
+        return out
+
+    tensors = (inputs.query, inputs.key, inputs.value)
+    out = run(*tensors)
+    assert torch.equal(run(*(t[index] for t in tensors)), out[index])
+    assert torch.equal(run(*(t[:, index] for t in tensors)), out[:, index])
+
+
+@given(
+    q_len=LENGTHS,
+    k_len=LENGTHS,
+    causal=st.booleans(),
+    q_offset=st.integers(-100, 150),
+    window=st.integers(-1, 90),
+    block_q=BLOCK,
+    block_k=BLOCK,
+)
+@settings(max_examples=80, deadline=None)
+def test_mask_blocks_without_segments_is_exact(q_len, k_len, causal, q_offset, window, block_q, block_k):
+    query, key = torch.empty(2, 2, q_len, 8), torch.empty(2, 1, k_len, 8)
+    arguments = (query, key, None, None, causal, q_offset, window, block_q, block_k)
+    mask = ops.mask_blocks_op(*arguments)
+    assert mask.shape[:2] == (1, 1)
+    assert torch.equal(mask, reference.mask_blocks(*arguments))
+
+
+@given(
+    batches=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
+    given_sides=st.sampled_from(["query", "key", "both"]),
+    sorted_ids=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60, deadline=None)
+def test_mask_blocks_never_drops_a_visible_entry(batches, given_sides, sorted_ids, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(batch, length):
+        drawn = torch.randint(-1, 4, (batch, length), generator=generator, dtype=torch.int32)
+        return drawn.sort(-1).values if sorted_ids else drawn
+
+    query_segment = ids(batches[0], 90) if given_sides != "key" else None
+    key_segment = ids(batches[1], 120) if given_sides != "query" else None
+    arguments = (
+        torch.empty(2, 2, 90, 8),
+        torch.empty(2, 1, 120, 8),
+        query_segment,
+        key_segment,
+        True,
+        30,
+        0,
+        16,
+        16,
+    )
+    mask, exact = ops.mask_blocks_op(*arguments), reference.mask_blocks(*arguments)
+    assert mask.shape == exact.shape
+    assert torch.equal(mask & exact, exact)
+
+
+def test_mask_blocks_of_packed_documents_keeps_only_their_blocks():
+    segment = (torch.arange(128) // 32).int()[None]
+    query = torch.empty(1, 1, 128, 8)
+    mask = ops.mask_blocks(query, query, query_segment=segment, key_segment=segment, block_q=32, block_k=32)
+    assert torch.equal(blocks.unpack_bits(mask, 4)[0, 0], torch.eye(4, dtype=torch.bool))

@@ -1,0 +1,150 @@
+"""Random inputs for the attention ops, and what an error may be: a small multiple of dense SDPA's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from sa_compile.kernels import blocks, reference
+from torch import Tensor
+
+NAN = float("nan")
+EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the ops. ``segments``: none, left_padding, right_padding, packed."""
+
+    batch: int = 1
+    heads: int = 2
+    kv_heads: int = 1
+    q_len: int = 160
+    k_len: int = 160
+    head_dim: int = 32
+    v_dim: int = 32
+    dtype: torch.dtype = torch.float32
+    causal: bool = True
+    q_offset: int = 0
+    window: int = 0
+    block_q: int = 32
+    block_k: int = 32
+    density: float = 0.6
+    segments: str = "none"
+    transposed: bool = True  # [B, S, H, D].transpose(1, 2), as models pass their heads
+    shared_index: bool = False
+
+    def but(self, **changes: object) -> Case:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def scale(self) -> float:
+        return self.head_dim**-0.5
+
+
+@dataclass
+class Inputs:
+    query: Tensor  # [B, Hq, Sq, D]
+    key: Tensor  # [B, Hkv, Sk, D]
+    value: Tensor  # [B, Hkv, Sk, Dv]
+    block_mask: Tensor  # [B|1, Hq|1, n_query_blocks, n_words]
+    query_segment: Tensor | None
+    key_segment: Tensor | None
+
+    def attention_arguments(self, case: Case) -> tuple:
+        return (
+            self.query,
+            self.key,
+            self.value,
+            self.block_mask,
+            self.query_segment,
+            self.key_segment,
+            case.scale,
+            case.causal,
+            case.q_offset,
+            case.window,
+            case.block_q,
+            case.block_k,
+        )
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Inputs of a case; padded keys and values are NaN."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(heads: int, length: int, dim: int) -> Tensor:
+        if case.transposed:
+            memory = torch.randn(case.batch, length, heads, dim, generator=generator)
+            return memory.to(case.dtype).transpose(1, 2)
+        return torch.randn(case.batch, heads, length, dim, generator=generator).to(case.dtype)
+
+    query = tensor(case.heads, case.q_len, case.head_dim)
+    key = tensor(case.kv_heads, case.k_len, case.head_dim)
+    value = tensor(case.kv_heads, case.k_len, case.v_dim)
+    query_segment, key_segment = make_segments(case)
+    if key_segment is not None:
+        padding = (key_segment < 0)[:, None, :, None]
+        key, value = key.masked_fill(padding, NAN), value.masked_fill(padding, NAN)
+    shape = (1, 1) if case.shared_index else (case.batch, case.heads)
+    n_query_blocks, n_key_blocks = -(-case.q_len // case.block_q), -(-case.k_len // case.block_k)
+    kept = torch.rand(*shape, n_query_blocks, n_key_blocks, generator=generator) < case.density
+    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment)
+
+
+def make_segments(case: Case) -> tuple[Tensor | None, Tensor | None]:
+    """Segment ids of a case: padding marks keys only, packing marks both sides."""
+    if case.segments == "none":
+        return None, None
+    key = torch.zeros(case.batch, case.k_len, dtype=torch.int32)
+    if case.segments == "packed":
+        key = (torch.arange(case.k_len) * 3 // case.k_len).int()[None].clone()
+        query = key[:, torch.arange(case.q_len) + max(case.k_len - case.q_len, 0)].clone()
+        query[:, -5:] = -1
+        key[:, -3:] = -1
+        return query, key
+    for b in range(case.batch):
+        n = (b + 1) * case.k_len // (case.batch + 3)
+        if case.segments == "left_padding":
+            key[b, :n] = -1
+        else:
+            key[b, case.k_len - n :] = -1
+    return None, key
+
+
+def kept_and_visible(case: Case, inputs: Inputs) -> Tensor:
+    """Bool [B|1, Hq|1, Sq, Sk]: the entries that the op must attend to."""
+    rows = torch.arange(case.q_len)
+    visible = reference.visible_entries(
+        rows,
+        case.k_len,
+        causal=case.causal,
+        q_offset=case.q_offset,
+        window=case.window,
+        query_segment=inputs.query_segment,
+        key_segment=inputs.key_segment,
+    )
+    kept = reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
+    return visible[:, None] & kept
+
+
+def assert_as_good_as_sdpa(out: Tensor, lse: Tensor, case: Case, inputs: Inputs) -> None:
+    """``out`` and ``lse`` are within 3 times SDPA's own error, and a rounding, of the float64 oracle."""
+    exact, exact_lse = reference.block_sparse_attention(*inputs.attention_arguments(case))
+    mask = kept_and_visible(case, inputs)
+    sdpa = F.scaled_dot_product_attention(
+        inputs.query,
+        inputs.key.nan_to_num(),
+        inputs.value.nan_to_num(),
+        attn_mask=mask,
+        scale=case.scale,
+        enable_gqa=True,
+    )
+    empty = ~mask.any(-1).expand(out.shape[:3])
+    sdpa_error = (sdpa.double() - exact).masked_fill(empty[..., None], 0).abs().amax()
+    bound = 3 * sdpa_error + EPSILON[case.dtype] * exact.abs().amax()
+    assert (out.double() - exact).abs().amax() <= bound
+    assert torch.equal(out[empty], torch.zeros_like(out[empty]))
+    assert torch.equal(lse == -torch.inf, empty)
+    seen = ~empty
+    torch.testing.assert_close(lse[seen].double(), exact_lse[seen], rtol=1e-5, atol=1e-5)
