@@ -63,7 +63,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--length", type=int, default=16384, help="prompt length in tokens (default 16384)")
     parser.add_argument("--seed", type=int, default=0, help="which fact is hidden and asked for (default 0)")
     parser.add_argument("--repeat", type=int, default=2, help="timed prefills of each kind (default 2)")
@@ -76,7 +78,7 @@ def reference_manual_prompt(tokenizer: Any, length: int, seed: int) -> Prompt:
     return build_prompt("needle", tokenizer, length=length, depth=0.4, seed=seed, haystack=manual)
 
 
-def inspect(model: Any, tokens: torch.Tensor) -> tuple[sa_compile.Report, Any]:
+def inspect(model: Any, tokens: torch.Tensor) -> tuple[sa_compile.Report, sa_compile.Stats]:
     """What the backend does to the model on this prompt, with the density and CRA that it measures."""
     report = sa_compile.explain(model, tokens, logits_to_keep=1, options={"stats": True})
     return report, report.stats()
@@ -113,7 +115,7 @@ def measure(prefills: dict[str, Prefill], tokens: torch.Tensor, repeat: int) -> 
 
 
 def _timed(prefill: Prefill, tokens: torch.Tensor) -> tuple[float, float]:
-    """Seconds to the first token, and MiB of resident memory at the peak."""
+    """Seconds to the first token, and MiB of resident memory at the peak (NaN where /proc is missing)."""
     _reset_peak_memory()
     start = time.perf_counter()
     prefill(tokens, logits_to_keep=1).logits[0, -1].argmax().item()
@@ -123,18 +125,16 @@ def _timed(prefill: Prefill, tokens: torch.Tensor) -> tuple[float, float]:
 def _reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # Not Linux, or not allowed: the peak is then the process's, an upper bound.
-        pass
+    except OSError:  # Not Linux, or not allowed: the peak is then that of the process so far.
+        print("peak memory can not be reset here: the figures are upper bounds", file=sys.stderr)
 
 
 def _peak_memory() -> float:
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
     except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return float("nan")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sa_compile.config import SampleAttentionConfig as SampleAttentionConfig
     from sa_compile.inspection import explain as explain
+    from sa_compile.measured import Stats as Stats
+    from sa_compile.measured import reset_stats as reset_stats
+    from sa_compile.measured import stats as stats
     from sa_compile.report import Report as Report
 
 __version__ = metadata.version("sa_compile")
-_PUBLIC = {"SampleAttentionConfig": "config", "explain": "inspection", "Report": "report"}
-__all__ = ["Report", "SampleAttentionConfig", "explain"]
+_PUBLIC = {
+    "Report": "report",
+    "SampleAttentionConfig": "config",
+    "Stats": "measured",
+    "explain": "inspection",
+    "reset_stats": "measured",
+    "stats": "measured",
+}
+__all__ = ["Report", "SampleAttentionConfig", "Stats", "explain", "reset_stats", "stats"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ from torch import fx
 
 from sa_compile import inner, report
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.measured import Gathered, register
 from sa_compile.passes import pipeline
 from sa_compile.trace import GraphTrace
 
@@ -51,8 +52,11 @@ def compile_graph(
     with torch._dynamo.utils.dynamo_timed("sampleattn_passes"):
         records = pipeline.run(gm, config)
     rewritten = any(record.rewritten for record in records)
-    graph_report = report.GraphReport(gm, tuple(records), config)
+    gathered = Gathered(records)
+    register(gathered)
+    graph_report = report.GraphReport(gm, tuple(records), config, gathered)
     report.publish(graph_report)
     if trace:
         trace.after(gm, graph_report)
-    return inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
+    compiled = inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
+    return gathered.wrap(compiled)

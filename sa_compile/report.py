@@ -15,7 +15,8 @@ from tabulate import tabulate
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.passes.pipeline import SiteRecord
+from sa_compile.measured import Gathered, Stats
+from sa_compile.passes.record import SiteRecord
 
 COLUMNS = ("graph", "module", "spelling", "heads", "dim", "q x kv", "mask", "outcome", "form", "reason")
 
@@ -27,6 +28,7 @@ class GraphReport:
     graph: fx.GraphModule
     sites: tuple[SiteRecord, ...]
     config: SampleAttentionConfig
+    gathered: Gathered
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Report:
     def sites(self) -> tuple[SiteRecord, ...]:
         """Every attention found, in graph order; ``.outcome`` is "sampled", "exact" or "kept"."""
         return tuple(site for report in self.compiled for site in report.sites)
+
+    def stats(self) -> Stats:
+        """Density and CRA that these graphs measured so far, with ``options={"stats": True}``."""
+        return Stats(tuple(site for report in self.compiled for site in report.gathered.read()))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data."""

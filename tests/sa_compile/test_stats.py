@@ -1,0 +1,73 @@
+"""Stats: what they say is what the harness would measure, and gathering them changes nothing."""
+
+import pytest
+import torch
+from support.models import LOSSLESS, SMALL_BLOCKS, tiny_llama
+
+import sa_compile
+
+
+@pytest.fixture(autouse=True)
+def no_stats_from_before():
+    sa_compile.reset_stats()
+
+
+def compiled(model, **options):
+    return torch.compile(
+        model, backend="sampleattn", options={**SMALL_BLOCKS, "inner": "aot_eager", **options}
+    )
+
+
+@torch.no_grad()
+def test_gathering_stats_does_not_change_the_logits(llama, tokens):
+    plain = compiled(llama)(tokens).logits
+    torch._dynamo.reset()
+    assert torch.equal(compiled(llama, stats=True)(tokens).logits, plain)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner", ["inductor", "aot_eager", "eager"])
+def test_there_is_an_entry_for_each_layer_and_head(llama, tokens, inner):
+    model = compiled(llama, stats=True, inner=inner)
+    for _ in range(3):
+        model(tokens)
+    stats = sa_compile.stats()
+    assert [site.module_path for site in stats.sites] == [
+        "model.layers.0.self_attn",
+        "model.layers.1.self_attn",
+    ]
+    for site in stats.sites:
+        assert site.calls == 3
+        assert (
+            len(site.density) == len(site.cra_min) == len(site.cra_mean) == llama.config.num_attention_heads
+        )
+        assert all(0 < share <= 1 for share in site.density + site.cra_min + site.cra_mean)
+    assert "model.layers.1.self_attn" in str(stats)
+
+
+@torch.no_grad()
+def test_everything_kept_is_density_one_and_cra_one(llama, tokens):
+    report = sa_compile.explain(llama, tokens, options={**LOSSLESS, "stats": True})
+    stats = report.stats()
+    assert stats.density == 1.0
+    assert stats.cra_min == pytest.approx(1.0, abs=1e-5)
+    assert sa_compile.stats() == stats
+
+
+@torch.no_grad()
+def test_fewer_blocks_keep_less_of_the_attention(tokens):
+    model = tiny_llama()
+    tokens = tokens.repeat(1, 4)
+    sparse = sa_compile.explain(
+        model, tokens, options={**SMALL_BLOCKS, "alpha_c": 0.1, "alpha_s": 0.1, "stats": True}
+    )
+    assert sparse.stats().density < 0.9
+    assert sparse.stats().cra_min < 1.0
+
+
+def test_without_the_option_there_is_nothing_to_read(llama, tokens):
+    with torch.no_grad():
+        compiled(llama)(tokens)
+    stats = sa_compile.stats()
+    assert stats.sites == () and stats.density != stats.density
+    assert "stats" in str(stats)
