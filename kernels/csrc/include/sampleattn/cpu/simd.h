@@ -77,9 +77,9 @@ inline Vec exp2_nonpositive(Vec x) {
   p = p * f + 2.402264791363012e-1f;
   p = p * f + 6.931472028550421e-1f;
   p = p * f + 1.0f;
-  const IntVec power = (reinterpret_cast<const IntVec&>(shifted) + 127) << 23;
+  const IntVec power = (__builtin_bit_cast(IntVec, shifted) + 127) << 23;
   // x - (x + magic - magic) is not a number for -inf; the comparison below replaces it.
-  return x < -126.0f ? Vec{} : p * reinterpret_cast<const Vec&>(power);
+  return x < -126.0f ? Vec{} : p * __builtin_bit_cast(Vec, power);
 }
 
 }  // namespace

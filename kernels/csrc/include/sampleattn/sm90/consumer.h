@@ -138,7 +138,7 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
   multiply_keys();
   warpgroup_wait<0>();
   finish_scores(tile, flags, --remaining == 0);
-  update_softmax<Element>(state, scores, correction, scale_log2);
+  update_softmax(state, scores, correction, scale_log2);
   convert_weights();
 
   while (true) {
@@ -162,7 +162,7 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
     finish_scores(next, flags, --remaining == 0);
     SoftmaxState const finished = state;
     if (last_of_tile) state = SoftmaxState{};
-    update_softmax<Element>(state, scores, correction, scale_log2);
+    bool const corrected = update_softmax(state, scores, correction, scale_log2);
     // The softmax overlaps with the product of the values. The fence and a wait in each branch instead of one
     // before keep the compiler from moving the softmax below the wait.
     warpgroup_fence_operand(scores);
@@ -173,8 +173,7 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
       tile = next;
     } else {
       finish_values();
-      // Warps of a warp group may differ here: the registers are their own.
-      if (__any_sync(0xffffffffu, correction[0] != 1.f || correction[1] != 1.f)) rescale(output, correction);
+      if (corrected) [[unlikely]] rescale(output, correction);
     }
     convert_weights();
   }

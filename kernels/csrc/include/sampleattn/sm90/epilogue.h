@@ -52,7 +52,7 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
     float const inverse = sum == 0.f ? 0.f : 1.f / sum;
     bool const inside = index < args.q_len;
     if (inside && lane == 0) {
-      float const lse = sum == 0.f ? -INFINITY : state.reference[r] * args.scale + logf(sum);
+      float const lse = sum == 0.f ? -INFINITY : state.offset[r] * 0.6931471805599453f + logf(sum);
       args.lse[(int64_t(tile.batch) * args.heads_q + tile.head) * args.q_len + index] = lse;
     }
     auto* out = static_cast<typename C::Element*>(args.out) +

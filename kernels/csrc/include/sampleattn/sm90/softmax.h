@@ -13,40 +13,6 @@ CUTE_DEVICE float exp2_approximate(float x) {
   return y;
 }
 
-// max(x, low), and NaN if x is NaN.
-CUTE_DEVICE float at_least(float x, float low) {
-  float y;
-  asm("max.NaN.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(low));
-  return y;
-}
-
-// 2^x for x <= 127 without the special function unit: x = n + r, 2^r by a minimax polynomial on [-1/2, 1/2], n added
-// to the exponent. Relative error 7.5e-5, or 2.6e-6 with the fourth degree: well below what rounding to bfloat16
-// (2e-3) or float16 (2.4e-4) adds.
-template <bool kFourthDegree>
-CUTE_DEVICE float exp2_polynomial(float x) {
-  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  x = at_least(x, -126.f);
-  float const shifted = x + kRound;
-  float const r = x - (shifted - kRound);
-  float y;
-  if constexpr (kFourthDegree) {
-    y = fmaf(fmaf(fmaf(fmaf(0.009570102f, r, 0.055917862f), r, 0.240247448f), r, 0.693121815f), r, 0.999999261f);
-  } else {
-    y = fmaf(fmaf(fmaf(0.055171669f, r, 0.242611133f), r, 0.693260986f), r, 0.999928073f);
-  }
-  return __int_as_float(__float_as_int(y) + (__float_as_int(shifted) << 23));
-}
-
-// The special function unit takes 8 cycles for what the other units take 1, so a part of the columns goes there.
-constexpr int kPolynomialColumns = 2;  // of every 8
-
-template <class Element>
-CUTE_DEVICE float exp2_of_column(int column, float x) {
-  if (column % 8 < kPolynomialColumns) return exp2_polynomial<std::is_same_v<Element, cutlass::half_t>>(x);
-  return exp2_approximate(x);
-}
-
 // The accumulator ((2, 2, N/8), 1, 1) of a wgmma as (rows of this thread, its columns).
 template <class Tensor>
 CUTE_DEVICE auto as_rows(Tensor& accumulator) {
@@ -73,53 +39,95 @@ CUTE_DEVICE float quad_sum(float x) {
   return x + __shfl_xor_sync(0xffffffffu, x, 1);
 }
 
-// Per row of this thread: the score that exponentials are relative to, and this thread's share of their sum.
+// Per row of this thread: what exponentials are relative to, in powers of two (-inf until the row has seen a key),
+// and this thread's share of their sum.
 struct SoftmaxState {
-  float reference[2] = {-INFINITY, -INFINITY};
+  float offset[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.f, 0.f};
+  bool unset = true;  // some row of this warp has no offset yet
 };
 
-// Turns scores into exponentials relative to a running reference; correction: the factor by which what was
-// accumulated before must shrink. scale_log2: the softmax scale times log2(e).
-//
-// The reference follows the row's maximum only once that is kSlack above it (in powers of two): smaller steps cost
-// nothing in accuracy, for floats scale freely, and a correction of 1 need not be applied.
+// A row's offset follows its maximum only once that is this many powers of two above: smaller steps cost nothing in
+// accuracy, for floats scale freely, and what was accumulated before need not be scaled.
 constexpr float kSlack = 8.f;
 
-template <class Element, class Tensor>
-CUTE_DEVICE void update_softmax(SoftmaxState& state, Tensor& scores, float (&correction)[2], float scale_log2) {
-  auto rows = as_rows(scores);
-  constexpr int kColumns = decltype(size<1>(rows))::value;
-  float offset[2];
+// The largest value of each row of this thread's quad.
+template <class Tensor>
+CUTE_DEVICE void row_maximum(Tensor const& rows, float (&largest)[2]) {
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
-    // Two chains, for the latency of one would show.
-    float largest = fmaxf(rows(r, 0), rows(r, 1)), other = fmaxf(rows(r, 2), rows(r, 3));
+    largest[r] = rows(r, 0);
     CUTE_UNROLL
-    for (int c = 4; c < kColumns; c += 2) {
-      largest = fmaxf(largest, rows(r, c));
-      other = fmaxf(other, rows(r, c + 1));
+    for (int c = 1; c < size<1>(rows); ++c) largest[r] = fmaxf(largest[r], rows(r, c));
+    largest[r] = quad_max(largest[r]);
+  }
+}
+
+// Turns scores into exponentials relative to the rows' offsets. Returns whether what was accumulated before must be
+// scaled, by `correction`; the same for all of a warp. scale_log2: the softmax scale times log2(e).
+template <class Tensor>
+CUTE_DEVICE bool update_softmax(SoftmaxState& state, Tensor& scores, float (&correction)[2], float scale_log2) {
+  auto rows = as_rows(scores);
+  constexpr int kColumns = decltype(size<1>(rows))::value;
+  bool corrected = false;
+  float largest[2];
+  if (state.unset) [[unlikely]] {
+    row_maximum(rows, largest);
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      float const maximum = largest[r] * scale_log2, before = state.offset[r];
+      if (!(maximum - before <= kSlack)) state.offset[r] = maximum;
+      correction[r] = before == -INFINITY ? 1.f : exp2_approximate(before - state.offset[r]);
+      state.sum[r] *= correction[r];
     }
-    largest = quad_max(fmaxf(largest, other));
-    float const before = state.reference[r];
-    float const reference = (largest - before) * scale_log2 > kSlack ? largest : before;
-    // A row that has seen no key keeps -inf; zero in its place avoids inf - inf.
-    offset[r] = reference == -INFINITY ? 0.f : reference * scale_log2;
-    correction[r] = exp2_approximate(before * scale_log2 - offset[r]);
-    state.reference[r] = reference;
+    state.unset = __any_sync(0xffffffffu, state.offset[0] == -INFINITY || state.offset[1] == -INFINITY);
+    corrected = true;
+  }
+  // Positive floats compare as integers do, negative ones are negative integers and NaN is above them all.
+  int highest[4] = {INT_MIN, INT_MIN, INT_MIN, INT_MIN};
+  CUTE_UNROLL
+  for (int r = 0; r < 2; ++r) {
+    // A row that has seen no key has scores of -inf; zero in the offset's place avoids inf - inf.
+    float const offset = state.offset[r] == -INFINITY ? 0.f : state.offset[r];
+    CUTE_UNROLL
+    for (int c = 0; c < kColumns; c += 4) {
+      CUTE_UNROLL
+      for (int i = 0; i < 4; ++i) rows(r, c + i) = fmaf(rows(r, c + i), scale_log2, -offset);
+      CUTE_UNROLL
+      for (int i = 0; i < 4; i += 2) {
+        int& chain = highest[r * 2 + i / 2];
+        chain = max(chain, max(__float_as_int(rows(r, c + i)), __float_as_int(rows(r, c + i + 1))));
+      }
+    }
+  }
+  int const above = max(max(highest[0], highest[1]), max(highest[2], highest[3]));
+  if (__any_sync(0xffffffffu, above > __float_as_int(kSlack))) [[unlikely]] {
+    row_maximum(rows, largest);
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      float const step = largest[r] > kSlack ? largest[r] : 0.f;
+      CUTE_UNROLL
+      for (int c = 0; c < kColumns; ++c) rows(r, c) -= step;
+      float const factor = exp2_approximate(-step);
+      correction[r] = corrected ? correction[r] * factor : factor;
+      state.offset[r] += step;
+      state.sum[r] *= factor;
+    }
+    corrected = true;
   }
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
-    float sum = state.sum[r] * correction[r], other = 0.f;
+    float sum = state.sum[r], other = 0.f;
     CUTE_UNROLL
     for (int c = 0; c < kColumns; c += 2) {
-      rows(r, c) = exp2_of_column<Element>(c, fmaf(rows(r, c), scale_log2, -offset[r]));
-      rows(r, c + 1) = exp2_of_column<Element>(c + 1, fmaf(rows(r, c + 1), scale_log2, -offset[r]));
+      rows(r, c) = exp2_approximate(rows(r, c));
+      rows(r, c + 1) = exp2_approximate(rows(r, c + 1));
       sum += rows(r, c);
       other += rows(r, c + 1);
     }
     state.sum[r] = sum + other;
   }
+  return corrected;
 }
 
 template <class Tensor>
