@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# A second, older transformers beside the newest: its graphs differ (docs/compatibility in the README).
+# A second, older transformers beside the newest: its graphs differ, and the passes must prove both.
 OLDER := $(VENV)/transformers-5.17
 OLDER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*/* kernels/csrc/include/sampleattn/*/*)

@@ -1,6 +1,6 @@
 """Generate text from a long prompt: ``model.compile(backend="sampleattn")``, then ``generate`` as ever.
 
-``torch.compile(model).generate(...)`` would compile nothing: it hands back the uncompiled model's ``generate``.
+``torch.compile(model).generate(...)`` would compile nothing: it hands back the model's own ``generate``.
 Usage: ``python examples/generate.py [--model FOLDER] [--file TEXT] [--question "..."]``.
 """
 
@@ -16,8 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=MODEL, help="a Hugging Face model folder (default: the shipped one)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", default=MODEL, help="a Hugging Face model folder (default: the shipped one)"
+    )
     parser.add_argument("--file", type=Path, help="a text to put before the question (default: a manual)")
     parser.add_argument("--question", default="", help="what to ask at the end of the text")
     parser.add_argument("--tokens", type=int, default=12, help="new tokens at most (default 12)")

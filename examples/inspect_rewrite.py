@@ -45,7 +45,9 @@ def show(title: str, model: torch.nn.Module, *args: torch.Tensor, **kwargs: obje
     report = sa_compile.explain(model, *args, **kwargs)
     print(f"== {title} ==\n{report}")
     ops = Counter(name for graph in report.graphs for name in our_ops(graph))
-    print("ops in the graph:", ", ".join(f"{count} x {name}" for name, count in ops.items()) or "none of ours")
+    print(
+        "ops in the graph:", ", ".join(f"{count} x {name}" for name, count in ops.items()) or "none of ours"
+    )
     print()
 
 

@@ -1,7 +1,7 @@
 """The demo: a real document of 16K tokens with a question at its end, and three ways to its first token.
 
-Prefills the shipped model with eager PyTorch, with plain Inductor and with ``backend="sampleattn"``, prints what
-the backend did, both answers, the time to first token of each, density, measured CRA and peak memory.
+Prefills the shipped model with eager PyTorch, with plain Inductor and with ``backend="sampleattn"``, prints
+what the backend did, both answers, the time to first token of each, density, measured CRA and peak memory.
 Run it with ``make demo``, or ``python examples/quickstart.py`` where sa_compile is installed.
 """
 
