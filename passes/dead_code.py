@@ -66,11 +66,17 @@ def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iter
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     gone = {node for node in replaced if node in order}
-    waiting = [(-order[node], node) for node in gone.union(node for node in candidates if node in order)]
+    waiting = [(-order[node], node) for node in {*gone, *(node for node in candidates if node in order)}]
     heapq.heapify(waiting)  # readers before what they read
     while waiting:
         _, node = heapq.heappop(waiting)
-        if node.graph is not graph or node._erased or node.users or not (node in gone or _removable(node)):
+        if node._erased:
+            continue
+        writes = [reader for reader in node.users if not reader.users and changes_in_place(reader)]
+        if writes and len(writes) == len(node.users):
+            for write in filter(_removable, writes):
+                heapq.heappush(waiting, (-order[write], write))
+        if node.users or not (node in gone or _removable(node)):
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)

@@ -6,7 +6,8 @@ outcome       when                                                              
 sampled       no gradient, no dropout, mask proven causal (offset and key padding         "sampled"
               allowed), q_len >= min_seq_len, dtype and head_dim that the kernels take
 exact         proven causal from the first key, nothing else masked (also in training)    "sdpa_causal"
-exact         proven that nothing is masked, and a mask or repeated heads go away         "sdpa_full"
+exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away     "sdpa_full"
+exact         decode (one row) that sees every key, and a mask or repeats go away         "sdpa_full"
 exact         any other proven causal mask (window, chunk, packed, padded, offset),       "block_sparse"
               no gradient
 exact         SDPA as cheap as it can be already: the graph is not touched                "unchanged"
@@ -66,9 +67,9 @@ def decide(
     assert isinstance(mask, MaskPredicate)
     sizes = _Sizes(site)
     if sizes.holds(sympy.Eq(sizes.q_len, 1)):
-        return _decode(site, mask, sizes, training, device)
+        return _decode(site, mask, sizes, device)
     if mask.is_full:
-        return _full(site, training, device)
+        return _full(site, device)
     if not mask.causal:
         return _kept("bidirectional attention with a mask")
     return _causal(site, mask, sizes, config, training, device)
@@ -122,9 +123,7 @@ def _why_kept(site: AttentionSite, mask: MaskPredicate | NotProven) -> str | Non
     return None
 
 
-def _decode(
-    site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, training: bool, device: str | None
-) -> Decision:
+def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str | None) -> Decision:
     sees_all_keys = mask.is_full or (
         _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.causal_offset, sizes.kv_len - 1))
     )
@@ -133,8 +132,10 @@ def _decode(
     return _kept("decode: one query row")
 
 
-def _full(site: AttentionSite, training: bool, device: str | None) -> Decision:
-    if _gains(site) and _sdpa_is_fused(site, device):
+def _full(site: AttentionSite, device: str | None) -> Decision:
+    """Encoders and cross attention stay bit for bit what they were, unless SDPA can simply drop an argument."""
+    bool_mask = site.mask is not None and value(site.mask).dtype == torch.bool
+    if site.spelling == "sdpa" and (bool_mask or site.repeats) and _sdpa_is_fused(site, device):
         return _exact("sdpa_full", "the mask masks nothing" if site.mask else "repeated heads removed")
     return _kept("bidirectional attention, nothing masked")
 

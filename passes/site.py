@@ -34,9 +34,7 @@ class AttentionSite:
     covered: tuple[fx.Node, ...]  # the nodes this spelling is made of, `output` included
     module_path: str  # "model.layers.0.self_attn", from the module stack; "" if unknown
     obstacle: str | None = None  # why this spelling can not be rewritten (softcap, sinks, ...), in words
-    softmax_empty_rows: str = (
-        "zero"  # what a row without keys gives: "zero" (SDPA) or "softmax" (eager spelling)
-    )
+    softmax_empty_rows: str = "zero"  # a row without keys under -inf: "zero" (SDPA), "softmax" (eager: NaN)
     output_order: tuple[int, ...] = (0, 1, 2, 3)  # permutation of [B, Hq, Sq, Dv] that `output` holds
     repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it
 

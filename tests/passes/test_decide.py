@@ -110,6 +110,11 @@ def padded_sdpa_float(q, k, v, padding):
     return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=torch.where(mask, 0.0, FLOAT_MIN))
 
 
+def padded_sdpa_infinity(q, k, v, padding):
+    mask = allowed()[None, None] & padding.bool()[:, None, None, :]
+    return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=torch.where(mask, 0.0, -float("inf")))
+
+
 def padded_eager(q, k, v, padding):
     mask = allowed()[None, None] & padding.bool()[:, None, None, :]
     scores = q @ repeat_kv(k).mT * SCALE + torch.where(mask, 0.0, FLOAT_MIN)
@@ -120,6 +125,7 @@ def padded_eager(q, k, v, padding):
     "function",
     [
         pytest.param(padded_sdpa, id="bool mask: zeros"),
+        pytest.param(padded_sdpa_infinity, id="-inf in SDPA: zeros"),
         pytest.param(padded_sdpa_float, id="finfo.min in SDPA: mean of the values"),
         pytest.param(padded_eager, id="finfo.min written out: mean of the values"),
     ],

@@ -1,0 +1,113 @@
+"""Attention in child graph modules: rewritten there, with masks that the parent builds."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from support.attention import FLOAT_MIN, SCALE, allowed, grouped, left_padding, repeat_kv
+from support.graphs import SAMPLED_OPS, SDPA_OPS, compile_with_passes
+from torch import fx
+
+from sa_compile.passes.fx_utils import op_name
+
+sdpa = F.scaled_dot_product_attention
+
+
+@torch.compiler.nested_compile_region
+def region(q, k, v, mask):
+    return sdpa(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+@torch.compiler.nested_compile_region
+def eager_region(q, k, v, mask):
+    scores = q @ repeat_kv(k).mT * SCALE + mask[:, :, :, : k.shape[2]]
+    return scores.softmax(-1) @ repeat_kv(v)
+
+
+@torch.compiler.nested_compile_region
+def region_with_its_own_mask(q, k, v):
+    return sdpa(q, k, v, attn_mask=allowed(), enable_gqa=True)
+
+
+def padded_mask(padding):
+    return allowed()[None, None] & padding.bool()[:, None, None, :]
+
+
+def mask_of_its_own(q, k, v, padding):
+    return region_with_its_own_mask(region_with_its_own_mask(q, k, v), k, v)
+
+
+def causal_from_parent(q, k, v, padding):
+    mask = allowed()
+    return region(region(q, k, v, mask), k, v, mask)
+
+
+def padded_from_parent(q, k, v, padding):
+    mask = padded_mask(padding)
+    return region(region(q, k, v, mask), k, v, mask)
+
+
+def written_out(q, k, v, padding):
+    mask = torch.where(padded_mask(padding), 0.0, FLOAT_MIN)
+    return eager_region(eager_region(q, k, v, mask), k, v, mask)
+
+
+def two_paddings(q, k, v, padding):
+    return region(region(q, k, v, padded_mask(padding)), k, v, padded_mask(padding.flip(0)))
+
+
+REGIONS = [
+    pytest.param(mask_of_its_own, "causal", None, id="mask of its own"),
+    pytest.param(causal_from_parent, "causal", None, id="causal from the parent"),
+    pytest.param(padded_from_parent, "causal & key_valid", None, id="padded from the parent"),
+    pytest.param(padded_from_parent, "causal & key_valid", True, id="padded from the parent, dynamic"),
+    pytest.param(written_out, "causal & key_valid", None, id="written out"),
+    pytest.param(two_paddings, "causal & key_valid", None, id="other padding at each call"),
+]
+
+
+@pytest.mark.parametrize("function, mask, dynamic", REGIONS)
+def test_region_called_twice_is_rewritten_once(function, mask, dynamic):
+    backend = compile_with_passes(function, *grouped(), left_padding(), dynamic=dynamic)
+    assert backend.outcomes == [("sampled", "sampled")]
+    assert backend.records[0].mask == mask
+    assert backend.ops() == SAMPLED_OPS
+    assert backend.score_shaped() == []
+    parent = backend.after[0]
+    (child,) = (module for module in parent.children() if isinstance(module, fx.GraphModule))
+    inputs = [node for node in child.graph.nodes if node.op == "placeholder"]
+    calls = [node for node in parent.graph.nodes if op_name(node) == "invoke_subgraph"]
+    assert [len(call.args) - 2 for call in calls] == [len(inputs)] * 2
+
+
+def different_masks(q, k, v, padding):
+    return region(region(q, k, v, allowed()), k, v, allowed().flip(0))
+
+
+def mask_is_an_input(q, k, v, padding):
+    return region(q, k, v, padding[:, None, None, :].expand(-1, 1, q.shape[2], -1) > q.sum())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [pytest.param(different_masks, id="different masks"), pytest.param(mask_is_an_input, id="opaque mask")],
+)
+def test_kept_with_its_mask(function):
+    backend = compile_with_passes(function, *grouped(), left_padding(), tolerance=0.0)
+    assert backend.outcomes == [("kept", "")]
+    assert "mask not proven" in backend.records[0].reason
+    assert set(backend.ops()) == set(SDPA_OPS)
+
+
+def checkpointed(q, k, v):
+    def body(q, k, v, mask):
+        return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=mask)
+
+    return torch.utils.checkpoint.checkpoint(body, q, k, v, allowed(), use_reentrant=False)
+
+
+def test_checkpointed_body_in_training():
+    tensors = [tensor.requires_grad_() for tensor in grouped()]
+    backend = compile_with_passes(checkpointed, *tensors, training=True)
+    assert backend.outcomes == [("exact", "sdpa_causal")]
+    assert backend.score_shaped() == []
