@@ -34,7 +34,7 @@ class IsBias(Exception):
 
 @dataclass
 class AdditiveMask:
-    """Reads an additive mask of one dtype; ``masked_values`` collects the ways in which entries are masked."""
+    """Reads an additive mask of one dtype; ``masked_values`` collects how entries are masked."""
 
     dtype: torch.dtype
     masked_values: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""A truth value as a conjunction of clauses (disjunctions of literals), with what sizes and indices decide removed."""
+"""A truth value as clauses (disjunctions of literals) that all hold, without what sizes and indices decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TooComplex(Exception):
 
 
 def to_clauses(term: Bool) -> list[Clause]:
-    """Clauses that together are equivalent to ``term``; [frozenset()] is false, [] is true. Raises TooComplex."""
+    """Clauses that together are equivalent to ``term``: [frozenset()] if false, [] if true. Raises TooComplex"""
     return _distribute(term)
 
 

@@ -2,9 +2,10 @@
 
 An element is one of
 
-* a ``sympy.Expr``: an integer, over index variables, shape symbols and lookups ``name(i, j)`` of opaque tensors,
+* a ``sympy.Expr``: an integer, over index variables, shape symbols and lookups ``name(i, j)`` of opaque
+  tensors,
 * ``Real``: a constant of a float tensor, already rounded to its dtype,
-* ``Rounded``: an integer that a float dtype may have rounded (only comparisons with small constants are exact),
+* ``Rounded``: an integer that a float dtype may have rounded,
 * ``Unknown``: a float whose value is not known at compile time,
 * a ``Bool``: a boolean combination of ``Le0``, ``Eq0`` and ``Flag``,
 * ``Case``: a choice between two elements.
@@ -81,9 +82,10 @@ class Real:
 
 @dataclass(frozen=True)
 class Rounded:
-    """An integer that a float dtype may have rounded."""
+    """An integer that a float dtype may have rounded, plus constants that add up to ``moved`` at most."""
 
     expr: sympy.Expr
+    moved: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Case:
-    """``then`` where ``condition`` holds, ``other`` elsewhere. Never holds Bools: those are chosen by ``choose``."""
+    """``then`` where ``condition`` holds, ``other`` elsewhere. Bools are combined by ``choose`` instead."""
 
     condition: Bool
     then: Any
@@ -219,7 +221,7 @@ def expressions(element: Element) -> Iterable[sympy.Expr]:
 
 
 class FloorDivide(sympy.Function):
-    """Integer division that rounds towards minus infinity; kept as it stands unless both sides are numbers."""
+    """Integer division that rounds towards minus infinity; stays as it is unless both sides are numbers."""
 
     nargs = 2
     is_integer = True

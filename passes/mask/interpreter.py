@@ -1,8 +1,9 @@
 """Walks a mask subgraph backwards: what is element ``index`` of this node?
 
-Every operation has a rule (modules ``ops_*``) that answers for its result by asking for elements of its arguments.
-A node without a rule, or whose rule gives up, is opaque: its elements are lookups ``node(i, j, ...)``. That is always
-true, and often enough (a padding mask is such a lookup); ``Interpreter.cause`` remembers why, for the report.
+Every operation has a rule (modules ``ops_*``) that answers for its result by asking for elements of its
+arguments. A node without a rule, or whose rule gives up, is opaque: its elements are lookups ``node(i, j)``.
+That is always true, and often enough (a padding mask is such a lookup); ``Interpreter.cause`` remembers why,
+for the report.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sympy
 import torch
 from torch import fx
 
-from .expression import Bool, Case, Element, Flag, Real, Truth, Unknown, choose, conjunction
+from .expression import Bool, Element, Flag, Real, Truth, Unknown, choose, conjunction
 from .facts import Facts, find_shape_env, size_expression
 from .mutation import Mutations, same_view, tensor_of, written_arguments
 from .predicate import NotProven
@@ -113,7 +114,7 @@ class Interpreter:
         return self.facts.index(f"i{self._fresh}", size, first)
 
     def element(self, node: fx.Node, index: Index, reader: fx.Node) -> Element:
-        """Element ``index`` of ``node`` as ``reader`` sees it. Raises Stop where in-place operations forbid it."""
+        """Element ``index`` of ``node`` as ``reader`` sees it. Raises Stop if in-place writes forbid it."""
         writes = self.mutations.between(node, reader)
         key = (node, index, len(writes))
         if key not in self.memo:
@@ -145,7 +146,7 @@ class Interpreter:
         if name is None or name not in RULES:
             raise Stop(f"in-place {describe(writer)} on the way to the mask is not understood", writer)
         try:
-            return RULES[name](frame, index)
+            return _apply(RULES[name], frame, index)
         except GiveUp as error:
             raise Stop(f"in-place {describe(writer)}: {error}", writer) from error
 
@@ -158,7 +159,7 @@ class Interpreter:
                 raise GiveUp("the content of an input is not known when compiling")
             if name is None or name not in RULES:
                 raise GiveUp(f"operation {describe(node)} is not understood")
-            return RULES[name](Frame(self, node), index)
+            return _apply(RULES[name], Frame(self, node), index)
         except GiveUp as error:
             if written_arguments(node):
                 raise Stop(
@@ -299,8 +300,9 @@ class Frame:
         return self.facts.less_equal_zero(left - right)
 
 
-def leaves(element: Element) -> list[Element]:
-    """The values that an element may take."""
-    if isinstance(element, Case):
-        return [*leaves(element.then), *leaves(element.other)]
-    return [element]
+def _apply(function: Rule, frame: Frame, index: Index) -> Element:
+    """The rule's answer; arguments that it was not written for make it give up."""
+    try:
+        return function(frame, index)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise GiveUp(f"{describe(frame.node)} with arguments that are not understood ({error})") from error

@@ -1,7 +1,7 @@
 """Key validity and segment numbers as nodes of the graph: existing ones if there are, else small new ones.
 
-New nodes are [B, S]-sized, stand before the attention, and are shared by the sites that need the same value; without
-a user they are dead code like any other.
+New nodes are [B, S]-sized, stand before the attention, and are shared by the sites that need the same value;
+without a user they are dead code like any other.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import operator
 
 import sympy
 import torch
-from sa_compile.passes.fx_utils import Emitter
-from sa_compile.passes.sizes import SizeNotAvailable, emit_size
 from sympy.core.function import AppliedUndef
 from torch import fx
 
+from ..fx_utils import Emitter
+from ..sizes import SizeNotAvailable, emit_size
 from .clauses import Clause
 from .expression import And, Bool, Eq0, Flag, Le0, Not, Or
 from .interpreter import Index, Interpreter
@@ -32,12 +32,14 @@ class NotEmittable(Exception):
 
 
 class Materialiser:
-    """Makes nodes [B|1, size] of expressions over ``batch`` and ``axis``; the graph gets them before ``anchor``."""
+    """Makes nodes [B|1, size] of expressions over ``batch`` and ``axis``, before ``anchor``."""
 
     def __init__(self, interpreter: Interpreter, anchor: fx.Node, operands: tuple[fx.Node, ...]):
         self.interpreter = interpreter
         self.anchor = anchor
-        self.operands = operands
+        self.device = tensor_of(operands[0]).device  # type: ignore[union-attr]
+        # The operands of a child graph module's attention are no nodes of the parent that builds its mask.
+        self.operands = tuple(node for node in operands if node.graph is anchor.graph)
         self.emitter = Emitter(anchor)
         self.order = {node: i for i, node in enumerate(anchor.graph.nodes)}
 
@@ -49,7 +51,7 @@ class Materialiser:
         axis: sympy.Symbol,
         size: sympy.Expr,
     ) -> fx.Node:
-        """A bool node [B|1, size]: every required clause holds, and perhaps more of the mask's ``conditions``."""
+        """A bool node [B|1, size]: the required clauses hold, perhaps more of the ``conditions``."""
         left = set(required)
         parts = []
         while left:
@@ -74,8 +76,7 @@ class Materialiser:
     def per_batch(self, expr: sympy.Expr, batch: sympy.Symbol) -> fx.Node:
         """An integer node [B] (or [1]) of an expression over the batch alone."""
         if not expr.has(AppliedUndef):
-            device = tensor_of(self.operands[0]).device  # type: ignore[union-attr]
-            return self.node(torch.full, (1,), self.size(expr), dtype=torch.int64, device=device)
+            return self.node(torch.full, (1,), self.size(expr), dtype=torch.int64, device=self.device)
         return _Rows(self, batch, batch, sympy.Integer(1)).integers(expr)
 
     def size(self, expr: sympy.Expr) -> fx.Node | int:
@@ -192,17 +193,21 @@ class _Rows:
         constant, rest = expr.as_coeff_Add()
         if not constant.is_Integer:
             constant, rest = sympy.Integer(0), expr
-        return self.owner.node(comparison, self.integers(rest), int(-constant))
+        value = self._integers(rest)
+        if isinstance(value, int):
+            raise NotEmittable(f"{expr} is no tensor")
+        return self.owner.node(comparison, value, int(-constant))
 
     def integers(self, expr: sympy.Expr) -> fx.Node:
-        value = self._integers(expr)
+        value = self.lookup(expr) if isinstance(expr, AppliedUndef) else self._integers(expr)
         if isinstance(value, int):
             raise NotEmittable(f"{expr} is no tensor")
         return value
 
     def _integers(self, expr: sympy.Expr) -> fx.Node | int:
         if isinstance(expr, AppliedUndef):
-            return self.lookup(expr)
+            # Narrow integers would overflow where the mask's own arithmetic did not.
+            return self.owner.node("to", self.lookup(expr), torch.int64)
         if expr == self.axis:
             return self._positions()
         if not (expr.free_symbols & {self.axis, self.batch}) and not expr.has(AppliedUndef):
@@ -216,12 +221,11 @@ class _Rows:
         raise NotEmittable(f"{expr} has no node")
 
     def _positions(self) -> fx.Node:
-        device = tensor_of(self.owner.operands[0]).device  # type: ignore[union-attr]
-        row = self.owner.node(torch.arange, self.owner.size(self.size), device=device)
+        row = self.owner.node(torch.arange, self.owner.size(self.size), device=self.owner.device)
         return self.owner.node("unsqueeze", row, 0)
 
     def lookup(self, expr: sympy.Expr) -> fx.Node:
-        """``node[i, j, ...]`` for all b and all positions of the axis, as [B|1, size] (or [B, 1] without the axis)."""
+        """``node[i, j, ...]`` along batch and axis: [B|1, size], or [B, 1] without the axis."""
         interpreter = self.owner.interpreter
         node = self.owner.check_unwritten(interpreter.nodes[expr.func.__name__])
         shape = interpreter.shape(node)

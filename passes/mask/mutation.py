@@ -1,7 +1,7 @@
 """Which nodes of a graph write into tensors, and which tensors share memory.
 
-Dynamo's graphs are not functional: the value of a node depends on when it is read. The interpreter asks here which
-in-place operations lie between the creation of a tensor and its reading.
+Dynamo's graphs are not functional: the value of a node depends on when it is read. The interpreter asks here
+which in-place operations lie between the creation of a tensor and its reading.
 """
 
 from __future__ import annotations

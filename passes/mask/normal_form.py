@@ -11,6 +11,7 @@ from torch import fx
 
 from .clauses import Clause, to_clauses, without_redundant
 from .expression import Bool, Eq0, Flag, FloorDivide, Le0, Not, conjunction, disjunction, literals
+from .facts import Facts
 from .interpreter import Interpreter
 from .materialise import Materialiser
 from .packed import positions_of_segments
@@ -72,7 +73,7 @@ def to_predicate(
     clauses = without_redundant(to_clauses(conjunction(disjunction(clause) for clause in clauses)), facts)
     parts = _Parts()
     for clause in clauses:
-        _sort(clause, axes, parts)
+        _sort(clause, axes, parts, facts)
     offset = _tightest(parts.upper, facts.never_positive, "two causal conditions")
     lower = _tightest(parts.lower, facts.never_negative, "two window conditions")
     if lower is not None and offset is None:
@@ -96,7 +97,7 @@ def to_predicate(
     )
 
 
-def _sort(clause: Clause, axes: Axes, parts: _Parts) -> None:
+def _sort(clause: Clause, axes: Axes, parts: _Parts, facts: Facts) -> None:
     if not clause:
         raise DoesNotFit("a mask that allows nothing")
     whole = disjunction(clause)
@@ -112,14 +113,24 @@ def _sort(clause: Clause, axes: Axes, parts: _Parts) -> None:
     if len(clause) != 1:
         raise DoesNotFit("a choice between conditions on query and key", whole)
     (literal,) = clause
-    if isinstance(literal, Le0):
-        _sort_bound(literal, axes, parts)
+    bound = _as_bound(literal, facts)
+    if bound is not None:
+        _sort_bound(bound, axes, parts)
     elif isinstance(literal, Eq0):
         _sort_equality(literal, axes, parts)
     elif isinstance(literal, Flag) or (isinstance(literal, Not) and isinstance(literal.term, Flag)):
         raise DoesNotFit("the mask's entries per query and key are not known when compiling", literal)
     else:
         raise DoesNotFit("query and key must differ", literal)
+
+
+def _as_bound(literal: Bool, facts: Facts) -> Le0 | None:
+    """The literal as ``expr <= 0``; what is never negative is 0 where it is at most 0."""
+    if isinstance(literal, Eq0):
+        for expr in (literal.expr, -literal.expr):
+            if facts.never_negative(expr):
+                return Le0(sympy.expand(expr))
+    return literal if isinstance(literal, Le0) else None
 
 
 def _sort_bound(literal: Le0, axes: Axes, parts: _Parts) -> None:

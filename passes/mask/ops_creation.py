@@ -9,7 +9,7 @@ import torch
 
 from .expression import FALSE, TRUE, Bool, Element, Truth, lift
 from .interpreter import Frame, GiveUp, Index, rule
-from .ops_arith import arithmetic, as_number, cast, integer_in_float
+from .numbers import arithmetic, as_number, cast, integer_in_float
 
 
 def constant(frame: Frame, value: Any) -> Element:
@@ -128,7 +128,7 @@ def diff(frame: Frame, index: Index) -> Element:
 
 @rule("cat", "concat", "concatenate")
 def cat(frame: Frame, index: Index) -> Element:
-    """Tensors one after the other; Dynamo's caches put an empty 1-D tensor in front, which counts for nothing."""
+    """Tensors one after the other; caches put an empty 1-D tensor in front, which counts for nothing."""
     tensors = frame.arg(0, "tensors")
     if not isinstance(tensors, list | tuple):
         raise GiveUp("cat of something that is not a list")

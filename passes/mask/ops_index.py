@@ -11,7 +11,7 @@ from torch import fx
 from .expression import FALSE, TRUE, Bool, Element
 from .interpreter import Frame, GiveUp, Index, rule
 from .mutation import tensor_of
-from .ops_arith import cast
+from .numbers import cast
 
 _ZERO = sympy.Integer(0)
 
@@ -68,15 +68,14 @@ def _source_index(frame: Frame, source: fx.Node, key: Any, index: Index) -> Inde
     items = _items(frame, key, len(shape))
     tensors = [position for position, item in enumerate(items) if _is_index_tensor(item)]
     advanced: Index = ()
-    in_front = 0
     if tensors:
         rank = max(len(frame.shape_of(items[p])) for p in tensors)
         together = all(_is_index_tensor(i) or _is_integer(i) for i in items[tensors[0] : tensors[-1] + 1])
-        if any(_is_integer(item) for item in items):
+        scalars = any(frame.shape_of(items[p]) == () for p in tensors) and len(tensors) > 1
+        if scalars or any(_is_integer(item) for item in items):
             raise GiveUp("integers and index tensors together")
         before = sum(not _is_index_tensor(item) for item in items[: tensors[0]]) if together else 0
         advanced = index[before : before + rank]
-        in_front = before
         index = index[:before] + index[before + rank :]
         broadcast = frame.shape[before : before + rank]
     result = []
@@ -98,7 +97,6 @@ def _source_index(frame: Frame, source: fx.Node, key: Any, index: Index) -> Inde
             result.append(_from_front(frame, value, size))
         else:
             result.append(_from_front(frame, frame.size(item), size))
-    assert in_front <= len(frame.shape)
     return tuple(result)
 
 

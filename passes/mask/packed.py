@@ -1,10 +1,13 @@
 """Packed sequences: segment numbers made from position ids, and what they say about the positions.
 
-transformers numbers packed sequences by ``segment = cumsum(diff(x) != 1)`` of the position ids ``x``, and compares
-``x[b, k] <= x[b, q]``. Inside one segment every step of ``x`` is 1, so ``x[b, k] - x[b, q] == k - q`` there.
+transformers numbers packed sequences by ``segment = cumsum(diff(x) != 1)`` of the position ids ``x``, and
+compares ``x[b, k] <= x[b, q]``. Inside one segment every step of ``x`` is 1: there ``x[b, k] - x[b, q]`` is
+``k - q``.
 """
 
 from __future__ import annotations
+
+from typing import Any, TypeAlias
 
 import sympy
 from sympy.core.function import AppliedUndef
@@ -14,9 +17,11 @@ from .expression import Bool, Element, Eq0, Le0, Not, negation
 from .interpreter import Frame, GiveUp, Interpreter, operation_name
 from .mutation import tensor_of
 
+PositionIds: TypeAlias = tuple[Any, sympy.Expr]  # the tensor's lookup function, and its batch index
+
 
 def positions_of_segments(clauses: list[Clause], interpreter: Interpreter) -> list[Clause]:
-    """The clauses with differences of position ids replaced by differences of indices where segments are equal."""
+    """The clauses, with differences of position ids replaced by those of indices where segments are equal."""
     for clause in clauses:
         if len(clause) != 1:
             continue
@@ -43,8 +48,8 @@ def _equal_lookups(literal: Bool) -> tuple[AppliedUndef, AppliedUndef] | None:
     return (left, right) if left.args[0] == right.args[0] else None
 
 
-def _steps_of_one(interpreter: Interpreter, segment: AppliedUndef) -> type | None:
-    """The position ids whose step is 1 wherever the segment number does not rise; None if it is no such number."""
+def _steps_of_one(interpreter: Interpreter, segment: AppliedUndef) -> PositionIds | None:
+    """Position ids (name, batch index) whose step is 1 where the segment number does not rise, or None."""
     node = interpreter.nodes[segment.func.__name__]
     if operation_name(node) != "cumsum":
         return None
@@ -66,14 +71,14 @@ def _steps_of_one(interpreter: Interpreter, segment: AppliedUndef) -> type | Non
         if len(lookup.args) == 2 and lookup.args[1] == at:
             previous = lookup.func(lookup.args[0], at - 1)
             if any(sympy.expand(sign * unchanged - (lookup - previous - 1)) == 0 for sign in (1, -1)):
-                return lookup.func, lookup.args[0]  # type: ignore[return-value]
+                return lookup.func, lookup.args[0]
     return None
 
 
 def _replaced(
-    clause: Clause, ids: object, pair: tuple[AppliedUndef, AppliedUndef], interpreter: Interpreter
+    clause: Clause, ids: PositionIds, pair: tuple[AppliedUndef, AppliedUndef], interpreter: Interpreter
 ) -> Clause:
-    function, batch = ids  # type: ignore[misc]
+    function, batch = ids
     here, there = (function(batch, lookup.args[1]) for lookup in pair)
     distance = pair[0].args[1] - pair[1].args[1]
     result: set[Bool] = set()

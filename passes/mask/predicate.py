@@ -13,7 +13,7 @@ Size = sympy.Expr
 
 @dataclass(frozen=True)
 class Chunk:
-    """Attention only inside chunks: ``(q - left_pad[b]) // size == (k - left_pad[b]) // size`` (positions)."""
+    """Attention only inside chunks: ``(p - left_pad[b]) // size == (k - left_pad[b]) // size``."""
 
     size: Size
     left_pad: fx.Node | None = None  # [B] int, or None for 0
@@ -39,9 +39,10 @@ class MaskPredicate:
         key_valid     key_valid[b, k]                   (a bool node [B|1, Sk])
         segments      query_id[b, q] == key_id[b, k]
 
-    ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float masks)
-    or "finfo.min" (a row that allows no key is then the mean of all values). ``rows_may_be_empty``: it is not proven
-    that causality, window and chunk leave every row at least one key (padding and segments not counted).
+    ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float
+    masks) or "finfo.min" (a row that allows no key is then the mean of all values); "-inf" too where no row can
+    be without a key. ``rows_may_be_empty``: it is not proven that causality, window and chunk leave every row at
+    least one key (padding and segments not counted).
     """
 
     causal: bool

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import sympy
-from sa_compile.passes.site import AttentionSite
 from sympy.core.function import AppliedUndef
 from torch import fx
 
+from ..site import AttentionSite
 from . import ops_arith, ops_creation, ops_index, ops_views  # noqa: F401  (they register the rules)
 from .additive import AdditiveMask, IsBias
 from .clauses import TooComplex
@@ -23,11 +23,11 @@ from .predicate import MaskPredicate, NotProven
 
 
 def prove_mask(site: AttentionSite, gm: fx.GraphModule) -> MaskPredicate | NotProven:
-    """What the site's mask allows, for all values of the inputs and of the shape symbols; no guards are added.
+    """What the site's mask allows, for all values of inputs and shape symbols; no guards are added.
 
-    Integer arithmetic is taken to be free of overflow in int32 and int64. Parts of the predicate that have no node in
-    the graph (a comparison of an opaque tensor, a slice) get one, [B, Sk] in size, before ``site.output``; without a
-    user it is dead code.
+    Integer arithmetic is taken to be free of overflow in int32 and int64. Parts of the predicate that have no
+    node in the graph (a comparison of an opaque tensor, a slice) get one, [B, Sk] in size, before
+    ``site.output``; without a user it is dead code. Source: DESIGN section 3.
     """
     return _Proof(site, gm).run()
 
@@ -45,7 +45,7 @@ class _Proof:
         except Stop as error:
             return error.result
         except GiveUp as error:
-            return NotProven(str(error), self.site.mask)
+            return NotProven(str(error), self.site.mask or self.site.query)
         except TooComplex as error:
             return NotProven(str(error), self.site.mask)
         except NotEmittable as error:
@@ -74,7 +74,7 @@ class _Proof:
     def _axes(self) -> Axes:
         query, key = self.interpreter.shape(self.site.query), self.interpreter.shape(self.site.key)
         if len(query) != 4 or len(key) != 4:
-            raise GiveUp("query and key are not [B, H, S, D]")
+            raise GiveUp(self.site.obstacle or "query and key are not [B, H, S, D]")
         batch, heads, q_len, _ = query
         k_len = key[2]
         index = self.interpreter.facts.index
@@ -133,7 +133,7 @@ class _Proof:
         return max(nodes, key=self.interpreter.mutations.position.__getitem__)
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        """The first opaque node on the way to an opaque node; of a float, the first float: only that is a bias."""
+        """The first opaque node on the way to an opaque node; of a float, the first float (the bias)."""
         while True:
             before = [n for n in self._ancestors(node) if n in self.interpreter.cause]
             if _is_float(node):

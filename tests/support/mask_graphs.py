@@ -8,13 +8,12 @@ from typing import Any
 
 import sympy
 import torch
-from torch import fx
-
 from sa_compile.passes import match_eager, match_sdpa
 from sa_compile.passes.mask.evaluate import evaluate
 from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from sa_compile.passes.mask.prove import prove_mask
 from sa_compile.passes.site import AttentionSite
+from torch import fx
 
 
 @dataclass
@@ -62,7 +61,9 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def capture(function: Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any) -> list[Captured]:
+def capture(
+    function: Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any
+) -> list[Captured]:
     """The graphs that ``torch.compile`` makes of this call, proven when compiled and then run."""
     found: list[Captured] = []
 

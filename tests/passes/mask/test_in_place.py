@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from support.mask_graphs import Captured, assert_predicates_are_the_masks, capture, proofs
 from torch import Tensor
-
-from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 2, 2, 9, 4
 MIN = torch.finfo(torch.float32).min
@@ -64,7 +63,9 @@ def into_out(mask: Tensor) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("write", [masked_fill, multiplied, set_slice, set_everything, copied, overwritten, into_out])
+@pytest.mark.parametrize(
+    "write", [masked_fill, multiplied, set_slice, set_everything, copied, overwritten, into_out]
+)
 def test_understood(write: Callable[[Tensor], Tensor]) -> None:
     captured = run(lambda: write(torch.zeros(LENGTH, LENGTH)))
     assert [str(p) for p in proofs(captured)] == ["causal"]
@@ -127,5 +128,7 @@ def test_writes_after_the_attention_do_not_matter() -> None:
         valid.zero_()
         return out
 
-    (proof,) = proofs(capture(attention, torch.randn(BATCH, HEADS, LENGTH, HEAD_DIM), torch.rand(BATCH, LENGTH) < 0.7))
+    (proof,) = proofs(
+        capture(attention, torch.randn(BATCH, HEADS, LENGTH, HEAD_DIM), torch.rand(BATCH, LENGTH) < 0.7)
+    )
     assert isinstance(proof, MaskPredicate) and str(proof) == "key_valid"

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from sa_compile.passes.mask.predicate import NotProven
 from support.mask_graphs import capture, proofs
 from torch import Tensor
-
-from sa_compile.passes.mask.predicate import NotProven
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 2, 2, 9, 4
 MIN = torch.finfo(torch.float32).min
@@ -54,13 +53,17 @@ CONDITIONS = [
     pytest.param(lambda: columns() != rows(), "differ", id="all but the diagonal"),
     pytest.param(lambda: 2 * columns() <= rows(), "not k <= q", id="2k <= q"),
     pytest.param(lambda: causal() & (rows() < 5), "rows of the query", id="query rows masked"),
-    pytest.param(lambda: torch.zeros(LENGTH, LENGTH, dtype=torch.bool), "allows nothing", id="nothing allowed"),
+    pytest.param(
+        lambda: torch.zeros(LENGTH, LENGTH, dtype=torch.bool), "allows nothing", id="nothing allowed"
+    ),
     pytest.param(lambda: columns() <= rows().flip(0), "flip", id="reversed rows"),
     pytest.param(
         lambda: columns() <= rows() * torch.arange(HEADS)[:, None, None], "head", id="depends on the head"
     ),
     pytest.param(lambda: (columns() // 3 == rows() // 4) & causal(), "two sizes", id="chunks of two sizes"),
-    pytest.param(lambda: (columns() // 3 == (rows() + 1) // 3) & causal(), "other positions", id="shifted chunks"),
+    pytest.param(
+        lambda: (columns() // 3 == (rows() + 1) // 3) & causal(), "other positions", id="shifted chunks"
+    ),
     pytest.param(lambda: torch.rand(LENGTH, LENGTH) < 0.5, "rand", id="random"),
 ]
 

@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from sa_compile.passes.mask.predicate import MaskPredicate
 from support.mask_graphs import assert_predicates_are_the_masks, capture, proofs
 from torch import Tensor
-
-from sa_compile.passes.mask.predicate import MaskPredicate
 
 BATCH, HEADS, Q_LEN, K_LEN, HEAD_DIM = 2, 2, 5, 9, 4
 MIN = torch.finfo(torch.float32).min
@@ -94,11 +93,21 @@ CAUSAL = [
     pytest.param(lambda q, k: torch.full_like(size_ones(q, k), True).tril(), id="full_like"),
     pytest.param(lambda q, k: q.new_ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(), id="new_ones"),
     pytest.param(lambda q, k: q.new_full((q.shape[2], k.shape[2]), 1).tril() != 0, id="new_full"),
-    pytest.param(lambda q, k: torch.zeros_like(size_ones(q, k)).logical_or(columns(k) <= rows(q)), id="or False"),
-    pytest.param(lambda q, k: torch.cat([torch.arange(0), torch.arange(k.shape[2])]) <= rows(q), id="cat empty"),
-    pytest.param(lambda q, k: (torch.arange(64)[: k.shape[2]] <= torch.arange(64)[: q.shape[2], None]), id="sliced"),
-    pytest.param(lambda q, k: (torch.arange(64) <= torch.arange(64)[:, None])[: q.shape[2], : k.shape[2]], id="cut"),
-    pytest.param(lambda q, k: torch.tril(torch.ones(64, 64))[: q.shape[2], : k.shape[2]].bool(), id="cut buffer"),
+    pytest.param(
+        lambda q, k: torch.zeros_like(size_ones(q, k)).logical_or(columns(k) <= rows(q)), id="or False"
+    ),
+    pytest.param(
+        lambda q, k: torch.cat([torch.arange(0), torch.arange(k.shape[2])]) <= rows(q), id="cat empty"
+    ),
+    pytest.param(
+        lambda q, k: torch.arange(64)[: k.shape[2]] <= torch.arange(64)[: q.shape[2], None], id="sliced"
+    ),
+    pytest.param(
+        lambda q, k: (torch.arange(64) <= torch.arange(64)[:, None])[: q.shape[2], : k.shape[2]], id="cut"
+    ),
+    pytest.param(
+        lambda q, k: torch.tril(torch.ones(64, 64))[: q.shape[2], : k.shape[2]].bool(), id="cut buffer"
+    ),
     pytest.param(
         lambda q, k: (torch.arange(16)[None] <= torch.arange(16)[:, None])[rows(q), columns(k)], id="gathered"
     ),
@@ -106,7 +115,9 @@ CAUSAL = [
         lambda q, k: torch.arange(k.shape[2]).index_select(0, columns(k)[0]) <= rows(q), id="index_select"
     ),
     pytest.param(lambda q, k: F.pad(columns(k), (0, 3))[:, :-3] <= rows(q), id="padded and cut"),
-    pytest.param(lambda q, k: columns(k).select(0, 0).narrow(0, 0, k.shape[2]) <= rows(q), id="select, narrow"),
+    pytest.param(
+        lambda q, k: columns(k).select(0, 0).narrow(0, 0, k.shape[2]) <= rows(q), id="select, narrow"
+    ),
     pytest.param(lambda q, k: (columns(k) > rows(q)) ^ True, id="xor True"),
 ]
 
@@ -120,7 +131,9 @@ def test_causal(build: Build, dynamic: bool) -> None:
 ADDITIVE = [
     pytest.param(lambda ok: additive(ok), "-inf", id="masked_fill(~, -inf)"),
     pytest.param(lambda ok: additive(ok, MIN), "finfo.min", id="masked_fill(~, min)"),
-    pytest.param(lambda ok: torch.full(ok.shape, MIN).masked_fill(ok, 0), "finfo.min", id="masked_fill(ok, 0)"),
+    pytest.param(
+        lambda ok: torch.full(ok.shape, MIN).masked_fill(ok, 0), "finfo.min", id="masked_fill(ok, 0)"
+    ),
     pytest.param(lambda ok: torch.where(ok, 0.0, -INF), "-inf", id="where(0, -inf)"),
     pytest.param(lambda ok: torch.where(ok, torch.tensor(0.0), MIN), "finfo.min", id="where(tensor 0, min)"),
     pytest.param(lambda ok: torch.where(ok, torch.zeros(()), MIN), "finfo.min", id="where(zeros, min)"),
@@ -202,7 +215,9 @@ WINDOWS = [
     pytest.param(lambda q, k: ~(columns(k) <= rows(q) - 3), 3, id="not k<=q-3"),
     pytest.param(lambda q, k: size_ones(q, k).triu(-2), 3, id="triu(-2)"),
     pytest.param(lambda q, k: ~size_ones(q, k).tril(-3), 3, id="not tril(-3)"),
-    pytest.param(lambda q, k: (columns(k) > rows(q) - 3) & (columns(k) > rows(q) - 7), 3, id="the tighter of two"),
+    pytest.param(
+        lambda q, k: (columns(k) > rows(q) - 3) & (columns(k) > rows(q) - 7), 3, id="the tighter of two"
+    ),
 ]
 
 
@@ -307,7 +322,9 @@ def test_two_paddings_are_one() -> None:
 
 CHUNKS = [
     pytest.param(lambda q, k: columns(k) // 4 == rows(q) // 4, id="//"),
-    pytest.param(lambda q, k: torch.floor_divide(rows(q), 4) == torch.floor_divide(columns(k), 4), id="floor_divide"),
+    pytest.param(
+        lambda q, k: torch.floor_divide(rows(q), 4) == torch.floor_divide(columns(k), 4), id="floor_divide"
+    ),
     pytest.param(
         lambda q, k: torch.div(rows(q), 4, rounding_mode="floor").eq(
             torch.div(columns(k), 4, rounding_mode="floor")
