@@ -1,9 +1,9 @@
 """Child graph modules: what calls them, and what crosses the call.
 
-``nested_compile_region`` leaves ``invoke_subgraph`` calls and activation checkpointing ``tag_activation_checkpoint``
-calls of a child graph whose placeholders are the call's operands. A mask built in the parent is proven there, for
-every call; what the predicate needs is handed over instead of the mask. Bodies of other higher-order operators
-(cond, while_loop, flex_attention, ...) are left alone.
+``nested_compile_region`` leaves ``invoke_subgraph`` calls and activation checkpointing
+``tag_activation_checkpoint`` calls of a child graph whose placeholders are the call's operands. A mask
+built in the parent is proven there, for every call; what the predicate needs is handed over instead of the
+mask. Bodies of other higher-order operators (cond, while_loop, flex_attention, ...) are left alone.
 
 Before::
 
@@ -64,7 +64,8 @@ class Child:
         return placeholder
 
     def drop_inputs(self, placeholders: Iterable[fx.Node]) -> list[fx.Node]:
-        """Take placeholders that nobody reads away from the child and from its calls; returns their operands."""
+        """Take placeholders that nobody reads away from the child and from its calls; returns their
+        operands."""
         dropped = []
         for placeholder in placeholders:
             if placeholder.users:
@@ -106,8 +107,8 @@ def _operands_match(call: fx.Node, body: fx.Node, module: fx.GraphModule) -> boo
 class MaskFromParent:
     """A child's mask, proven where its parent builds it.
 
-    ``predicate`` is the proof for the first call, in nodes of the parent; ``hand_over`` makes it one in nodes of the
-    child.
+    ``predicate`` is the proof for the first call, in nodes of the parent; ``hand_over`` makes it one in
+    nodes of the child.
     """
 
     def __init__(self, child: Child, predicates: list[MaskPredicate]) -> None:

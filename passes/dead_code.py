@@ -1,8 +1,8 @@
 """Remove what a rewrite has left without readers, and nothing else.
 
-``Graph.eliminate_dead_code`` looks at the whole graph and takes every method call for pure, in-place ones included.
-A Dynamo graph is not functional, so only the cone behind the replaced nodes is looked at here, and in-place calls
-stay unless the tensor they change was made for them.
+``Graph.eliminate_dead_code`` looks at the whole graph and takes every method call for pure, in-place ones
+included. A Dynamo graph is not functional, so only the cone behind the replaced nodes is looked at here,
+and in-place calls stay unless the tensor they change was made for them.
 
 Before::
 
@@ -60,7 +60,7 @@ def changes_in_place(node: fx.Node) -> bool:
 
 
 def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iterable[fx.Node]) -> None:
-    """Erase ``replaced`` nodes and those ``candidates`` that nobody reads, then what only they read, and so on.
+    """Erase ``replaced`` nodes and ``candidates`` that nobody reads, then what only they read, and so on.
 
     ``replaced``: parts of an attention that was rewritten, without effect but for its result.
     """

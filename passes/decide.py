@@ -1,18 +1,18 @@
 """What becomes of one attention: sampled, exact or kept.
 
-============  ==========================================================================  ======================
-outcome       when                                                                        form
-============  ==========================================================================  ======================
-sampled       no gradient, no dropout, mask proven causal (offset and key padding         "sampled"
+============  =======================================================================  ==============
+outcome       when                                                                     form
+============  =======================================================================  ==============
+sampled       no gradient, no dropout, mask proven causal (offset and key padding      "sampled"
               allowed), q_len >= min_seq_len, dtype and head_dim that the kernels take
-exact         proven causal from the first key, nothing else masked (also in training)    "sdpa_causal"
-exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away     "sdpa_full"
-exact         decode (one row) that sees every key, and a mask or repeats go away         "sdpa_full"
-exact         any other proven causal mask (window, chunk, packed, padded, offset),       "block_sparse"
+exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"
+exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away  "sdpa_full"
+exact         decode (one row) that sees every key, and a mask or repeats go away      "sdpa_full"
+exact         any other proven causal mask (window, chunk, packed, padded, offset),    "block_sparse"
               no gradient
-exact         SDPA as cheap as it can be already: the graph is not touched                "unchanged"
-kept          everything else, with the reason                                            ""
-============  ==========================================================================  ======================
+exact         SDPA as cheap as it can be already: the graph is not touched             "unchanged"
+kept          everything else, with the reason                                         ""
+============  =======================================================================  ==============
 
 Every comparison of a symbolic length adds a guard, so that each side of it gets a graph of its own.
 """
@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import sympy
 import torch
-from torch import fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sa_compile.config import SampleAttentionConfig
+
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .mask.predicate import MaskPredicate, NotProven
 from .site import AttentionSite
@@ -37,7 +38,8 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome for one site: ``outcome`` is "sampled", "exact" or "kept"; ``form`` is one of the table above."""
+    """The outcome for one site: ``outcome`` is "sampled", "exact" or "kept"; ``form`` is one of the table
+    above."""
 
     outcome: str
     form: str
@@ -58,13 +60,26 @@ def decide(
 ) -> Decision:
     """Choose by the table in this module's docstring.
 
-    ``training``: a gradient will flow through this site. ``device``: type of the device ("cpu", "cuda"); it decides
-    whether SDPA has a fused kernel for grouped heads.
+    ``training``: a gradient will flow through this site. ``device``: type of the device ("cpu", "cuda"); it
+    decides whether SDPA has a fused kernel for grouped heads.
     """
     reason = _why_kept(site, mask)
     if reason is not None:
         return _kept(reason)
     assert isinstance(mask, MaskPredicate)
+    try:
+        return _decide_proven(site, mask, config, training, device)
+    except GuardOnDataDependentSymNode:
+        return _kept("a length depends on data")
+
+
+def _decide_proven(
+    site: AttentionSite,
+    mask: MaskPredicate,
+    config: SampleAttentionConfig,
+    training: bool,
+    device: str | None,
+) -> Decision:
     sizes = _Sizes(site)
     if sizes.holds(sympy.Eq(sizes.q_len, 1)):
         return _decode(site, mask, sizes, device)
@@ -133,7 +148,8 @@ def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str
 
 
 def _full(site: AttentionSite, device: str | None) -> Decision:
-    """Encoders and cross attention stay bit for bit what they were, unless SDPA can simply drop an argument."""
+    """Encoders and cross attention stay bit for bit what they were, unless SDPA can simply drop an
+    argument."""
     bool_mask = site.mask is not None and value(site.mask).dtype == torch.bool
     if site.spelling == "sdpa" and (bool_mask or site.repeats) and _sdpa_is_fused(site, device):
         return _exact("sdpa_full", "the mask masks nothing" if site.mask else "repeated heads removed")
@@ -158,7 +174,7 @@ def _causal(
     first_rows = _kept_for_empty_rows(site, mask)
     if first_rows is not None:
         return _kept(first_rows)
-    blocked = _why_not_block_sparse(site, training)
+    blocked = _why_not_block_sparse(site, mask, training)
     if blocked is None and mask.is_plain_causal:
         too_short = not sizes.holds(sympy.Ge(sizes.q_len, config.min_seq_len))
         fits = not too_short and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len))
@@ -190,7 +206,8 @@ def _nothing_but_causal(mask: MaskPredicate) -> bool:
 
 
 def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None:
-    """Rows without keys are zero in the ops and may be the mean of all values; NaN and fp16's mean are not rebuilt."""
+    """Rows without keys are zero in the ops and may be the mean of all values; NaN and fp16's mean are not
+    rebuilt."""
     if not mask.may_have_empty_rows:
         return None
     if mask.masked_value == "finfo.min":
@@ -202,9 +219,11 @@ def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None
     return None
 
 
-def _why_not_block_sparse(site: AttentionSite, training: bool) -> str | None:
+def _why_not_block_sparse(site: AttentionSite, mask: MaskPredicate, training: bool) -> str | None:
     if training:
         return "training: the block-sparse op has no gradient"
+    if mask.segments is not None and mask.chunk is not None:
+        return "packed sequences and chunks together"
     for name, node in (("head_dim", site.query), ("value head_dim", site.value)):
         head_dim = fixed(shape(node)[3])
         if head_dim > MAX_HEAD_DIM:
@@ -224,8 +243,3 @@ def _sdpa_is_fused(site: AttentionSite, device: str | None) -> bool:
         return True
     half = value(site.query).dtype in (torch.bfloat16, torch.float16)
     return half and bool(shape(site.query)[3] == shape(site.value)[3])
-
-
-def site_device(node: fx.Node) -> str:
-    """Type of the device that a site runs on."""
-    return value(node).device.type

@@ -33,7 +33,8 @@ def rank(node: fx.Node) -> int:
 
 
 def number(argument: Any) -> float | None:
-    """A number that is known at compile time; a symbolic one is fixed by a guard. None if it is not a number."""
+    """A number that is known at compile time; a symbolic one is fixed by a guard. None if it is not a
+    number."""
     if isinstance(argument, fx.Node):
         argument = value(argument)
     if isinstance(argument, bool) or not isinstance(argument, (int, float, torch.SymInt, torch.SymFloat)):
@@ -42,7 +43,8 @@ def number(argument: Any) -> float | None:
 
 
 def calls(node: Any, *names: str) -> bool:
-    """The node calls a function or a method of one of these names (``operator.add`` is "add", as ``Tensor.add`` is)."""
+    """The node calls a function or a method of one of these names (``operator.add`` is "add", as
+    ``Tensor.add`` is)."""
     return isinstance(node, fx.Node) and op_name(node) in names
 
 
@@ -72,7 +74,8 @@ def same_size(a: Any, b: Any) -> bool:
 
 
 def required_equal(a: Any, b: Any) -> bool:
-    """Two sizes that must be equal for the captured call to work: a guard holds them so where symbols differ."""
+    """Two sizes that must be equal for the captured call to work: a guard holds them so where symbols
+    differ."""
     return bool(a == b)
 
 
@@ -93,7 +96,8 @@ def normal_dim(dim: int, of_rank: int) -> int:
 
 
 def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that a node was traced in, as ``named_modules`` spells it; "" if unknown."""
+    """Path of the innermost module that a node was traced in, as ``named_modules`` spells it; "" if
+    unknown."""
     stack = node.meta.get("nn_module_stack")
     if not stack:
         return ""

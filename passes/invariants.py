@@ -17,7 +17,8 @@ def score_shaped_nodes(gm: fx.GraphModule, sites: Iterable[SiteRecord]) -> list[
     """Nodes, also of child graph modules, that hold a ``[..., Sq, Sk]`` tensor of one of these sites.
 
     ``sites``: records of the sites that were rewritten. Tensors of three and more dimensions count; sizes are
-    compared as the records hold them. A tensor ``[..., S, D]`` with D = Sk is reported too: choose sizes that differ.
+    compared as the records hold them. A tensor ``[..., S, D]`` with D = Sk is reported too: choose sizes
+    that differ.
     """
     lengths = {(site.q_len, site.kv_len) for site in sites if site.rewritten}
     return [

@@ -11,8 +11,9 @@ Anchored on the softmax. The form of transformers, with grouped heads repeated::
     %dropped = F.dropout(%weights, p=0.0, training=False)
     %output = torch.matmul(%dropped, %repeated_value)
 
-becomes ``AttentionSite(output=%output, query=%query, key=<before repeat_kv>, mask=%mask, scale=0.25, ...)``. What is
-like attention but holds something else (softcap, sinks, weights that are returned) is a site with an ``obstacle``.
+becomes ``AttentionSite(output=%output, query=%query, key=<before repeat_kv>, mask=%mask, scale=0.25,
+...)``. What is like attention but holds something else (softcap, sinks, weights that are returned) is a
+site with an ``obstacle``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,20 @@ from typing import Any
 import torch
 from torch import fx
 
-from .fx_utils import Emitter, argument, calls, is_tensor, module_path, normal_dim, op_name, rank
-from .fx_utils import same_shape, same_size, shape, value
+from .fx_utils import (
+    Emitter,
+    argument,
+    calls,
+    is_tensor,
+    module_path,
+    normal_dim,
+    op_name,
+    rank,
+    same_shape,
+    same_size,
+    shape,
+    value,
+)
 from .products import (
     Heads,
     NotUnderstood,

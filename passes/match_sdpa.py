@@ -1,6 +1,7 @@
 """Find ``scaled_dot_product_attention`` in every spelling.
 
-Positional, keyword, ``is_causal``, ``enable_gqa``, mask, scale as a number or (``dynamic=True``) as a graph node::
+Positional, keyword, ``is_causal``, ``enable_gqa``, mask, scale as a number or (``dynamic=True``) as a graph
+node::
 
     %sdpa = torch._C._nn.scaled_dot_product_attention(%q, %key, %value, attn_mask=%mask, scale=0.25)
 
@@ -51,7 +52,8 @@ def find(gm: fx.GraphModule) -> list[AttentionSite]:
 
 
 def _allows_every_backend(node: fx.Node) -> bool:
-    """``sdpa_kernel`` sets a list of backends on entry, and the former list on exit; the default allows them all."""
+    """``sdpa_kernel`` sets a list of backends on entry, and the former list on exit; the default allows
+    them all."""
     backends = argument(node, 0, "backends", ())
     return len(backends) >= len(torch.nn.attention._backend_names)
 

@@ -1,7 +1,7 @@
 """The order of the passes, and nothing else.
 
-match -> prove the mask -> decide -> rewrite -> dead code away, on a Dynamo graph before Inductor; child graph modules
-first, since a mask that a child no longer needs is dead in its parent.
+match -> prove the mask -> decide -> rewrite -> dead code away, on a Dynamo graph before Inductor; child
+graph modules first, since a mask that a child no longer needs is dead in its parent.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The two matrix products of an attention, whatever they are spelt with, as operands ``[B, H, S, D]``.
 
-``matmul`` (function, method, ``@``), ``bmm`` and ``baddbmm`` on ``[B * H, S, D]``, ``einsum`` with any labels::
+``matmul`` (function, method, ``@``), ``bmm`` and ``baddbmm`` on ``[B * H, S, D]``, ``einsum`` with any
+labels::
 
     %key_t = %key.transpose(-1, -2)
-    %scores = torch.matmul(%query, %key_t)            # query, key
-    %scores = torch.einsum("bqhd,bkhd->bhqk", %q, %k) # query = q.permute(0, 2, 1, 3), key = k.permute(0, 2, 1, 3)
+    %scores = torch.matmul(%query, %key_t)             # query, key
+    %scores = torch.einsum("bqhd,bkhd->bhqk", %q, %k)  # q and k, each permuted by (0, 2, 1, 3)
 """
 
 from __future__ import annotations

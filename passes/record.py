@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 from .decide import Decision
 from .fx_utils import is_tensor, rank, shape, value
 from .mask.predicate import MaskPredicate, NotProven

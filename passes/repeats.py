@@ -1,8 +1,8 @@
 """Trace repeated key and value heads back to the unrepeated tensor.
 
-Only the order of grouped-query attention counts: each head repeated next to itself (h0 h0 h1 h1), which is what
-``enable_gqa`` and the ops read. A tiled repeat (h0 h1 h0 h1) is left alone. The order is verified on sizes, not on
-names: a new dimension of size 1 right behind the heads, expanded, then merged with them.
+Only the order of grouped-query attention counts: each head repeated next to itself (h0 h0 h1 h1), which is
+what ``enable_gqa`` and the ops read. A tiled repeat (h0 h1 h0 h1) is left alone. The order is verified on
+sizes, not on names: a new dimension of size 1 right behind the heads, expanded, then merged with them.
 
 Before::
 
@@ -38,7 +38,8 @@ _TRANSPOSES = ("transpose", "swapaxes", "swapdims")
 def unrepeat(emitter: Emitter, node: fx.Node, dim: int = 1) -> fx.Node | None:
     """The tensor whose ``dim`` (heads) ``node`` repeats, or None if it repeats nothing.
 
-    The result has the dimensions of ``node``, with fewer heads; nodes are added where only a view leads there.
+    The result has the dimensions of ``node``, with fewer heads; nodes are added where only a view leads
+    there.
     """
     if not is_tensor(node):
         return None

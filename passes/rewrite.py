@@ -19,10 +19,11 @@ from typing import Any
 
 import sympy
 import torch
+from sa_compile.kernels import ops
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.kernels import ops
+
 from .decide import Decision
 from .fx_utils import Emitter, calls, fixed, same_shape, shape, value
 from .mask.predicate import MaskPredicate
@@ -35,7 +36,8 @@ from .stats import emit_stats
 
 
 class SharedNodes:
-    """Nodes that every layer needs alike (segments, mask_blocks), emitted once a graph, at their first reader."""
+    """Nodes that every layer needs alike (segments, mask_blocks), emitted once a graph, at their first
+    reader."""
 
     def __init__(self) -> None:
         self._nodes: dict[Any, Any] = {}
@@ -57,9 +59,9 @@ def rewrite(
 ) -> tuple[fx.Node, fx.Node | None]:
     """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
 
-    Returns the node that is read now, and the node of the site's stats if they are collected. The old nodes stay,
-    without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a size of the
-    predicate is not at hand, before anything was changed for good.
+    Returns the node that is read now, and the node of the site's stats if they are collected. The old nodes
+    stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a size
+    of the predicate is not at hand, before anything was changed for good.
     """
     writer = _Writer(site, mask, config, shared, collect_stats)
     form = {
@@ -140,7 +142,8 @@ class _Writer:
         return self._attention(self._shared_mask_blocks())
 
     def sdpa_causal(self) -> fx.Node:
-        """SDPA with ``is_causal``; keys behind the last row are cut off, for ``is_causal`` aligns top-left."""
+        """SDPA with ``is_causal``; keys behind the last row are cut off, for ``is_causal`` aligns
+        top-left."""
         key, value_ = self.site.key, self.site.value
         q_len, kv_len = shape(self.site.query)[2], shape(key)[2]
         if not same_shape((q_len,), (kv_len,)):
@@ -158,7 +161,8 @@ class _Writer:
         return self._sdpa(self.site.key, self.site.value, is_causal=False)
 
     def like_output(self, out: fx.Node) -> fx.Node:
-        """``out`` [B, Hq, Sq, Dv] in the dtype, the order of dimensions, the shape and the layout of ``site.output``."""
+        """``out`` [B, Hq, Sq, Dv] in the dtype, the order of dimensions, the shape and the layout of
+        ``site.output``."""
         wanted = value(self.site.output)
         out = self.emitter.to_dtype(out, wanted.dtype)
         out = self.emitter.permute(out, self.site.output_order)

@@ -8,7 +8,8 @@
     %upcast = %masked.float()
     %weights = torch.softmax(%upcast, -1)
 
-Each step is undone in turn. A step that is none of these (tanh, cat, a second product) is an obstacle in words.
+Each step is undone in turn. A step that is none of these (tanh, cat, a second product) is an obstacle in
+words.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class _Stuck(Exception):
 
 
 def find_scores(softmax: fx.Node, positions: dict[fx.Node, int]) -> Scores | None:
-    """What made the scores of this softmax; None if no product did. ``positions``: the graph's order of nodes."""
+    """What made the scores of this softmax; None if no product did. ``positions``: the graph's order of
+    nodes."""
     product = _product_behind(softmax.args[0]) if softmax.args else None
     if product is None:
         return None
@@ -83,7 +85,8 @@ class _Walk:
             reader, node = node, self._undo(node)
 
     def _undo_writes(self, node: fx.Node, reader: fx.Node) -> None:
-        """In-place steps whose result is not read: ``scores.masked_fill_(...)`` and then ``softmax(scores)``."""
+        """In-place steps whose result is not read: ``scores.masked_fill_(...)`` and then
+        ``softmax(scores)``."""
         same_memory, waiting, writes = {node}, [node], []
         while waiting:
             for user in waiting.pop().users:
@@ -286,7 +289,7 @@ def _between(reader: fx.Node, source: fx.Node) -> list[fx.Node]:
             return False
         if node not in found:
             found[node] = False
-            found[node] = any([reaches(x, depth - 1) for x in node.all_input_nodes])
+            found[node] = sum(reaches(x, depth - 1) for x in node.all_input_nodes) > 0
         return found[node]
 
     reaches(reader, 12)

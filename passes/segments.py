@@ -1,8 +1,8 @@
 """Padding, packing and chunks as the two segment tensors that the ops take.
 
 Key j is visible to row i only if ``key_segment[j] >= 0`` and ``key_segment[j] == query_segment[i]``
-(``query_segment`` None: all 0). So a key that padding takes away is -1, a packed sequence is its number, and a chunk
-is ``(position - left_pad) // size``.
+(``query_segment`` None: all 0). So a key that padding takes away is -1, a packed sequence is its number,
+and a chunk is ``(position - left_pad) // size``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from .mask.predicate import Chunk, MaskPredicate
 from .site import AttentionSite
 from .sizes import as_expr, emit_size
 
-# Segment numbers are compared, never ordered: dropping the sign bit keeps them apart and leaves -1 for padding.
+# Segment numbers are compared, never ordered: dropping the sign bit keeps them apart and leaves -1 for
+# padding.
 _NON_NEGATIVE = 0x7FFFFFFF
 
 
 def emit_segments(
     emitter: Emitter, site: AttentionSite, mask: MaskPredicate
 ) -> tuple[fx.Node | None, fx.Node | None]:
-    """``query_segment`` int32 [B|1, Sq] and ``key_segment`` int32 [B|1, Sk] of a predicate; None where not needed.
+    """``query_segment`` int32 [B|1, Sq] and ``key_segment`` int32 [B|1, Sk] of a predicate; None where not
+    needed.
 
-    Raises ``ValueError`` for a predicate with both segments and chunks, which one pair of numbers can not say.
+    Raises ``ValueError`` for a predicate with both segments and chunks, which one pair of numbers can not
+    say.
     """
     if mask.segments is not None and mask.chunk is not None:
         raise ValueError("a predicate with both segments and chunks has no pair of segment tensors")

@@ -15,7 +15,8 @@ _DENOMINATOR = 10**6  # shares are read to six decimals, so that lengths stay in
 
 @dataclass(frozen=True)
 class SelectionArguments:
-    """Arguments of ``sample_scores`` and ``select_blocks``; sizes are expressions over the graph's symbols."""
+    """Arguments of ``sample_scores`` and ``select_blocks``; sizes are expressions over the graph's
+    symbols."""
 
     chunk_n: sympy.Expr
     sample_rows: int
@@ -27,7 +28,8 @@ class SelectionArguments:
 def selection_arguments(
     config: SampleAttentionConfig, q_len: sympy.Expr, kv_len: sympy.Expr
 ) -> SelectionArguments:
-    """Method "chunked" (arXiv 2406.15486v3): tail rows of chunks. "stride" (v2): single rows, columns, a window."""
+    """Method "chunked" (arXiv 2406.15486v3): tail rows of chunks. "stride" (v2): single rows, columns, a
+    window."""
     if config.method == "chunked":
         return SelectionArguments(
             chunk_n=sympy.Integer(config.chunk_n),

@@ -14,12 +14,12 @@ class AttentionSite:
 
     ``output`` is the node that the rewrite replaces; its value is ``[B, Hq, Sq, Dv]``, permuted by
     ``output_order`` and then viewed as the node's own shape. ``query`` is ``[B, Hq, Sq, D]``; ``key``
-    ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors (``Hq`` is a multiple of
-    ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that broadcasts to
+    ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors (``Hq`` is a
+    multiple of ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that broadcasts to
     ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned.
 
-    A matcher may have added nodes to the graph to bring operands into this form; they are views or parts of the
-    mask, without effect, and ``pipeline`` removes those that the rewrite does not use.
+    A matcher may have added nodes to the graph to bring operands into this form; they are views or parts of
+    the mask, without effect, and ``pipeline`` removes those that the rewrite does not use.
     """
 
     spelling: str  # "sdpa", "eager", ...: shown in the report

@@ -1,10 +1,10 @@
 """``stats=True``: density and measured CRA of every sampled attention, as further outputs of the graph.
 
-Each sampled site of a top-level graph adds one output behind the captured ones: float32 [Hq, 3] with the columns
-density (kept blocks / blocks that the mask allows, mean over the batch), smallest CRA and mean CRA over the batch
-(CRA: kept share of the softmax mass, smallest over the sampled rows). Nothing the model computes reads them.
-``with_stats`` takes them off again. Outputs, not buffers: they are functional, so Inductor, its caches and CUDA
-graphs treat them like any result. Sites in child graph modules have none.
+Each sampled site of a top-level graph adds one output behind the captured ones: float32 [Hq, 3] with the
+columns density (kept blocks / blocks that the mask allows, mean over the batch), smallest CRA and mean CRA
+over the batch (CRA: kept share of the softmax mass, smallest over the sampled rows). Nothing the model
+computes reads them. ``with_stats`` takes them off again. Outputs, not buffers: they are functional, so
+Inductor, its caches and CUDA graphs treat them like any result. Sites in child graph modules have none.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-
 from sa_compile.kernels import ops
+from torch import Tensor, fx
 
 from .fx_utils import Emitter, value
 
@@ -31,8 +30,8 @@ def emit_stats(
 ) -> fx.Node:
     """Nodes that compute the stats of one site; float32 [Hq, 3].
 
-    ``block_mask`` int32 [B, Hq, n_query_blocks, words]: the kept blocks; ``allowed_mask``: what the mask allows.
-    ``mass_arguments``: those of ``sampleattn.attention_mass``.
+    ``block_mask`` int32 [B, Hq, n_query_blocks, words]: the kept blocks; ``allowed_mask``: what the mask
+    allows. ``mass_arguments``: those of ``sampleattn.attention_mass``.
     """
     mass = emitter.function(ops.attention_mass_op, *mass_arguments)  # [B, Hq]
     kept = _popcount(emitter, block_mask)
@@ -51,7 +50,8 @@ def add_outputs(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
 
 
 def with_stats(compiled: Compiled, count: int, sink: Callable[[Sequence[Tensor]], None]) -> Compiled:
-    """The compiled graph without its last ``count`` outputs, which go to ``sink`` in order of the sampled sites.
+    """The compiled graph without its last ``count`` outputs, which go to ``sink`` in order of the sampled
+    sites.
 
     ``sink`` must copy what it keeps: under CUDA graphs the next run overwrites it.
     """

@@ -3,6 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from sa_compile.passes import match_sdpa
+from sa_compile.passes.decide import decide
+from sa_compile.passes.mask.predicate import MaskPredicate
 from support.attention import (
     BATCH,
     FLOAT_MIN,
@@ -19,6 +22,8 @@ from support.attention import (
     repeat_kv,
 )
 from support.graphs import BLOCK_SPARSE_OPS, SAMPLED_OPS, SDPA_OPS, compile_with_passes
+
+from sa_compile.config import SampleAttentionConfig
 
 sdpa = F.scaled_dot_product_attention
 SHORT = {"min_seq_len": 4096}
@@ -266,3 +271,30 @@ def test_both_masks_of_a_site_count():
         return (torch.where(allowed(), q @ k.mT * SCALE, FLOAT_MIN) + added(FLOAT_MIN)).softmax(-1) @ v
 
     assert compile_with_passes(function, *full()).records[0].mask == "causal"
+
+
+def decisions_on_cuda(function, *args):
+    """What would be decided for the same graph on a GPU."""
+    decisions = []
+
+    def backend(gm, example_inputs):
+        config = SampleAttentionConfig(**SHORT)
+        for site in match_sdpa.find(gm):
+            decisions.append(decide(site, MaskPredicate(causal=True), config, training=False, device="cuda"))
+        return gm.forward
+
+    with torch.no_grad():
+        torch.compile(function, backend=backend)(*args)
+    return [decision.form for decision in decisions]
+
+
+@pytest.mark.parametrize(
+    "tensors, form",
+    [
+        pytest.param(lambda: full(), "sdpa_causal", id="one key head for each query head"),
+        pytest.param(lambda: grouped(torch.bfloat16), "sdpa_causal", id="grouped bf16"),
+        pytest.param(lambda: grouped(), "block_sparse", id="grouped fp32: SDPA would repeat the heads"),
+    ],
+)
+def test_sdpa_is_chosen_where_it_has_a_fused_kernel(tensors, form):
+    assert decisions_on_cuda(masked(allowed), *tensors()) == [form]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.attention import SCALE, allowed, added, by_position, full, grouped, repeat_kv, single
+from support.attention import SCALE, added, allowed, by_position, full, grouped, repeat_kv, single
 from support.graphs import SAMPLED_OPS, SDPA_OPS, compile_with_passes
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_upper_left

@@ -1,4 +1,5 @@
-"""A backend for tests of the passes: it runs the pipeline and then the graph as it is, and keeps both graphs."""
+"""A backend for tests of the passes: it runs the pipeline and then the graph as it is, and keeps both
+graphs."""
 
 from __future__ import annotations
 
@@ -7,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from support.models import LOSSLESS
-from torch import fx
-
-from sa_compile.config import SampleAttentionConfig
 from sa_compile.passes import pipeline
 from sa_compile.passes.fx_utils import op_name
 from sa_compile.passes.invariants import score_shaped_nodes
 from sa_compile.passes.record import SiteRecord
+from support.models import LOSSLESS
+from torch import fx
+
+from sa_compile.config import SampleAttentionConfig
 
 SAMPLED_OPS = {"sample_scores": 1, "select_blocks": 1, "block_sparse_attention": 1}
 BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}
@@ -27,7 +28,8 @@ _ATTENTION_OPS = (
 
 @dataclass
 class PassesBackend:
-    """``torch.compile(f, backend=PassesBackend())``; options as of the backend, every block kept by default."""
+    """``torch.compile(f, backend=PassesBackend())``; options as of the backend, every block kept by
+    default."""
 
     options: dict = field(default_factory=dict)
     before: list[fx.GraphModule] = field(default_factory=list)
