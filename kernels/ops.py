@@ -73,14 +73,14 @@ def _fake(name: str) -> Callable[[Callable], Callable]:
 
 
 @_fake("sample_scores")
-def _sample_scores_fake(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k):  # type: ignore[no-untyped-def]
+def _sample_scores_fake(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k):
     _check_sample_scores(query, key, key_segment, chunk_n, sample_rows, block_k)
     shape = (query.shape[0], query.shape[1], ceil_div(key.shape[2], block_k))
     return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.float32)
 
 
 @_fake("select_blocks")
-def _select_blocks_fake(  # type: ignore[no-untyped-def]
+def _select_blocks_fake(
     column_scores,
     slash_scores,
     key_segment,
@@ -104,9 +104,7 @@ def _select_blocks_fake(  # type: ignore[no-untyped-def]
 
 
 @_fake("mask_blocks")
-def _mask_blocks_fake(  # type: ignore[no-untyped-def]
-    query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k
-):
+def _mask_blocks_fake(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k):
     _check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
     batch = eager.segment_batch(query_segment, key_segment)
     shape = (batch, 1, ceil_div(query.shape[2], block_q), n_words(ceil_div(key.shape[2], block_k)))
@@ -114,7 +112,7 @@ def _mask_blocks_fake(  # type: ignore[no-untyped-def]
 
 
 @_fake("block_sparse_attention")
-def _block_sparse_attention_fake(  # type: ignore[no-untyped-def]
+def _block_sparse_attention_fake(
     query,
     key,
     value,
@@ -135,7 +133,7 @@ def _block_sparse_attention_fake(  # type: ignore[no-untyped-def]
 
 
 @_fake("attention_mass")
-def _attention_mass_fake(  # type: ignore[no-untyped-def]
+def _attention_mass_fake(
     query, key, block_mask, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k
 ):
     _check_attention_mass(query, key, block_mask, key_segment, chunk_n, sample_rows, block_q, block_k)

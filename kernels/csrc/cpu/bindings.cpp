@@ -61,8 +61,7 @@ Sizes sizes_of(const char* op, const Tensor& query, const Tensor& key, int64_t b
   check_4d(op, "key", key, query);
   STD_TORCH_CHECK(key.size(0) == query.size(0) && key.size(3) == query.size(3) && key.size(1) > 0 &&
                       query.size(1) % key.size(1) == 0,
-                  op, ": 'key' must have query's batch and head_dim, and a number of heads that divides query's; query ",
-                  shape(query), ", key ", shape(key));
+                  op, ": 'key' must have query's batch and head_dim, and heads that divide query's; query ", shape(query), ", key ", shape(key));
   check_block_sizes(op, block_q, block_k);
   return {query.size(0), query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), 0, block_q, block_k};
 }

@@ -1,8 +1,6 @@
 // Definitions of the inner kernels of isa.h; included once per instruction set.
 #pragma once
 
-#include <cmath>
-
 #include "sampleattn/cpu/half.h"
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/microkernel.h"

@@ -3,7 +3,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -21,7 +20,8 @@ class Buffer {
     void operator()(float* p) const { ::operator delete[](p, std::align_val_t{kAlignment}); }
   };
   static float* allocate(int64_t floats) {
-    return static_cast<float*>(::operator new[](sizeof(float) * (floats > 0 ? floats : 1), std::align_val_t{kAlignment}));
+    const size_t bytes = sizeof(float) * (floats > 0 ? floats : 1);
+    return static_cast<float*>(::operator new[](bytes, std::align_val_t{kAlignment}));
   }
   std::unique_ptr<float[], Free> data_;
 };

@@ -67,7 +67,8 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
       }
       transpose_in_quad(word);
       if (inside) {
-        *reinterpret_cast<uint4*>(out + group * 32 + lane * 8) = make_uint4(word[0], word[1], word[2], word[3]);
+        // Written once and not read here: it should not push keys out of the L2 cache.
+        __stcs(reinterpret_cast<uint4*>(out + group * 32 + lane * 8), make_uint4(word[0], word[1], word[2], word[3]));
       }
     }
   }

@@ -13,13 +13,23 @@ struct TensorMaps {
 
 // Loads `rows` x kColumns as chunks of kChunk columns; all chunks of a tile of kTile rows lie one after another.
 template <int kColumns, int kChunk, int kTile, class Element>
-CUTE_DEVICE void load_rows(CUtensorMap const& map, uint64_t* barrier, Element* shared, int row, int head, int batch) {
+CUTE_DEVICE void load_rows(CUtensorMap const& map, TMA::CacheHintSm90 hint, uint64_t* barrier, Element* shared, int row,
+                           int head, int batch) {
   CUTE_UNROLL
   for (int column = 0; column < kColumns; column += kChunk) {
-    SM90_TMA_LOAD_4D::copy(&map, barrier, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_NORMAL),
-                           shared + column * kTile, column, row, head, batch);
+    SM90_TMA_LOAD_4D::copy(&map, barrier, static_cast<uint64_t>(hint), shared + column * kTile, column, row, head,
+                           batch);
   }
 }
+
+// A tile to work on, or tile < 0 if there is none left; `ascending`: the direction in which its keys are walked.
+struct Assignment {
+  int tile, blocks;
+  bool ascending;
+};
+
+// Index of the highest set bit, or the lowest if `ascending`.
+CUTE_DEVICE int next_bit(uint32_t bits, bool ascending) { return ascending ? __ffs(bits) - 1 : 31 - __clz(bits); }
 
 template <class C>
 struct Producer {
@@ -44,14 +54,8 @@ struct Producer {
   int pending_head, pending_batch;
 
   CUTE_DEVICE void run() {
-    WorkItem item = take(first_ticket());
-    while (item.tile >= 0) {
-      if (item.blocks > 0) {
-        item = produce_tile(item);
-      } else {
-        item = take(first_ticket());
-      }
-    }
+    Assignment item = take(next_ticket());
+    while (item.tile >= 0) item = item.blocks > 0 ? produce_tile(item) : take(next_ticket());
     if (lane == 0) {
       if (pending.first_run != kNoRun) load_values();
       wait_empty(shared.query_barrier[query_stage.index], query_stage.parity);
@@ -60,22 +64,24 @@ struct Producer {
     }
   }
 
-  CUTE_DEVICE int first_ticket() const { return lane == 0 ? atomicAdd(args.next_work, 1) : 0; }
+  CUTE_DEVICE int next_ticket() const { return lane == 0 ? atomicAdd(args.next_work, 1) : 0; }
 
-  CUTE_DEVICE WorkItem take(int ticket) const {
+  // Thread blocks that run side by side work on tiles of equal length, so they pass over the keys together. The next
+  // round of tiles walks them the other way: what the last round read at its end is still in the L2 cache.
+  CUTE_DEVICE Assignment take(int ticket) const {
     ticket = __shfl_sync(0xffffffffu, ticket, 0);
-    if (ticket >= args.tiles()) return {-1, 0};
+    if (ticket >= args.tiles()) return {-1, 0, false};
     int2 const item = __ldg(reinterpret_cast<int2 const*>(args.work) + ticket);
-    return {item.x, item.y};
+    return {item.x, item.y, ticket / int(gridDim.x) % 2 == 1};
   }
 
   // Fills the stages for one tile and returns the next item of work, fetched while the copies are under way.
-  CUTE_DEVICE WorkItem produce_tile(WorkItem const& item) {
+  CUTE_DEVICE Assignment produce_tile(Assignment const& item) {
     Tile const tile = locate_tile(args, item.tile);
     BlockRange const range = allowed_blocks(args, tile);
     uint32_t const* row = mask_row(args, tile);
     constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
-    int const ticket = first_ticket();
+    int const ticket = next_ticket();
 
     if (lane == 0) {
       Barrier& barrier = shared.query_barrier[query_stage.index];
@@ -84,29 +90,31 @@ struct Producer {
           tile.batch, tile.head, tile.row, (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
       TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kQueryBytes);
       load_rows<C::kHeadDim, C::kChunk, kTileRows>(
-          maps.query, &barrier.full, shared.query.data() + query_stage.index * kTileRows * C::kHeadDim, tile.row,
+          maps.query, TMA::CacheHintSm90::EVICT_FIRST, &barrier.full, shared.query.data() + query_stage.index * kTileRows * C::kHeadDim, tile.row,
           tile.head, tile.batch);
     }
     query_stage.advance();
     enter(tile);
 
     int unpaired = kNoRun;
-    for (int chunk = range.last / 1024; chunk >= range.first / 1024; --chunk) {
+    int const first_chunk = range.first / 1024, chunks = range.last / 1024 - first_chunk + 1;
+    for (int i = 0; i < chunks; ++i) {
+      int const chunk = first_chunk + (item.ascending ? i : chunks - 1 - i);
       uint32_t const own = allowed_word(row, range, chunk * 32 + lane);
       uint32_t words = __ballot_sync(0xffffffffu, own != 0);
       while (words) {
-        int const word = 31 - __clz(words);
+        int const word = next_bit(words, item.ascending);
         words ^= 1u << word;
         uint32_t bits = __shfl_sync(0xffffffffu, own, word);
         while (bits) {
-          int const bit = 31 - __clz(bits);
+          int const bit = next_bit(bits, item.ascending);
           bits ^= 1u << bit;
           int const key = ((chunk * 32 + word) * 32 + bit) * C::kBlockK;
           if constexpr (kRunsPerBlock == kRunsPerTile) {
             produce_keys(key, key + kKeyRun);
           } else if constexpr (kRunsPerTile == 1) {
-            produce_keys(key + kKeyRun, kNoRun);
-            produce_keys(key, kNoRun);
+            produce_keys(item.ascending ? key : key + kKeyRun, kNoRun);
+            produce_keys(item.ascending ? key + kKeyRun : key, kNoRun);
           } else if (unpaired == kNoRun) {
             unpaired = key;
           } else {
@@ -169,9 +177,9 @@ struct Producer {
   template <int kColumns, int kChunk>
   CUTE_DEVICE void load_runs(CUtensorMap const& map, Barrier& barrier, typename C::Element* stage,
                              KeyTile const& keys, int head, int batch) {
-    load_rows<kColumns, kChunk, C::kKeys>(map, &barrier.full, stage, keys.first_run, head, batch);
+    load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage, keys.first_run, head, batch);
     if constexpr (C::kKeys == 2 * kKeyRun && C::kBlockK == kKeyRun) {
-      load_rows<kColumns, kChunk, C::kKeys>(map, &barrier.full, stage + kKeyRun * kChunk, keys.second_run, head,
+      load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage + kKeyRun * kChunk, keys.second_run, head,
                                             batch);
     }
   }
