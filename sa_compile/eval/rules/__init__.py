@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from .adaptive import Adaptive
 from .base import Problem as Problem
 from .base import Rule as Rule
 from .fixed import BigBird, Full, StreamingLLM
@@ -27,6 +28,7 @@ _RULES: tuple[type[Rule], ...] = (
     Oracle,
     Chunked,
     Stride,
+    Adaptive,
     StreamingLLM,
     BigBird,
     HyperAttention,
