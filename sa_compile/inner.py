@@ -12,6 +12,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from sa_compile.caching import KernelFingerprintPass
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
 
 CUSTOM_PASS = "post_grad_custom_post_pass"
 
@@ -58,6 +59,7 @@ def compile_inner(
         patches.update(torch._inductor.list_mode_options(mode))
     patches.update({name.replace("-", "_"): value for name, value in config.inductor.items()})
     if rewritten:
+        ops.declare_to_inductor()
         wrapped = patches.get(CUSTOM_PASS, getattr(inductor_config, CUSTOM_PASS))
         patches[CUSTOM_PASS] = KernelFingerprintPass(wrapped)
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches or None)
