@@ -21,10 +21,11 @@ from .base import Problem, Rule
 class Chunked(Rule):
     """SampleAttention B, through the ops that compiled models run.
 
-    The last ``sample_rows`` rows of ``chunk_n`` chunks give column and slash scores; the fewest columns
-    and slashes that reach ``alpha`` (``alpha_c``, ``alpha_s`` if not 0) are kept as strips over the head,
-    with the sink block and ``window`` block diagonals forced. ``union``: every chunk's sample reaches
-    alpha on its own, then OR. Source: arXiv 2406.15486v3 section 3, DESIGN section 4.
+    The last ``sample_rows`` rows (0: as many as a query block holds) of ``chunk_n`` chunks give column
+    and slash scores; the fewest columns and slashes that reach ``alpha`` (``alpha_c``, ``alpha_s`` if not
+    0) are kept as strips over the head, with the sink block and ``window`` block diagonals forced.
+    ``union``: every chunk's sample reaches alpha on its own, then OR. Source: arXiv 2406.15486v3 section
+    3, DESIGN section 4.
     """
 
     name: ClassVar[str] = "chunked"
@@ -32,7 +33,7 @@ class Chunked(Rule):
     alpha_c: float = 0.0
     alpha_s: float = 0.0
     chunk_n: int = 2
-    sample_rows: int = 128
+    sample_rows: int = 0
     sink: bool = True
     window: int = 2
     union: bool = False
@@ -57,7 +58,7 @@ class Chunked(Rule):
             scale=problem.scale,
             q_offset=problem.q_offset,
             chunk_n=chunk_n,
-            sample_rows=self.sample_rows,
+            sample_rows=self.sample_rows or problem.block_q,
             block_k=problem.block_k,
         )
         missing = problem.n_key_blocks - ceil_div(keys, problem.block_k)
