@@ -24,6 +24,14 @@ _SETS = {
         "flashprefill+sink+w2",
     ),
     "paper": ("stride", "streaming", "bigbird", "hyper", "hashsparse"),
+    "ours": (
+        "chunked",
+        "chunked:alpha=0.95",
+        "adaptive:tau=0.1",
+        "adaptive:tau=0.15",
+        "adaptive:tau=0.2",
+        "adaptive:tau=0.3",
+    ),
     "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
 }
 

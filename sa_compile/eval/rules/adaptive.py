@@ -25,9 +25,9 @@ class Adaptive(Rule):
     """
 
     name: ClassVar[str] = "adaptive"
-    tau: float = 0.15
-    run: int = 16
-    landmarks: int = 8
+    tau: float = 0.2
+    run: int = 128
+    landmarks: int = 16
     alpha: float = 0.0
     chunk_n: int = 2
     window: int = 2
