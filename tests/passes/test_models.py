@@ -126,6 +126,40 @@ def test_short_prompt_is_exact(implementation):
     assert backend.score_shaped() == []
 
 
+def static_cache(model):
+    return transformers.StaticCache(config=model.config, max_cache_len=100)
+
+
+def first_chunk(model):
+    cache = transformers.DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.ones(2, 40, dtype=torch.int64), past_key_values=cache)
+    return cache
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "cache, inputs, mask",
+    [
+        pytest.param(static_cache, {}, "causal", id="static"),
+        pytest.param(static_cache, {"attention_mask": padding()}, "causal & key_valid", id="static, padded"),
+        pytest.param(first_chunk, {}, "causal(offset=40)", id="second chunk"),
+    ],
+)
+def test_prefill_into_a_cache_is_sampled(implementation, cache, inputs, mask):
+    model = build("llama", DECODER, implementation)
+    ids = torch.randint(3, VOCABULARY, (2, LENGTH), generator=torch.Generator().manual_seed(1))
+    backend = PassesBackend()
+    with torch.no_grad():
+        expected = model(ids, past_key_values=cache(model), **inputs).logits
+        past = cache(model)
+        actual = torch.compile(model, backend=backend)(ids, past_key_values=past, **inputs).logits
+    assert (actual - expected).norm() <= 1e-5 * expected.norm()
+    assert backend.outcomes == [("sampled", "sampled")] * 2
+    assert {record.mask for record in backend.records} == {mask}
+    assert backend.score_shaped() == []
+
+
 OTHER_MASKS = [
     pytest.param("mistral", {**DECODER, **WINDOW}, "sdpa", "causal & window(24)", id="mistral"),
     pytest.param("mistral", {**DECODER, **WINDOW}, "eager", "causal & window(24)", id="mistral eager"),

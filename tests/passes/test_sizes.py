@@ -3,7 +3,7 @@
 import pytest
 import sympy
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sa_compile.passes.fx_utils import Emitter
 from sa_compile.passes.selection import selection_arguments
@@ -47,6 +47,7 @@ EXPRESSIONS = [
 
 
 @pytest.mark.parametrize("build, expected", EXPRESSIONS)
+@settings(deadline=None)
 @given(rows=st.integers(2, 60), columns=st.integers(61, 120))
 def test_emitted_size_is_the_size(build, expected, rows, columns):
     assert emitted_value(build, rows, columns) == expected(rows, columns)
@@ -58,6 +59,7 @@ def test_a_symbol_that_is_no_size_is_refused():
         emit_size(Emitter(end), sympy.Symbol("unknown", integer=True) + 1, (x,))
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 10**6), share=st.integers(1, 100))
 def test_stride_samples_the_share_of_rows_rounded_up(length, share):
     config = SampleAttentionConfig(method="stride", r_row=share / 100, r_w=share / 100)
@@ -71,6 +73,7 @@ def test_stride_samples_the_share_of_rows_rounded_up(length, share):
     )
 
 
+@settings(deadline=None)
 @given(q=st.sampled_from([16, 32, 64, 128]), k=st.sampled_from([16, 32, 64, 128]), window=st.integers(1, 8))
 def test_chunked_window_is_counted_in_query_blocks(q, k, window):
     if k > q:
