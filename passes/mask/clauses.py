@@ -1,4 +1,4 @@
-"""A truth value as clauses (disjunctions of literals) that all hold, without what sizes and indices decide."""
+"""A truth value as clauses (disjunctions of literals), free of what sizes and indices decide."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TooComplex(Exception):
 
 
 def to_clauses(term: Bool) -> list[Clause]:
-    """Clauses that together are equivalent to ``term``: [frozenset()] if false, [] if true. Raises TooComplex"""
+    """Clauses that together are equivalent to ``term``: [frozenset()] is false. Raises TooComplex."""
     return _distribute(term)
 
 

@@ -76,20 +76,26 @@ def to_predicate(
         _sort(clause, axes, parts, facts)
     offset = _tightest(parts.upper, facts.never_positive, "two causal conditions")
     lower = _tightest(parts.lower, facts.never_negative, "two window conditions")
-    if lower is not None and offset is None:
-        raise DoesNotFit("a window that is not causal", Le0(axes.query - axes.key + lower + 1))
+    window = None
+    if lower is not None:
+        bound = Le0(sympy.expand(axes.query - axes.key + lower + 1))
+        if offset is None:
+            raise DoesNotFit("a window that is not causal", bound)
+        window = sympy.expand(offset - lower)
+        if not facts.never_negative(window - 1):
+            raise DoesNotFit("a window that may hold no key", bound)
     chunk, chunk_offset = _chunk(parts, offset, axes, materialiser)
     key_valid = None
     if parts.keys:
         key_valid = materialiser().all_of(parts.keys, conditions, axes.batch, axes.key, axes.k_len)
     position_offset = offset if offset is not None else chunk_offset
     own_key = facts.never_negative(position_offset) and (
-        (lower is None and chunk is None) or facts.never_positive(position_offset + axes.q_len - axes.k_len)
+        (window is None and chunk is None) or facts.never_positive(position_offset + axes.q_len - axes.k_len)
     )
     return MaskPredicate(
         causal=offset is not None,
         causal_offset=position_offset,
-        window=None if lower is None else sympy.expand(offset - lower),
+        window=window,
         chunk=chunk,
         key_valid=key_valid,
         segments=_segments(parts, axes, materialiser),

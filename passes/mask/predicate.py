@@ -40,9 +40,9 @@ class MaskPredicate:
         segments      query_id[b, q] == key_id[b, k]
 
     ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float
-    masks) or "finfo.min" (a row that allows no key is then the mean of all values); "-inf" too where no row can
-    be without a key. ``rows_may_be_empty``: it is not proven that causality, window and chunk leave every row at
-    least one key (padding and segments not counted).
+    masks) or "finfo.min" (a row that allows no key is then the mean of all values); "-inf" too where no row
+    can be without a key. ``rows_may_be_empty``: it is not proven that causality, window and chunk leave every
+    row at least one key (padding and segments not counted).
     """
 
     causal: bool
