@@ -14,11 +14,10 @@ from .sample import Chunked
 
 @dataclass(frozen=True)
 class Adaptive(Rule):
-    """A block is kept if some row of the query block gives it at least ``tau`` of its attention, as
-    estimated.
+    """A block is kept if one row of the query block is estimated to give it ``tau`` of its attention.
 
-    Every key block is represented by the means of its runs of ``run`` keys and by its ``landmarks`` keys
-    of largest norm; all queries are scored against those. What is forced (the sink block and ``window``
+    Every key block is represented by the means of ``means`` equal runs of keys and by its ``landmarks``
+    keys of largest norm; all queries are scored against those. What is forced (the sink block and ``window``
     block diagonals) is scored exactly, and so is the total that a row's shares refer to. ``alpha`` > 0
     adds B's strips at that alpha (``chunk_n`` chunks, 128 rows each). Unlike a sum over a block's rows,
     the largest row does not lose what a single row looks for. Source: ours; docs/accuracy.md.
@@ -26,7 +25,7 @@ class Adaptive(Rule):
 
     name: ClassVar[str] = "adaptive"
     tau: float = 0.2
-    run: int = 128
+    means: int = 1
     landmarks: int = 16
     alpha: float = 0.0
     chunk_n: int = 2
@@ -39,11 +38,12 @@ class Adaptive(Rule):
         return kept
 
     def row_shares(self, problem: Problem) -> Tensor:
-        """Largest share of a row's attention in each block, estimated, fp32 [B, Hq, n_query_blocks,
-        n_key_blocks].
-
-        Forced blocks are 0.
-        """
+        """The largest estimated share of a row, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
+        if problem.block_k % self.means or not 0 <= self.landmarks <= problem.block_k:
+            raise ValueError(
+                f"'means' must divide block_k ({problem.block_k}) and 'landmarks' be at most that, "
+                f"got {self.means} and {self.landmarks}"
+            )
         keys, weights = self._representatives(problem)
         each = keys.shape[2] // problem.n_key_blocks
         far = problem.allowed & ~(problem.first_blocks | problem.window(self.window))
@@ -70,9 +70,10 @@ class Adaptive(Rule):
             valid = problem.valid_keys
         valid = torch.nn.functional.pad(valid, (0, missing))[:, None].expand(-1, key.shape[1], -1)
         key = torch.where(valid[..., None], key, 0)
-        count = block_sums(valid.float(), self.run, -1)
-        means = block_sums(key, self.run, -2) / count.clamp(min=1)[..., None]
-        by_block = (-1, problem.block_k // self.run)
+        run = problem.block_k // self.means
+        count = block_sums(valid.float(), run, -1)
+        means = block_sums(key, run, -2) / count.clamp(min=1)[..., None]
+        by_block = (-1, self.means)
         norm = torch.where(valid, key.norm(dim=-1), -1.0).unflatten(-1, (-1, problem.block_k))
         norm, order = norm.topk(self.landmarks, -1)
         marks = key.unflatten(2, (-1, problem.block_k)).gather(
