@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sa_compile.census import table, tiny, variants, worker
+from sa_compile.census import plain, table, tiny, variants, worker
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
@@ -105,10 +105,9 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     unknown = [name for name in chosen if name not in names]
     if unknown:
         raise SystemExit(f"--models: {unknown[0]!r} is no causal language model class of this transformers")
-    which = variants.QUICK if arguments.quick else variants.FULL
     attns = (arguments.attn,) if arguments.attn else IMPLEMENTATIONS
     tasks = [
-        (name, names[name], attn, which)
+        (name, names[name], attn, _variants(name, arguments.quick))
         for name in chosen
         for attn in attns
         if not arguments.quick or attn in QUICK.get(name, IMPLEMENTATIONS)
@@ -121,6 +120,11 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
             for attn in attns
         ]
     return tasks
+
+
+def _variants(name: str, quick: bool) -> tuple[variants.Variant, ...]:
+    """Recurrent models hold no attention and unroll into graphs that take minutes: few variants will do."""
+    return variants.QUICK if quick or plain.NOT_PLAIN.get(name) == plain.RECURRENT else variants.FULL
 
 
 def _run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

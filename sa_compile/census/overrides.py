@@ -55,6 +55,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "config": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_dense_layers": 1}
     },
     "Mamba2ForCausalLM": {"config": {"num_heads": 8, "head_dim": 16, "n_groups": 1}},
+    "MiniMaxForCausalLM": {"config": {"block_size": 16}},
     "Mistral4ForCausalLM": {"config": {"head_dim": 32}},
     "MusicgenForCausalLM": {"inputs": "codebooks"},
     "MusicgenMelodyForCausalLM": {"inputs": "codebooks"},

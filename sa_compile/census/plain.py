@@ -5,7 +5,7 @@ from __future__ import annotations
 _INDEXER = "a learned indexer picks the keys of each query"
 _SINKS = "attention sinks: an extra logit in the softmax"
 _SOFTCAP = "softcap: tanh of the scores"
-_RECURRENT = "recurrent: no attention"
+RECURRENT = "recurrent: no attention"
 _RELATIVE = "a learned relative position bias is added to the scores"
 
 # A model's attention is *plain causal* when every attention layer is softmax(scale * q k^T + mask) v and the
@@ -19,7 +19,7 @@ NOT_PLAIN: dict[str, str] = {
     "DeepseekV4ForCausalLM": _SINKS + "; " + _INDEXER,
     "DogeForCausalLM": "dynamic mask: a learned bias on the keys",
     "Dots3NoteForCausalLM": _INDEXER,
-    "FalconMambaForCausalLM": _RECURRENT,
+    "FalconMambaForCausalLM": RECURRENT,
     "FlintForCausalLM": _SINKS,
     "Gemma2ForCausalLM": _SOFTCAP,
     "GlmMoeDsaForCausalLM": _INDEXER,
@@ -29,17 +29,17 @@ NOT_PLAIN: dict[str, str] = {
     "HYV4ForCausalLM": _SINKS + "; " + _INDEXER,
     "Inkling2ForCausalLM": _RELATIVE,
     "InklingForCausalLM": _RELATIVE,
-    "Mamba2ForCausalLM": _RECURRENT,
-    "MambaForCausalLM": _RECURRENT,
+    "Mamba2ForCausalLM": RECURRENT,
+    "MambaForCausalLM": RECURRENT,
     "MiMoV2FlashForCausalLM": _SINKS,
     "MiniMaxM3VLForCausalLM": _INDEXER,
     "MptForCausalLM": "ALiBi: a bias that falls with distance",
     "ProphetNetForCausalLM": "n-gram streams with a relative position bias",
     "Qwen4ExpForCausalLM": _INDEXER,
     "ReformerModelWithLMHead": "attention between keys of the same hash bucket",
-    "RwkvForCausalLM": _RECURRENT,
+    "RwkvForCausalLM": RECURRENT,
     "VaultGemmaForCausalLM": _SOFTCAP,
     "XLMWithLMHeadModel": "bidirectional unless its config says otherwise",
     "XLNetLMHeadModel": "relative position scores, bidirectional",
-    "xLSTMForCausalLM": _RECURRENT,
+    "xLSTMForCausalLM": RECURRENT,
 }

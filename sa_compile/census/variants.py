@@ -53,7 +53,6 @@ FULL = (
     Variant(mask=True, cache=False),
     Variant(mask=True, cache=True),
     Variant(mask=True, cache=True, dynamic=True, inner="eager"),
-    Variant(mask=False, cache=True, chunk=True),
     Variant(mask=True, cache=True, chunk=True),
 )
 QUICK = (
