@@ -1,0 +1,190 @@
+"""Random inputs for the block-sparse attention kernels, and how far a result is from the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from sa_compile.kernels import blocks, reference
+from torch import Tensor
+
+POISON = float("nan")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: sizes, mask and index. ``density``: share of the blocks that a random index keeps."""
+
+    batch: int = 1
+    heads: int = 4
+    heads_kv: int = 2
+    q_len: int = 512
+    k_len: int = 512
+    head_dim: int = 128
+    head_dim_v: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    causal: bool = True
+    q_offset: int = 0
+    window: int = 0
+    block_q: int = 128
+    block_k: int = 128
+    density: float = 0.5
+    segments: str = "none"  # none | left_padding | right_padding | packed
+    layout: str = "bhsd"  # bhsd | bshd (transposed views, as Hugging Face models pass them)
+    shared_mask: bool = False  # one index for all batches and heads
+
+    def with_(self, **changes: object) -> Case:
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+@dataclass
+class Inputs:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    block_mask: Tensor
+    query_segment: Tensor | None
+    key_segment: Tensor | None
+
+    def arguments(self, case: Case) -> tuple:
+        """The op's positional arguments."""
+        return (
+            self.query,
+            self.key,
+            self.value,
+            self.block_mask,
+            self.query_segment,
+            self.key_segment,
+            case.head_dim**-0.5,
+            case.causal,
+            case.q_offset,
+            case.window,
+            case.block_q,
+            case.block_k,
+        )
+
+
+def random_inputs(case: Case, device: str, seed: int) -> Inputs:
+    """Fresh inputs; keys and values of padding hold NaN."""
+    random = torch.Generator(device).manual_seed(seed)
+
+    def tensor(heads: int, length: int, dim: int) -> Tensor:
+        shape = (
+            (case.batch, heads, length, dim) if case.layout == "bhsd" else (case.batch, length, heads, dim)
+        )
+        drawn = torch.randn(shape, generator=random, device=device).to(case.dtype)
+        return drawn if case.layout == "bhsd" else drawn.transpose(1, 2)
+
+    query = tensor(case.heads, case.q_len, case.head_dim)
+    key = tensor(case.heads_kv, case.k_len, case.head_dim)
+    value = tensor(case.heads_kv, case.k_len, case.head_dim_v)
+    mask_shape = (1, 1) if case.shared_mask else (case.batch, case.heads)
+    n_q, n_k = -(-case.q_len // case.block_q), -(-case.k_len // case.block_k)
+    kept = torch.rand(*mask_shape, n_q, n_k, generator=random, device=device) < case.density
+    query_segment, key_segment = _segments(case, device)
+    if key_segment is not None:
+        padded = (key_segment < 0).expand(case.batch, -1)[:, None, :, None]
+        key.masked_fill_(padded, POISON)
+        value.masked_fill_(padded, POISON)
+    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment)
+
+
+def _segments(case: Case, device: str) -> tuple[Tensor | None, Tensor | None]:
+    index = torch.arange(case.k_len, device=device)
+    padding = torch.arange(case.batch, device=device)[:, None] * 37 + 91
+    if case.segments == "none":
+        return None, None
+    if case.segments == "left_padding":
+        return None, torch.where(index < padding, -1, 0).int()
+    if case.segments == "right_padding":
+        return None, torch.where(index >= case.k_len - padding, -1, 0).int()
+    ids = (index // 200).int()[None]
+    rows = (torch.arange(case.q_len, device=device) + case.q_offset) // 200
+    return rows.int()[None], ids
+
+
+def oracle(inputs: Inputs, case: Case) -> tuple[Tensor, Tensor]:
+    """float64 out and lse; NaN in padding is cleared first, for the oracle multiplies it by zero."""
+    clean = Inputs(
+        inputs.query,
+        inputs.key.nan_to_num(),
+        inputs.value.nan_to_num(),
+        inputs.block_mask,
+        inputs.query_segment,
+        inputs.key_segment,
+    )
+    return reference.block_sparse_attention(*clean.arguments(case))
+
+
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of ``expected``; infinite if a NaN is in ``result``."""
+    if result.isnan().any():
+        return float("inf")
+    return ((result.double() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+
+
+def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
+    """Error of dense SDPA in the case's dtype, with the same mask as a tensor, on the rows that keep a key."""
+    rows = torch.arange(case.q_len, device=inputs.query.device)
+    visible = reference.visible_entries(
+        rows,
+        case.k_len,
+        causal=case.causal,
+        q_offset=case.q_offset,
+        window=case.window,
+        query_segment=inputs.query_segment,
+        key_segment=inputs.key_segment,
+    )[:, None]
+    mask = visible & reference.kept_entries(
+        inputs.block_mask, rows, case.k_len, case.block_q, case.block_k
+    )
+    out = torch.nn.functional.scaled_dot_product_attention(
+        inputs.query.contiguous(),
+        inputs.key.nan_to_num().contiguous(),
+        inputs.value.nan_to_num().contiguous(),
+        attn_mask=mask.expand(case.batch, case.heads, -1, -1),
+        enable_gqa=True,
+    )
+    seen = mask.any(-1)[..., None]
+    return relative_error(torch.where(seen, out, 0), expected)
+
+
+def check(op: Callable, case: Case, device: str, seed: int) -> tuple[float, float, float]:
+    """Runs the op; returns (its error, SDPA's error, its lse's largest error) after asserting exact laws."""
+    inputs = random_inputs(case, device, seed)
+    out, lse = op(*inputs.arguments(case))
+    expected, expected_lse = oracle(inputs, case)
+    no_key = expected_lse == float("-inf")
+    assert out.shape == (case.batch, case.heads, case.q_len, case.head_dim_v)
+    assert out.transpose(1, 2).is_contiguous()
+    assert torch.equal(lse == float("-inf"), no_key), "rows without a kept key must have lse -inf, and only they"
+    assert (out[no_key] == 0).all(), "rows without a kept key must be zero"
+    lse_error = (lse.double() - expected_lse)[~no_key].abs().max().item() if (~no_key).any() else 0.0
+    return relative_error(out, expected), same_precision_error(inputs, case, expected), lse_error
+
+
+BASE = Case()
+GRID = {
+    "square": BASE,
+    "all_blocks": BASE.with_(density=1.0),
+    "no_blocks": BASE.with_(density=0.0),
+    "few_blocks": BASE.with_(density=0.1, q_len=2048, k_len=2048),
+    "ragged": BASE.with_(q_len=437, k_len=437),
+    "ragged_bshd": BASE.with_(q_len=437, k_len=437, layout="bshd", batch=2),
+    "chunked_prefill": BASE.with_(q_len=300, k_len=1000, q_offset=700),
+    "unaligned_offset": BASE.with_(q_len=333, k_len=777, q_offset=77),
+    "negative_offset": BASE.with_(q_len=500, k_len=300, q_offset=-150),
+    "not_causal": BASE.with_(causal=False, k_len=700),
+    "window": BASE.with_(window=150, density=1.0, q_len=1000, k_len=1000),
+    "window_not_causal": BASE.with_(window=100, density=0.7, causal=False),
+    "one_row": BASE.with_(q_len=1, k_len=900, q_offset=899),
+    "left_padding": BASE.with_(segments="left_padding", batch=3),
+    "right_padding": BASE.with_(segments="right_padding", batch=3, density=1.0),
+    "packed": BASE.with_(segments="packed", q_len=1000, k_len=1000, density=1.0),
+    "packed_sparse_batch": BASE.with_(segments="packed", q_len=900, k_len=900, batch=2),
+    "mha": BASE.with_(heads=3, heads_kv=3),
+    "mqa": BASE.with_(heads=5, heads_kv=1),
+    "shared_mask": BASE.with_(batch=2, shared_mask=True),
+    "long": BASE.with_(q_len=9000, k_len=9000, heads=2, heads_kv=1, density=0.15),
+}
