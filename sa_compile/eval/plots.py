@@ -46,7 +46,12 @@ def _accuracy_against_density(results: Results, folder: Path) -> list[Path]:
     paths = []
     for place in PLACES:
         figure, axes = pyplot.subplots(
-            1, len(results.lengths), figsize=(4 * len(results.lengths), 4), sharey=True, squeeze=False
+            1,
+            len(results.lengths),
+            figsize=(4 * len(results.lengths), 4),
+            sharey=True,
+            squeeze=False,
+            layout="constrained",
         )
         for axis, length in zip(axes[0], results.lengths, strict=True):
             tasks = results.solved(length, place)
@@ -80,7 +85,9 @@ def _needle_grids(results: Results, folder: Path) -> list[Path]:
         return []
     columns = min(4, len(shown))
     rows = -(-len(shown) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(3.4 * columns, 2.8 * rows), squeeze=False)
+    figure, axes = pyplot.subplots(
+        rows, columns, figsize=(3.4 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     for axis, rule in zip(axes.flat, shown, strict=False):
@@ -119,7 +126,9 @@ def _head_maps(results: Results, folder: Path) -> list[Path]:
             continue
         columns = min(4, len(maps))
         rows = -(-len(maps) // columns)
-        figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False)
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=(3.2 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+        )
         for axis in axes.flat[len(maps) :]:
             axis.set_axis_off()
         for axis, (rule, grid) in zip(axes.flat, maps.items(), strict=False):
@@ -142,7 +151,11 @@ def _pictures(results: Results, folder: Path) -> list[Path]:
     heads = list(dict.fromkeys((entry["layer"], entry["head"]) for entry in entries))
     rules = list(dict.fromkeys(entry["rule"] for entry in entries))
     figure, axes = pyplot.subplots(
-        len(heads), len(rules), figsize=(2.2 * len(rules), 2.4 * len(heads)), squeeze=False
+        len(heads),
+        len(rules),
+        figsize=(2.2 * len(rules), 2.4 * len(heads)),
+        squeeze=False,
+        layout="constrained",
     )
     for entry in entries:
         row, column = heads.index((entry["layer"], entry["head"])), rules.index(entry["rule"])

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.scoring import Score, greedy_tokens, score_document
-from sa_compile.eval.tasks.documents import PLACES, Document, DocumentBuilder, document_seed
+from sa_compile.eval.tasks.documents import PLACES, Document, DocumentBuilder, Question, document_seed
 from sa_compile.eval.tasks.haystack import Haystack, files_sources, installed_sources
 
 FORMAT = 1
@@ -115,7 +115,7 @@ def run(
     begin = time.monotonic()
     documents = _Documents(plan, tokenizer)
     settings: dict[str, Any] = {"block_q": plan.block_q, "block_k": plan.block_k}
-    with tqdm(total=len(plan.units()) * len(plan.rules), desc="eval", unit="document") as bar:
+    with tqdm(total=len(plan.units()) * len(plan.rules), desc="eval", unit="document", mininterval=2) as bar:
         for kind, length, index in plan.units():
             for rule in plan.rules:
                 bar.update()
@@ -134,8 +134,8 @@ def run(
         "format": FORMAT,
         "plan": dataclasses.asdict(plan),
         "provenance": provenance(model, revision),
-        "haystack": documents.digests,
-        "questions": documents.questions(),
+        "haystack": documents.digests({kind for _, kind, _, _ in journal.lines}),
+        "questions": documents.questions({(n, i) for _, kind, n, i in journal.lines if kind == FACTS}),
         "scores": list(journal.lines.values()),
     }
 
@@ -174,7 +174,7 @@ class _Documents:
         self._plan, self._tokenizer = plan, tokenizer
         self._builders: dict[str, DocumentBuilder] = {}
         self._last: tuple[tuple[str, int, int], Document] | None = None
-        self.digests: dict[str, str] = {}
+        self._asked: dict[tuple[int, int], tuple[Question, ...]] = {}
 
     def get(self, kind: str, length: int, index: int) -> Document:
         if self._last is None or self._last[0] != (kind, length, index):
@@ -185,7 +185,9 @@ class _Documents:
         plan = self._plan
         seed = document_seed(plan.split, plan.seed, kind, length, index)
         if kind == FACTS:
-            return self._builder(kind).build(seed, length, plan.tasks, plan.places)
+            document = self._builder(kind).build(seed, length, plan.tasks, plan.places)
+            self._asked[length, index] = document.questions
+            return document
         return self._builder(kind).text(seed, length)
 
     def _builder(self, kind: str) -> DocumentBuilder:
@@ -196,20 +198,21 @@ class _Documents:
             else:
                 sources = installed_sources(self._plan.split, domains)
             haystack = Haystack(self._tokenizer, sources)
-            self.digests[kind] = haystack.digest
             self._builders[kind] = DocumentBuilder(self._tokenizer, haystack)
         return self._builders[kind]
 
-    def questions(self) -> dict[str, list[list[Any]]]:
+    def digests(self, kinds: set[str]) -> dict[str, str]:
+        """A digest of the text behind each kind of document, to tell whether two runs saw the same."""
+        return {kind: self._builder(kind).haystack.digest for kind in sorted(kinds)}
+
+    def questions(self, scored: set[tuple[int, int]]) -> dict[str, list[list[Any]]]:
         """Task, place and depth of every question, in the order of "right", by "length/index"."""
-        found = {}
-        for kind, length, index in self._plan.units():
-            if kind == FACTS:
-                document = self.get(kind, length, index)
-                found[f"{length}/{index}"] = [
-                    [q.task, q.place, round(q.depth, 3)] for q in document.questions
-                ]
-        return found
+        for length, index in sorted(scored - self._asked.keys()):
+            self.get(FACTS, length, index)
+        return {
+            f"{length}/{index}": [[q.task, q.place, round(q.depth, 3)] for q in self._asked[length, index]]
+            for length, index in sorted(scored)
+        }
 
 
 def provenance(model: nn.Module, revision: str | None) -> dict[str, Any]:

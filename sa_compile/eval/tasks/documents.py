@@ -59,7 +59,7 @@ class DocumentBuilder:
 
     def __init__(self, tokenizer: Any, haystack: Haystack) -> None:
         self._tokenizer = tokenizer
-        self._haystack = haystack
+        self.haystack = haystack
         bos = tokenizer.bos_token_id
         self._begin = [] if bos is None else [bos]
 
@@ -132,7 +132,7 @@ class DocumentBuilder:
             raise ValueError(
                 f"{length} tokens leave no room for text beside {used} tokens of facts and questions"
             )
-        text, starts = self._haystack.draw(rng, length - used)
+        text, starts = self.haystack.draw(rng, length - used)
         tokens: list[int] = list(self._begin)
         is_text = [False] * len(tokens)
         first_fact: dict[int, int] = {}
@@ -159,7 +159,7 @@ class DocumentBuilder:
 
     def text(self, seed: str, length: int) -> Document:
         """A document of ``length`` tokens of haystack alone, for perplexity."""
-        piece, _ = self._haystack.draw(random.Random(seed), length - len(self._begin))
+        piece, _ = self.haystack.draw(random.Random(seed), length - len(self._begin))
         tokens = np.concatenate((np.array(self._begin, dtype=np.int64), piece))
         return Document(tokens, (), np.arange(length) >= len(self._begin))
 
