@@ -54,6 +54,7 @@ class Totals:
     sites: Counter[str]
     failures: list[str]
     worst_error: float
+    least_reach: float
     plain: list[str]
     rewritten: list[str]
 
@@ -90,6 +91,7 @@ def totals(records: Sequence[Record]) -> Totals:
             if is_failure(result)
         ],
         worst_error=max((result["error"] for _, result in checked if "error" in result), default=0.0),
+        least_reach=min((record["reach"] for record in measured if "reach" in record), default=0.0),
         plain=plain,
         rewritten=[model for model in plain if model not in untouched],
     )
@@ -151,6 +153,7 @@ def summary(total: Totals) -> str:
         ("compiled variants compared", total.checked),
         *((f"sites {outcome}", total.sites[outcome]) for outcome in OUTCOMES),
         ("worst relative error", f"{total.worst_error:.1e}"),
+        ("least change of the logits by a token eight places before", f"{total.least_reach:.1e}"),
         ("wrong outputs, crashes, leftover score matrices", len(total.failures)),
         ("models with plain causal attention", len(total.plain)),
         ("of these, rewritten at every site", f"{len(total.rewritten)} ({total.share:.1%})"),

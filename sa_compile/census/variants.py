@@ -7,6 +7,7 @@ import inspect
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from sa_compile import report
 from sa_compile.census.overrides import OVERRIDES
 from sa_compile.census.tiny import SEED, VOCABULARY
 from sa_compile.passes import invariants
+
+Backend = str | Callable[..., Any]  # as torch.compile(backend=...) takes it
 
 TOLERANCE = 1e-4
 # 4.5 query blocks of 16, longer than every sliding window (24) and chunk (32) of the tiny models.
@@ -82,8 +85,8 @@ def why_not_applicable(model: nn.Module, variant: Variant) -> str | None:
     return None
 
 
-def measure(model: nn.Module, variant: Variant, backend: str = "sampleattn") -> dict[str, Any]:
-    """Compile ``model`` with ``backend`` ("sampleattn", or a plain one to compare with) and call it.
+def measure(model: nn.Module, variant: Variant, backend: Backend = "sampleattn") -> dict[str, Any]:
+    """Compile ``model`` with ``backend`` ("sampleattn", or another to compare with) and call it.
 
     Returns plain data: "status" ("ok", "wrong", "crash", "not applicable" or "uncompiled fails"), "error"
     (relative to the norm of the uncompiled logits, the worst over the lengths), "sites", "left" (score-shaped
@@ -96,7 +99,7 @@ def measure(model: nn.Module, variant: Variant, backend: str = "sampleattn") -> 
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, variant: Variant, backend: str) -> dict[str, Any]:
+def _measure(model: nn.Module, variant: Variant, backend: Backend) -> dict[str, Any]:
     reason = why_not_applicable(model, variant)
     if reason is not None:
         return {"status": "not applicable", "reason": reason}
@@ -125,7 +128,7 @@ def _measure(model: nn.Module, variant: Variant, backend: str) -> dict[str, Any]
     }
 
 
-def _compile(model: nn.Module, variant: Variant, backend: str) -> Any:
+def _compile(model: nn.Module, variant: Variant, backend: Backend) -> Any:
     if backend == "sampleattn":
         options = {**OPTIONS, "inner": variant.inner}
         return torch.compile(model, backend=backend, options=options, dynamic=variant.dynamic)

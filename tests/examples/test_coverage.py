@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("transformers")
 
@@ -76,6 +77,22 @@ def test_tiny_models_are_small_and_their_attention_shows_in_the_logits(name):
     model = tiny.build(name, tiny.model_names()[name], "eager")
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
     assert variants.reach(model) > 100 * variants.TOLERANCE
+
+
+def drop_padding(gm, example_inputs):
+    """A backend with the very bug that the census is there to find."""
+    for node in gm.graph.nodes:
+        if node.target is torch.nn.functional.scaled_dot_product_attention:
+            node.kwargs = {**node.kwargs, "attn_mask": None, "is_causal": True}
+    gm.recompile()
+    return gm.forward
+
+
+def test_a_wrong_mask_is_seen():
+    model = tiny.build("LlamaForCausalLM", "llama", "sdpa")
+    variant = variants.Variant(mask=True, cache=False)
+    assert variants.measure(model, variant, drop_padding)["status"] == "wrong"
+    assert variants.measure(model, variant, "eager")["status"] == "ok"
 
 
 def test_implementation_that_is_not_offered_is_an_error():
