@@ -13,11 +13,11 @@ from sa_compile.census.variants import Variant
 # Seconds without a result after which a process is ended; Inductor compiles C++.
 LIMIT = 90.0
 INDUCTOR_LIMIT = 300.0
-PRELOAD = ["sa_compile.census.variants", "sa_compile.census.tiny", "torch._dynamo", "sa_compile.backend"]
+PRELOAD = ["sa_compile.census.warm"]
 
 
 def context() -> Any:
-    """Processes start from one that has imported torch and transformers already."""
+    """Processes start from one that has imported torch and transformers and compiled something already."""
     start = multiprocessing.get_context("forkserver")
     start.set_forkserver_preload(PRELOAD)
     return start
