@@ -133,6 +133,8 @@ def run(
     return {
         "format": FORMAT,
         "plan": dataclasses.asdict(plan),
+        # A rule's string leaves defaults out; what they were belongs to the result.
+        "settings": {rule: dataclasses.asdict(parse_rule(rule)) for rule in plan.rules},  # type: ignore[call-overload]
         "provenance": provenance(model, revision),
         "haystack": documents.digests({kind for _, kind, _, _ in journal.lines}),
         "questions": documents.questions({(n, i) for _, kind, n, i in journal.lines if kind == FACTS}),
