@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import checks, eager
+from . import checks, cuda_library, eager
 from .shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
@@ -229,6 +229,7 @@ for _name in _SCHEMAS:
     implement(_name, "CompositeExplicitAutograd", getattr(eager, _name))
 torch.library.register_autograd(f"{NAMESPACE}::block_sparse_attention", _no_backward, lib=_library)
 load_cpu_library()
+cuda_library.register(implement)
 
 # What a rewritten graph's nodes call.
 sample_scores_op = torch.ops.sampleattn.sample_scores.default

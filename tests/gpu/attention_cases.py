@@ -125,7 +125,7 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 
 
 def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
-    """Error of dense SDPA in the case's dtype, with the same mask as a tensor, on the rows that keep a key."""
+    """Error of dense SDPA in the case's dtype with the same mask as a tensor, where a row keeps a key."""
     rows = torch.arange(case.q_len, device=inputs.query.device)
     visible = reference.visible_entries(
         rows,
@@ -136,9 +136,7 @@ def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
         query_segment=inputs.query_segment,
         key_segment=inputs.key_segment,
     )[:, None]
-    mask = visible & reference.kept_entries(
-        inputs.block_mask, rows, case.k_len, case.block_q, case.block_k
-    )
+    mask = visible & reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
     out = torch.nn.functional.scaled_dot_product_attention(
         inputs.query.contiguous(),
         inputs.key.nan_to_num().contiguous(),
@@ -158,7 +156,7 @@ def check(op: Callable, case: Case, device: str, seed: int) -> tuple[float, floa
     no_key = expected_lse == float("-inf")
     assert out.shape == (case.batch, case.heads, case.q_len, case.head_dim_v)
     assert out.transpose(1, 2).is_contiguous()
-    assert torch.equal(lse == float("-inf"), no_key), "rows without a kept key must have lse -inf, and only they"
+    assert torch.equal(lse == float("-inf"), no_key), "rows without a key must have lse -inf, only they"
     assert (out[no_key] == 0).all(), "rows without a kept key must be zero"
     lse_error = (lse.double() - expected_lse)[~no_key].abs().max().item() if (~no_key).any() else 0.0
     return relative_error(out, expected), same_precision_error(inputs, case, expected), lse_error

@@ -22,7 +22,8 @@ constexpr int kClearInvalidValues = 4; // some keys of this tile are valid for n
 
 // What the consumers must know of the query tile in a stage.
 struct QueryTile {
-  int batch, head, row;
+  int head;  // batch * heads_q + query head
+  int row;
   int key_tiles;  // 0: no more work
 };
 

@@ -53,7 +53,14 @@ template <class C>
 CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int consumer) {
   using Element = typename C::Element;
   int const thread = threadIdx.x % 128;
-  int const own_row = consumer * 64 + thread / 32 * 16 + thread % 32 / 4;
+  // The thread's first row of a tile. Needed rarely, so it is derived from the thread's number anew: head dim 256
+  // has no register left to keep it in.
+  auto own_row = [] {
+    int number;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
+    number -= 128;
+    return number / 32 * 16 + number % 32 / 4;
+  };
   float const scale_log2 = args.scale * 1.4426950408889634f;
 
   Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
@@ -105,8 +112,8 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
     warpgroup_fence_operand(scores);
     if (flags & (kMaskPositions | kMaskSegments)) [[unlikely]] {
       KeyTile const keys = shared.key_tile[key_stage.index];
-      if (flags & kMaskPositions) mask_positions(scores, keys, args, tile.row + own_row);
-      if (flags & kMaskSegments) mask_segments(scores, keys, args, tile.batch, tile.row + own_row);
+      if (flags & kMaskPositions) mask_positions(scores, keys, args, tile.row + own_row());
+      if (flags & kMaskSegments) mask_segments(scores, keys, args, tile.head / args.heads_q, tile.row + own_row());
     }
     release(shared.key_barrier[key_stage.index]);
     key_stage.advance();
@@ -152,7 +159,7 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
     // Whatever needs waiting for is waited for before the turn, so that the turn is short.
     int const next_flags = wait_for_keys();
     wait_for_values();
-    if (flags & kClearInvalidValues) [[unlikely]] clear_values(tile.batch);
+    if (flags & kClearInvalidValues) [[unlikely]] clear_values(tile.head / args.heads_q);
     flags = next_flags;
     wait_for_turn(consumer);
     multiply_keys();
@@ -168,7 +175,7 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
     warpgroup_fence_operand(scores);
     if (last_of_tile) [[unlikely]] {
       finish_values();
-      write_tile<C>(output, finished, args, tile, own_row);
+      write_tile<C>(output, finished, args, tile, own_row());
       clear(output);
       tile = next;
     } else {
@@ -179,12 +186,12 @@ CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int co
   }
 
   wait_for_values();
-  if (flags & kClearInvalidValues) clear_values(tile.batch);
+  if (flags & kClearInvalidValues) clear_values(tile.head / args.heads_q);
   wait_for_turn(consumer);
   multiply_values();
   pass_turn(consumer);
   finish_values();
-  write_tile<C>(output, state, args, tile, own_row);
+  write_tile<C>(output, state, args, tile, own_row());
 }
 
 }  // namespace sampleattn::sm90

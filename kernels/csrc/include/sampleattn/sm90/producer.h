@@ -59,7 +59,7 @@ struct Producer {
     if (lane == 0) {
       if (pending.first_run != kNoRun) load_values();
       wait_empty(shared.query_barrier[query_stage.index], query_stage.parity);
-      shared.query_tile[query_stage.index] = {0, 0, 0, 0};
+      shared.query_tile[query_stage.index] = {0, 0, 0};
       TransactionBarrier::arrive(&shared.query_barrier[query_stage.index].full);
     }
   }
@@ -87,7 +87,8 @@ struct Producer {
       Barrier& barrier = shared.query_barrier[query_stage.index];
       wait_empty(barrier, query_stage.parity);
       shared.query_tile[query_stage.index] = {
-          tile.batch, tile.head, tile.row, (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
+          tile.batch * args.heads_q + tile.head, tile.row,
+          (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
       TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kQueryBytes);
       load_rows<C::kHeadDim, C::kChunk, kTileRows>(
           maps.query, TMA::CacheHintSm90::EVICT_FIRST, &barrier.full, shared.query.data() + query_stage.index * kTileRows * C::kHeadDim, tile.row,

@@ -1,0 +1,38 @@
+# The CUDA library. Included only when SAMPLEATTN_CUDA_ARCHS is set, e.g. -DSAMPLEATTN_CUDA_ARCHS=90a; needs nvcc, but
+# neither a GPU nor a CUDA build of torch.
+if(NOT SAMPLEATTN_CUDA_ARCHS STREQUAL "90a")
+  message(FATAL_ERROR "SAMPLEATTN_CUDA_ARCHS must be 90a (or empty: no CUDA library), got '${SAMPLEATTN_CUDA_ARCHS}'")
+endif()
+
+# CUTLASS headers from the pinned wheel; nothing is downloaded here.
+set(SAMPLEATTN_CUTLASS_DIR "" CACHE PATH "CUTLASS's include folder; found through the Python interpreter if empty")
+if(NOT SAMPLEATTN_CUTLASS_DIR)
+  execute_process(
+    COMMAND "${Python_EXECUTABLE}" -c
+            "import importlib.util as u; s = u.find_spec('cutlass_library'); print(s.submodule_search_locations[0] + '/source/include' if s else '', end='')"
+    OUTPUT_VARIABLE SAMPLEATTN_CUTLASS_DIR)
+endif()
+if(NOT EXISTS "${SAMPLEATTN_CUTLASS_DIR}/cute/tensor.hpp")
+  message(FATAL_ERROR "CUTLASS's headers are needed for SAMPLEATTN_CUDA_ARCHS: 'pip install --no-deps "
+                      "nvidia-cutlass==4.2.0.0', or pass -DSAMPLEATTN_CUTLASS_DIR=<cutlass>/include")
+endif()
+
+set(CMAKE_CUDA_ARCHITECTURES "${SAMPLEATTN_CUDA_ARCHS}-real")
+enable_language(CUDA)
+
+file(GLOB SAMPLEATTN_CUDA_SOURCES CONFIGURE_DEPENDS kernels/csrc/cuda/*.cu kernels/csrc/cuda/sm90/*.cu)
+add_library(_C_cuda MODULE ${SAMPLEATTN_CUDA_SOURCES})
+set_target_properties(_C_cuda PROPERTIES PREFIX "" CXX_STANDARD 20 CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
+  CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static
+  CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_ptxas.py")
+target_compile_definitions(_C_cuda PRIVATE USE_CUDA TORCH_TARGET_VERSION=0x020b000000000000)
+target_include_directories(_C_cuda PRIVATE kernels/csrc/include)
+target_include_directories(_C_cuda SYSTEM PRIVATE "${SAMPLEATTN_TORCH_DIR}/include" "${SAMPLEATTN_CUTLASS_DIR}")
+# NDEBUG: the asserts inside CuTe become calls, and a call ends the overlap of matrix products.
+target_compile_options(_C_cuda PRIVATE -O3 -DNDEBUG --expt-relaxed-constexpr -Xptxas=-v)
+set_source_files_properties(${SAMPLEATTN_CUDA_SOURCES} PROPERTIES COMPILE_OPTIONS "-use_fast_math")
+target_link_directories(_C_cuda PRIVATE "${SAMPLEATTN_TORCH_DIR}/lib")
+# libtorch is named although the CPU build of torch has none of the symbols that need it: a CUDA build does.
+target_link_options(_C_cuda PRIVATE -Wl,--no-as-needed)
+target_link_libraries(_C_cuda PRIVATE torch torch_cpu c10)
+install(TARGETS _C_cuda LIBRARY DESTINATION sa_compile/kernels)

@@ -1,0 +1,227 @@
+"""``sample_scores`` in one pass over the keys: scores, mask, softmax and both reductions.
+
+The softmax of a sampled row needs its total over all keys, which only the end of a pass knows. So the pass
+keeps one number per (row, key block), the log-sum-exp of the row's scores in the block; relative to the row's
+total it is the probability mass of the block. No [rows, keys] tensor, and keys are read once per row tile.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shapes import ceil_div
+from .common import floor_div, sampled_row, tile_dim
+
+LOG2_E = 1.4426950408889634
+ROWS = 128  # sampled rows of one program
+KEYS_PER_PROGRAM = 4096
+REDUCE_ROWS = 32
+REDUCE_BLOCKS = 64
+
+
+@triton.jit
+def _block_log_sums(
+    query,
+    key,
+    key_segment,
+    log_sums,  # [B * Hq, samples, n_key_blocks], base 2
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    segment_batch,
+    heads,
+    group,
+    q_len,
+    k_len,
+    q_offset,
+    chunk_n,
+    sample_rows,
+    n_key_blocks,
+    blocks_per_program,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    batch_head = tl.program_id(2).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    sample = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    row, exists = sampled_row(sample, q_len, chunk_n, sample_rows)
+    position = tl.where(exists, row + q_offset, -1)
+    dim = tl.arange(0, TILE_DIM)
+    q = tl.load(
+        query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
+        mask=exists[:, None] & (dim[None, :] < HEAD_DIM),
+        other=0.0,
+    )
+    keys = key + batch * k_batch + (head // group) * k_head
+    results = log_sums + (batch_head * chunk_n * sample_rows + sample[:, None]) * n_key_blocks
+    last = tl.max(position, 0)
+    begin = tl.program_id(1) * blocks_per_program
+    for block in range(begin, tl.minimum(begin + blocks_per_program, n_key_blocks)):
+        log_sum = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+        if block * BLOCK_K <= last:
+            index = block * BLOCK_K + tl.arange(0, BLOCK_K)
+            k = tl.load(
+                keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
+                mask=(index[None, :] < k_len) & (dim[:, None] < HEAD_DIM),
+                other=0.0,
+            )
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+            visible = (index[None, :] <= position[:, None]) & (index[None, :] < k_len)
+            if HAS_SEGMENT:
+                segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
+                visible = visible & (segment == 0)[None, :]
+            scores = tl.where(visible, scores, float("-inf"))
+            highest = tl.max(scores, 1)
+            offset = tl.where(highest == float("-inf"), 0.0, highest)
+            log_sum = offset + tl.log2(tl.sum(tl.exp2(scores - offset[:, None]), 1))
+        tl.store(results + block, log_sum[:, None], mask=(sample < chunk_n * sample_rows)[:, None])
+
+
+@triton.jit
+def _row_totals(log_sums, totals, samples, n_key_blocks, TILE_ROWS: tl.constexpr, TILE_BLOCKS: tl.constexpr):
+    batch_head = tl.program_id(1).to(tl.int64)
+    sample = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
+    rows = log_sums + (batch_head * samples + sample[:, None]) * n_key_blocks
+    highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((TILE_ROWS,), tl.float32)
+    for start in range(0, n_key_blocks, TILE_BLOCKS):
+        block = start + tl.arange(0, TILE_BLOCKS)
+        mask = (sample < samples)[:, None] & (block < n_key_blocks)[None, :]
+        value = tl.load(rows + block[None, :], mask=mask, other=float("-inf"))
+        higher = tl.maximum(highest, tl.max(value, 1))
+        offset = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2(highest - offset) + tl.sum(tl.exp2(value - offset[:, None]), 1)
+        highest = higher
+    offset = tl.where(highest == float("-inf"), 0.0, highest)
+    tl.store(totals + batch_head * samples + sample, offset + tl.log2(total), mask=sample < samples)
+
+
+@triton.jit
+def _reduce(
+    log_sums,
+    totals,
+    column_scores,
+    slash_scores,
+    q_len,
+    q_offset,
+    chunk_n,
+    sample_rows,
+    n_key_blocks,
+    BLOCK_K: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+):
+    batch_head = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+    samples = chunk_n * sample_rows
+    # Number `block` is a column and a slash.
+    column = tl.zeros((TILE_BLOCKS,), tl.float32)
+    slash = tl.zeros((TILE_BLOCKS,), tl.float32)
+    column_rows = tl.zeros((TILE_BLOCKS,), tl.int32)
+    slash_rows = tl.zeros((TILE_BLOCKS,), tl.int32)
+    for start in range(0, samples, TILE_ROWS):
+        sample = start + tl.arange(0, TILE_ROWS)
+        row, exists = sampled_row(sample, q_len, chunk_n, sample_rows)
+        position = tl.where(exists, row + q_offset, -1)
+        own_block = floor_div(position, BLOCK_K)
+        total = tl.load(totals + batch_head * samples + sample, mask=exists, other=float("-inf"))
+        seen = exists & (total != float("-inf"))
+        total = tl.where(seen, total, 0.0)
+        rows = log_sums + (batch_head * samples + sample[:, None]) * n_key_blocks
+
+        inside = seen[:, None] & (block < n_key_blocks)[None, :]
+        value = tl.load(rows + block[None, :], mask=inside, other=float("-inf"))
+        column += tl.sum(tl.exp2(value - total[:, None]), 0)
+        column_rows += tl.sum((position[:, None] >= block[None, :] * BLOCK_K).to(tl.int32), 0)
+
+        source = own_block[:, None] - block[None, :]
+        inside = seen[:, None] & (source >= 0) & (source < n_key_blocks)
+        value = tl.load(rows + source, mask=inside, other=float("-inf"))
+        slash += tl.sum(tl.exp2(value - total[:, None]), 0)
+        slash_rows += tl.sum((source >= 0).to(tl.int32), 0)
+    mask = block < n_key_blocks
+    index = batch_head * n_key_blocks + block
+    tl.store(column_scores + index, column / tl.maximum(column_rows, 1), mask=mask)
+    tl.store(slash_scores + index, slash / tl.maximum(slash_rows, 1), mask=mask)
+
+
+def sample_scores(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    chunk_n: int,
+    sample_rows: int,
+    block_k: int,
+) -> tuple[Tensor, Tensor]:
+    """The op ``sample_scores`` (see ``ops``). Three launches, no host synchronisation."""
+    batch, heads, q_len, head_dim = query.shape
+    heads_kv, k_len = key.shape[1:3]
+    n_key_blocks = ceil_div(k_len, block_k)
+    samples = chunk_n * sample_rows
+    shape = (batch, heads, n_key_blocks)
+    column, slash = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    if column.numel() == 0:
+        return column, slash
+    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
+    totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
+    blocks_per_program = max(KEYS_PER_PROGRAM // block_k, 1)
+    rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
+    _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * heads)](
+        query,
+        key,
+        key_segment,
+        log_sums,
+        *query.stride()[:3],
+        *key.stride()[:3],
+        0 if key_segment is None or key_segment.shape[0] == 1 else key_segment.stride(0),
+        heads,
+        heads // heads_kv,
+        q_len,
+        k_len,
+        q_offset,
+        chunk_n,
+        sample_rows,
+        n_key_blocks,
+        blocks_per_program,
+        scale * LOG2_E,
+        HEAD_DIM=head_dim,
+        TILE_DIM=tile_dim(head_dim),
+        TILE_ROWS=rows,
+        BLOCK_K=block_k,
+        HAS_SEGMENT=key_segment is not None,
+        PRECISION="ieee",
+        num_warps=8 if rows == ROWS else 4,
+        num_stages=2 if query.dtype == torch.float32 else 3,
+    )
+    _row_totals[(ceil_div(samples, REDUCE_ROWS), batch * heads)](
+        log_sums, totals, samples, n_key_blocks, TILE_ROWS=REDUCE_ROWS, TILE_BLOCKS=REDUCE_BLOCKS
+    )
+    _reduce[(ceil_div(n_key_blocks, REDUCE_BLOCKS), batch * heads)](
+        log_sums,
+        totals,
+        column,
+        slash,
+        q_len,
+        q_offset,
+        chunk_n,
+        sample_rows,
+        n_key_blocks,
+        BLOCK_K=block_k,
+        TILE_ROWS=REDUCE_ROWS,
+        TILE_BLOCKS=REDUCE_BLOCKS,
+    )
+    return column, slash
