@@ -107,7 +107,7 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
         raise SystemExit(f"--models: {unknown[0]!r} is no causal language model class of this transformers")
     attns = (arguments.attn,) if arguments.attn else IMPLEMENTATIONS
     tasks = [
-        (name, names[name], attn, _variants(name, arguments.quick))
+        (name, names[name], attn, _variants(name, attn, arguments.quick))
         for name in chosen
         for attn in attns
         if not arguments.quick or attn in QUICK.get(name, IMPLEMENTATIONS)
@@ -122,9 +122,11 @@ def _tasks(arguments: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-def _variants(name: str, quick: bool) -> tuple[variants.Variant, ...]:
+def _variants(name: str, attn: str, quick: bool) -> tuple[variants.Variant, ...]:
     """Recurrent models hold no attention and unroll into graphs that take minutes: few variants will do."""
-    return variants.QUICK if quick or plain.NOT_PLAIN.get(name) == plain.RECURRENT else variants.FULL
+    if quick or plain.NOT_PLAIN.get(name) == plain.RECURRENT:
+        return variants.QUICK
+    return variants.HALF if attn == "eager" and tiny.offers_sdpa(name) else variants.FULL
 
 
 def _run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -95,6 +95,11 @@ def model_names() -> dict[str, str]:
     return dict(sorted(names.items(), key=lambda item: item[0].lower()))
 
 
+def offers_sdpa(class_name: str) -> bool:
+    """The class has an SDPA implementation beside the eager one."""
+    return getattr(transformers, class_name)._supports_sdpa
+
+
 def tiny_config(class_name: str, model_type: str) -> Any:
     """The model's default config, shrunk: 2 layers (one of each kind), 4 heads of 16, a vocabulary of 128."""
     model_class = getattr(transformers, class_name)
@@ -217,7 +222,7 @@ def build(class_name: str, model_type: str, attn: str) -> nn.Module:
     """
     model_class = getattr(transformers, class_name)
     config = tiny_config(class_name, model_type)
-    if attn == "sdpa" and not model_class._supports_sdpa:
+    if attn == "sdpa" and not offers_sdpa(class_name):
         raise NotImplementedError("the class does not support SDPA")
     for part in (config, config.get_text_config(decoder=True)):
         if hasattr(part, "is_decoder") and not hasattr(part, "encoder_layers"):

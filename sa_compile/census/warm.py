@@ -1,4 +1,4 @@
-"""Imported by the process that workers are forked from: Dynamo and AOTAutograd load most of themselves on first use."""
+"""Imported by the process that workers are forked from: torch.compile loads most of itself on first use."""
 
 import torch
 
