@@ -49,8 +49,8 @@ class Variant:
         return ", ".join(parts)
 
 
-# Dynamic shapes and the second chunk take one combination of mask and cache. What comes after Dynamo's graph is the
-# same for all: AOTAutograd sees one variant with a mask and one without.
+# Dynamic shapes and the second chunk take one combination of mask and cache. AOTAutograd, the slower half of
+# compiling, sees one variant with a mask and one without.
 FULL = (
     Variant(mask=False, cache=False),
     Variant(mask=False, cache=True, inner="eager"),
