@@ -66,17 +66,21 @@ REGIONS = [
 
 
 @pytest.mark.parametrize("function, mask, dynamic", REGIONS)
-def test_region_called_twice_is_rewritten_once(function, mask, dynamic):
+def test_region_called_twice_is_rewritten_once_a_body(function, mask, dynamic):
     backend = compile_with_passes(function, *grouped(), left_padding(), dynamic=dynamic)
-    assert backend.outcomes == [("sampled", "sampled")]
-    assert backend.records[0].mask == mask
-    assert backend.ops() == SAMPLED_OPS
-    assert backend.score_shaped() == []
     parent = backend.after[0]
-    (child,) = (module for module in parent.children() if isinstance(module, fx.GraphModule))
-    inputs = [node for node in child.graph.nodes if node.op == "placeholder"]
+    bodies = {name: body for name, body in parent.named_children() if isinstance(body, fx.GraphModule)}
+    # One body serves both calls, but under dynamic shapes torch 2.11 captures one for each.
+    assert len(bodies) == 1 or dynamic
+    assert backend.outcomes == [("sampled", "sampled")] * len(bodies)
+    assert {record.mask for record in backend.records} == {mask}
+    assert backend.ops() == {op: count * len(bodies) for op, count in SAMPLED_OPS.items()}
+    assert backend.score_shaped() == []
     calls = [node for node in parent.graph.nodes if op_name(node) == "invoke_subgraph"]
-    assert [len(call.args) - 2 for call in calls] == [len(inputs)] * 2
+    assert len(calls) == 2
+    for call in calls:
+        inputs = [node for node in bodies[call.args[0].target].graph.nodes if node.op == "placeholder"]
+        assert len(call.args) - 2 == len(inputs)
 
 
 def different_masks(q, k, v, padding):
