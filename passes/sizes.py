@@ -36,6 +36,9 @@ def emit_size(emitter: Emitter, expr: sympy.Expr, operands: tuple[fx.Node, ...])
     ``SizeNotAvailable`` for a symbol that is neither.
     """
     expr = sympy.sympify(expr)
+    if emitter.mode.shape_env is not None:
+        # A guard may have made a symbol of the expression equal to another one since it was read.
+        expr = emitter.mode.shape_env.replace(expr)
     if expr.is_Integer:
         return int(expr)
     whole = _find(emitter, expr, operands)

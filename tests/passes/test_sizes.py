@@ -53,6 +53,16 @@ def test_emitted_size_is_the_size(build, expected, rows, columns):
     assert emitted_value(build, rows, columns) == expected(rows, columns)
 
 
+def test_a_size_read_before_a_guard_made_it_equal_to_another_is_found():
+    graph, x, end = symbolic_graph(48, 48)
+    rows, columns = x.meta["example_value"].shape
+    before = [as_expr(rows), as_expr(columns)]
+    assert rows == columns  # the guard
+    sizes = [emit_size(Emitter(end), expr, (x,)) for expr in before]
+    graph.output(tuple(sizes))
+    assert fx.GraphModule({}, graph)(torch.empty(48, 48)) == (48, 48)
+
+
 def test_a_symbol_that_is_no_size_is_refused():
     _, x, end = symbolic_graph(4, 5)
     with pytest.raises(SizeNotAvailable, match="unknown"):
