@@ -20,6 +20,8 @@ SM90_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 
 SM90_DTYPES = (torch.bfloat16, torch.float16)
 SM90_BLOCK_Q = (128,)
 SM90_BLOCK_K = (64, 128)
+# float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
+TRITON_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @lru_cache(maxsize=1)
@@ -56,7 +58,7 @@ def attention_kernel(
         and block_k in SM90_BLOCK_K
     ):
         return "cuda_sm90"
-    return "triton" if has_triton() else "pytorch"
+    return "triton" if has_triton() and dtype in TRITON_DTYPES else "pytorch"
 
 
 def block_sparse_attention(
@@ -112,9 +114,12 @@ def sample_scores(
     block_k: int,
 ) -> tuple[Tensor, Tensor]:
     """The op ``sample_scores`` on CUDA tensors (see ``ops``)."""
-    from .triton import sampling
+    run: Callable = eager.sample_scores
+    if query.dtype in TRITON_DTYPES:
+        from .triton import sampling
 
-    return sampling.sample_scores(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
+        run = sampling.sample_scores
+    return run(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
 
 
 def select_blocks(

@@ -203,7 +203,7 @@ def block_sparse_attention(
         HAS_WINDOW=window > 0,
         HAS_QUERY_SEGMENT=query_segment is not None,
         HAS_SEGMENT=key_segment is not None,
-        num_warps=8 if rows == 128 else 4,
+        num_warps=8 if wide or rows == 128 else 4,
         num_stages=1 if wide else 2,
     )
     return out.transpose(1, 2), lse

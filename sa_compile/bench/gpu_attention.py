@@ -140,9 +140,11 @@ def sdpa_runner(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) 
     return run
 
 
-def machine() -> dict[str, str]:
-    """Device, versions, commit and command, for the record."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+def machine(commit: str | None) -> dict[str, str]:
+    """Device, versions, commit and command, for the record; ``commit`` None: the checkout's."""
+    if commit is None:
+        found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True)
+        commit = found.stdout.strip() if found.returncode == 0 else "unknown"
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -211,8 +213,10 @@ def main() -> None:
     """Measure every case and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    out = parser.parse_args().out
-    results: dict[str, Any] = {"machine": machine(), "attention": [], "selection": []}
+    parser.add_argument("--commit", help="commit to record where there is no git checkout")
+    options = parser.parse_args()
+    out = options.out
+    results: dict[str, Any] = {"machine": machine(options.commit), "attention": [], "selection": []}
     for case in CASES:
         row = measure(case)
         results["attention"].append(row)
