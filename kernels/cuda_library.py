@@ -1,12 +1,14 @@
-"""What runs on CUDA tensors: the CUDA library where it has a kernel, else Triton, else PyTorch.
+"""What runs on CUDA tensors: the CUDA library where it has a kernel, else PyTorch, or Triton on request.
 
-The choice is a function of device, dtype, head dims and block sizes alone (:func:`attention_kernel`), so
+The Triton kernels have so far run in Triton's interpreter only, so they have to be asked for with the
+environment variable ``SAMPLEATTN_TRITON=1`` before the first import. The choice is a function of device, dtype, head dims and block sizes alone (:func:`attention_kernel`), so
 that a report can show it without running anything.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -35,9 +37,14 @@ def load() -> bool:
 
 
 @lru_cache(maxsize=1)
-def has_triton() -> bool:
-    """Is Triton installed?"""
-    return importlib.util.find_spec("triton") is not None
+def uses_triton() -> bool:
+    """Were the Triton kernels asked for? Raises ImportError if they were and Triton is not installed."""
+    wanted = os.environ.get("SAMPLEATTN_TRITON", "0")
+    if wanted not in ("0", "1"):
+        raise ValueError(f"SAMPLEATTN_TRITON must be 0 or 1, got {wanted!r}")
+    if wanted == "1" and importlib.util.find_spec("triton") is None:
+        raise ImportError("SAMPLEATTN_TRITON=1 needs the package triton, which is not installed")
+    return wanted == "1"
 
 
 @lru_cache
@@ -58,7 +65,7 @@ def attention_kernel(
         and block_k in SM90_BLOCK_K
     ):
         return "cuda_sm90"
-    return "triton" if has_triton() and dtype in TRITON_DTYPES else "pytorch"
+    return "triton" if uses_triton() and dtype in TRITON_DTYPES else "pytorch"
 
 
 def block_sparse_attention(
@@ -160,6 +167,6 @@ def register(implement: Callable[[str, str, Callable], None]) -> None:
     if torch.version.cuda is None:
         return
     implement("block_sparse_attention", "CUDA", block_sparse_attention)
-    if has_triton():
+    if uses_triton():
         implement("sample_scores", "CUDA", sample_scores)
         implement("select_blocks", "CUDA", select_blocks)
