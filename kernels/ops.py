@@ -228,8 +228,21 @@ def _no_backward(ctx: object, *grads: Tensor) -> None:
 for _name in _SCHEMAS:
     implement(_name, "CompositeExplicitAutograd", getattr(eager, _name))
 torch.library.register_autograd(f"{NAMESPACE}::block_sparse_attention", _no_backward, lib=_library)
-load_cpu_library()
+_has_cpu_library = load_cpu_library()
 cuda_library.register(implement)
+
+
+def attention_kernel(
+    device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
+) -> str:
+    """What ``block_sparse_attention`` runs on such tensors: "cpp", "cuda_sm90", "triton", or "pytorch".
+
+    "pytorch" is correct everywhere and faster than dense attention nowhere.
+    """
+    if device.type == "cuda":
+        return cuda_library.attention_kernel(device, dtype, head_dim, head_dim_v, block_q, block_k)
+    return "cpp" if device.type == "cpu" and _has_cpu_library else "pytorch"
+
 
 # What a rewritten graph's nodes call.
 sample_scores_op = torch.ops.sampleattn.sample_scores.default

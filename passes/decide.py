@@ -14,6 +14,9 @@ exact         SDPA as cheap as it can be already: the graph is not touched      
 kept          everything else, with the reason                                         ""
 ============  =======================================================================  ==============
 
+Where the block-sparse op has no fast kernel (device, dtype, head_dim), nothing takes it: an attention that
+does not become SDPA stays as it was.
+
 Every comparison of a symbolic length adds a guard, so that each side of it gets a graph of its own.
 """
 
@@ -26,6 +29,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
 
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .mask.predicate import MaskPredicate, NotProven
@@ -174,7 +178,7 @@ def _causal(
     first_rows = _kept_for_empty_rows(site, mask)
     if first_rows is not None:
         return _kept(first_rows)
-    blocked = _why_not_block_sparse(site, mask, training)
+    blocked = _why_not_block_sparse(site, mask, config, training, device)
     if blocked is None and mask.is_plain_causal:
         too_short = not sizes.holds(sympy.Ge(sizes.q_len, config.min_seq_len))
         fits = not too_short and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len))
@@ -219,7 +223,13 @@ def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None
     return None
 
 
-def _why_not_block_sparse(site: AttentionSite, mask: MaskPredicate, training: bool) -> str | None:
+def _why_not_block_sparse(
+    site: AttentionSite,
+    mask: MaskPredicate,
+    config: SampleAttentionConfig,
+    training: bool,
+    device: str | None,
+) -> str | None:
     if training:
         return "training: the block-sparse op has no gradient"
     if mask.segments is not None and mask.chunk is not None:
@@ -228,6 +238,10 @@ def _why_not_block_sparse(site: AttentionSite, mask: MaskPredicate, training: bo
         head_dim = fixed(shape(node)[3])
         if head_dim > MAX_HEAD_DIM:
             return f"{name} {head_dim}: supported are sizes up to {MAX_HEAD_DIM}"
+    dtype, dims = value(site.query).dtype, [fixed(shape(node)[3]) for node in (site.query, site.value)]
+    where = torch.device(device or "cpu")
+    if ops.attention_kernel(where, dtype, *dims, config.block_q, config.block_k) == "pytorch":
+        return f"no fast kernel for {dtype} and head_dim {dims[0]} on {where.type}, see docs/kernels.md"
     return None
 
 

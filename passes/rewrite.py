@@ -19,10 +19,10 @@ from typing import Any
 
 import sympy
 import torch
-from sa_compile.kernels import ops
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
 
 from .decide import Decision
 from .fx_utils import Emitter, calls, fixed, same_shape, shape, value

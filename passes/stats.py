@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from sa_compile.kernels import ops
 from torch import Tensor, fx
+
+from sa_compile.kernels import ops
 
 from .fx_utils import Emitter, value
 

@@ -1,4 +1,4 @@
-"""The wheel: one for every Python 3, its names under sa_compile, its C++ linked to torch's stable library only."""
+"""The wheel: one for every Python 3, and every name in it under sa_compile."""
 
 import subprocess
 import sys

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from sa_compile.kernels import blocks, reference
 from torch import Tensor
+
+from sa_compile.kernels import blocks, reference
 
 POISON = float("nan")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import BASE, GRID, POISON, Case
+
 from sa_compile.kernels import cuda_library, ops
 
 # Error bound: this many times the error of dense SDPA in the same precision.

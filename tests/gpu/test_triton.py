@@ -6,6 +6,7 @@ import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
+
 from sa_compile.kernels import eager, reference
 
 # The interpreter multiplies bfloat16 wrongly, so lengths are small and dtypes are those that it knows.

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sa_compile.kernels import blocks, eager, ops
 from support.attention_inputs import NAN, Case, assert_as_good_as_sdpa, make_inputs
+
+from sa_compile.kernels import blocks, eager, ops
 
 BASE = Case()
 CASES = [

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sa_compile.kernels import blocks
 from torch.nn.attention.flex_attention import create_block_mask
+
+from sa_compile.kernels import blocks
 
 LENGTHS = st.integers(1, 150)
 OFFSETS = st.integers(-60, 120)

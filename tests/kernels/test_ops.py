@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from sa_compile.kernels import ops
 from support.attention_inputs import Case, make_inputs
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch.library import opcheck
+
+from sa_compile.kernels import ops
 
 CASES = {
     "plain": Case(dtype=torch.bfloat16),

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from sa_compile.kernels import eager, ops, reference
 from support.attention_inputs import Case, make_inputs
 
 from sa_compile import metrics
+from sa_compile.kernels import eager, ops, reference
 
 BASE = Case(q_len=200, k_len=200)
 CASES = [

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sa_compile.kernels import blocks, eager, ops, reference
 from support.attention_inputs import Case, make_inputs, make_segments
 
 from sa_compile import metrics
+from sa_compile.kernels import blocks, eager, ops, reference
 
 SELECT = [pytest.param(ops.select_blocks_op, id="op"), pytest.param(eager.select_blocks, id="eager")]
 LENGTHS = st.integers(1, 200)

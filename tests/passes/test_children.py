@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from sa_compile.passes.fx_utils import op_name
 from support.attention import FLOAT_MIN, SCALE, allowed, grouped, left_padding, repeat_kv
 from support.graphs import SAMPLED_OPS, SDPA_OPS, compile_with_passes
 from torch import fx
+
+from sa_compile.passes.fx_utils import op_name
 
 sdpa = F.scaled_dot_product_attention
 

@@ -2,11 +2,12 @@
 
 import torch
 import torch.nn.functional as F
-from sa_compile.passes.dead_code import remove_unused
-from sa_compile.passes.fx_utils import op_name
 from support.attention import LENGTH, full, grouped, repeat_kv
 from support.graphs import compile_with_passes
 from torch import fx
+
+from sa_compile.passes.dead_code import remove_unused
+from sa_compile.passes.fx_utils import op_name
 
 sdpa = F.scaled_dot_product_attention
 

@@ -3,9 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from sa_compile.passes import match_sdpa
-from sa_compile.passes.decide import decide
-from sa_compile.passes.mask.predicate import MaskPredicate
 from support.attention import (
     BATCH,
     FLOAT_MIN,
@@ -24,6 +21,10 @@ from support.attention import (
 from support.graphs import BLOCK_SPARSE_OPS, SAMPLED_OPS, SDPA_OPS, compile_with_passes
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
+from sa_compile.passes import match_sdpa
+from sa_compile.passes.decide import decide
+from sa_compile.passes.mask.predicate import MaskPredicate
 
 sdpa = F.scaled_dot_product_attention
 SHORT = {"min_seq_len": 4096}
@@ -273,19 +274,19 @@ def test_both_masks_of_a_site_count():
     assert compile_with_passes(function, *full()).records[0].mask == "causal"
 
 
-def decisions_on_cuda(function, *args):
+def decisions_on_cuda(function, *args, **options):
     """What would be decided for the same graph on a GPU."""
     decisions = []
 
     def backend(gm, example_inputs):
-        config = SampleAttentionConfig(**SHORT)
+        config = SampleAttentionConfig(**{**SHORT, **options})
         for site in match_sdpa.find(gm):
             decisions.append(decide(site, MaskPredicate(causal=True), config, training=False, device="cuda"))
         return gm.forward
 
     with torch.no_grad():
         torch.compile(function, backend=backend)(*args)
-    return [decision.form for decision in decisions]
+    return decisions
 
 
 @pytest.mark.parametrize(
@@ -293,8 +294,21 @@ def decisions_on_cuda(function, *args):
     [
         pytest.param(lambda: full(), "sdpa_causal", id="one key head for each query head"),
         pytest.param(lambda: grouped(torch.bfloat16), "sdpa_causal", id="grouped bf16"),
-        pytest.param(lambda: grouped(), "block_sparse", id="grouped fp32: SDPA would repeat the heads"),
+        pytest.param(lambda: grouped(), "", id="grouped fp32: SDPA would repeat the heads"),
     ],
 )
 def test_sdpa_is_chosen_where_it_has_a_fused_kernel(tensors, form):
-    assert decisions_on_cuda(masked(allowed), *tensors()) == [form]
+    (decision,) = decisions_on_cuda(masked(allowed), *tensors())
+    assert decision.form == form
+
+
+def test_nothing_is_sampled_where_the_op_has_no_fast_kernel(monkeypatch):
+    long_enough = {"min_seq_len": 16}
+    slow, fast = "pytorch", "cuda_sm90"
+    decisions = {}
+    for kernel in (slow, fast):
+        monkeypatch.setattr(ops, "attention_kernel", lambda *arguments, kernel=kernel: kernel)
+        (decisions[kernel],) = decisions_on_cuda(masked(allowed), *full(), **long_enough)
+    assert decisions[fast].outcome == "sampled"
+    assert decisions[slow].form == "sdpa_causal"
+    assert "no fast kernel for torch.float32 and head_dim 16 on cuda" in decisions[slow].reason

@@ -5,15 +5,15 @@ import sympy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sa_compile.passes.fx_utils import Emitter
-from sa_compile.passes.selection import selection_arguments
-from sa_compile.passes.sizes import SizeNotAvailable, as_expr, emit_size
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._sympy.functions import FloorDiv, Mod
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes.fx_utils import Emitter
+from sa_compile.passes.selection import selection_arguments
+from sa_compile.passes.sizes import SizeNotAvailable, as_expr, emit_size
 
 
 def symbolic_graph(rows, columns):

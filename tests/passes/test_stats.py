@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from sa_compile.passes.stats import COLUMNS, with_stats
 from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
+
+from sa_compile.passes.stats import COLUMNS, with_stats
 
 
 def two_layers(q, k, v):

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import sa_compile.kernels
-import sa_compile.passes
 from support.models import LOSSLESS
 
+import sa_compile.kernels
+import sa_compile.passes
 from sa_compile.caching import KernelFingerprintPass, hash_sources, kernel_fingerprint
 
 CHILD = f"""

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from sa_compile.kernels import blocks, reference
 from torch import Tensor
+
+from sa_compile.kernels import blocks, reference
 
 NAN = float("nan")
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}

@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from sa_compile.passes import pipeline
-from sa_compile.passes.fx_utils import op_name
-from sa_compile.passes.invariants import score_shaped_nodes
-from sa_compile.passes.record import SiteRecord
 from support.models import LOSSLESS
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.passes import pipeline
+from sa_compile.passes.fx_utils import op_name
+from sa_compile.passes.invariants import score_shaped_nodes
+from sa_compile.passes.record import SiteRecord
 
 SAMPLED_OPS = {"sample_scores": 1, "select_blocks": 1, "block_sparse_attention": 1}
 BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}

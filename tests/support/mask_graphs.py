@@ -8,12 +8,13 @@ from typing import Any
 
 import sympy
 import torch
+from torch import fx
+
 from sa_compile.passes import match_eager, match_sdpa
 from sa_compile.passes.mask.evaluate import evaluate
 from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from sa_compile.passes.mask.prove import prove_mask
 from sa_compile.passes.site import AttentionSite
-from torch import fx
 
 
 @dataclass

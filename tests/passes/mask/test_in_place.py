@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from support.mask_graphs import Captured, assert_predicates_are_the_masks, capture, proofs
 from torch import Tensor
+
+from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 
 BATCH, HEADS, LENGTH, HEAD_DIM = 2, 2, 9, 4
 MIN = torch.finfo(torch.float32).min

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from support.mask_graphs import assert_predicates_are_the_masks, capture, proofs
 from transformers import (
     BertConfig,
@@ -36,6 +35,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
 )
+
+from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 
 BATCH, LENGTH, CACHE, WINDOW = 2, 16, 32, 8
 TINY: dict[str, Any] = {

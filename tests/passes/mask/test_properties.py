@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from sa_compile.passes.mask.predicate import MaskPredicate
 from support.mask_graphs import assert_predicates_are_the_masks, capture, proofs
 from torch import Tensor
+
+from sa_compile.passes.mask.predicate import MaskPredicate
 
 BATCH, HEADS, HEAD_DIM = 2, 2, 4
 LAW = settings(

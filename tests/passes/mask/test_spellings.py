@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from sa_compile.passes.mask.predicate import MaskPredicate
 from support.mask_graphs import assert_predicates_are_the_masks, capture, proofs
 from torch import Tensor
+
+from sa_compile.passes.mask.predicate import MaskPredicate
 
 BATCH, HEADS, Q_LEN, K_LEN, HEAD_DIM = 2, 2, 5, 9, 4
 MIN = torch.finfo(torch.float32).min

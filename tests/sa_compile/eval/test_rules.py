@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import causal_blocks, pack_bits, unpack_bits
 from support import rule_readings as readings
 from support.rule_readings import Head
 
 from sa_compile.eval.rules import RULES, forced, parse_rule
 from sa_compile.eval.rules import base as rules_base
+from sa_compile.kernels import ops
+from sa_compile.kernels.blocks import causal_blocks, pack_bits, unpack_bits
 
 
 def attention_inputs(batch=1, heads=2, kv_heads=1, q_len=130, k_len=130, dim=8, seed=0, dtype=torch.float32):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sa_compile.kernels import ops
 
 from sa_compile.eval.rules import parse_rule
+from sa_compile.kernels import ops
 
 RULES = (
     "chunked:alpha=0.6,sample_rows=16",
