@@ -1,8 +1,8 @@
 """What runs on CUDA tensors: the CUDA library where it has a kernel, else PyTorch, or Triton on request.
 
 The Triton kernels have so far run in Triton's interpreter only, so they have to be asked for with the
-environment variable ``SAMPLEATTN_TRITON=1`` before the first import. The choice is a function of device, dtype,
-head dims and block sizes alone (:func:`attention_kernel`), so that a report can show it without running
+environment variable ``SAMPLEATTN_TRITON=1`` before the first import. The choice is a function of device,
+dtype, head dims and block sizes alone (:func:`attention_kernel`), so that a report can show it without running
 anything.
 """
 
