@@ -2,8 +2,8 @@
 
 The Triton kernels have so far run in Triton's interpreter only, so they have to be asked for with the
 environment variable ``SAMPLEATTN_TRITON=1`` before the first import. The choice is a function of device,
-dtype, head dims and block sizes alone (:func:`attention_kernel`), so that a report can show it without running
-anything.
+dtype, head dims and block sizes alone (:func:`attention_kernel`), so that a report can show it without
+running anything.
 """
 
 from __future__ import annotations
