@@ -155,10 +155,11 @@ def _record(task: Task) -> dict[str, Any]:
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:
-    """One record a line, so that two censuses can be compared line by line; the lines of the run go."""
+    """One record a line, to compare censuses line by line; FILE.lines goes once FILE holds all of it."""
     records = ",\n".join(json.dumps(record) for record in data["records"])
     path.write_text(f'{{"versions": {json.dumps(data["versions"])}, "records": [\n{records}\n]}}\n')
-    _lines(path).unlink(missing_ok=True)
+    if {_key(record) for record in _read_lines(_lines(path))} <= {_key(record) for record in data["records"]}:
+        _lines(path).unlink(missing_ok=True)
 
 
 def _lines(path: Path) -> Path:
