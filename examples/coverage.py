@@ -28,7 +28,7 @@ from sa_compile.census import plain, table, tiny, variants, worker
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
 IMPLEMENTATIONS = ("sdpa", "eager")
-# Each with a spelling or mask of its own: packed, window, chunk, latent heads, a buffer as mask, bias, none.
+# Each with a spelling or mask of its own: packed, window, chunk, latent heads, softcap, sinks, bias.
 QUICK = {
     "LlamaForCausalLM": IMPLEMENTATIONS,
     "MistralForCausalLM": ("sdpa",),
@@ -39,7 +39,6 @@ QUICK = {
     "Gemma2ForCausalLM": ("eager",),
     "GptOssForCausalLM": ("eager",),
     "BloomForCausalLM": ("eager",),
-    "MambaForCausalLM": ("eager",),
 }
 POPULAR = (
     "LlamaForCausalLM",
@@ -83,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--attn", choices=IMPLEMENTATIONS, help="one attention implementation (default: both)"
     )
-    parser.add_argument("--quick", action="store_true", help="ten models and fewer variants: a minute")
+    parser.add_argument("--quick", action="store_true", help="nine models and fewer variants: a minute")
     parser.add_argument(
         "--inductor", action="store_true", help="add a dozen popular models compiled by Inductor"
     )
