@@ -136,7 +136,11 @@ Every causal language model class of transformers, built tiny with random weight
 a filled cache. Blocks are small enough and `min_seq_len` low enough that the sampled path runs; with
 `alpha_c = alpha_s = 1` it must give what full attention gives. *Sites* are attentions found, summed over
 these variants; the error is `||difference|| / ||logits||` over all positions, padded ones too, the worst of
-the variants (limit 1e-4)."""
+the variants (limit 1e-4).
+
+Not every pair takes all of them: the eager spelling of a class that also has SDPA takes three (nothing, mask with
+cache, and that with dynamic shapes), recurrent models two. Dynamic shapes and the second chunk come with a mask
+and a cache only. The inner backend is `aot_eager` for some variants and `eager` for the others."""
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
