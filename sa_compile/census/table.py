@@ -139,8 +139,8 @@ these variants; the error is `||difference|| / ||logits||` over all positions, p
 the variants (limit 1e-4).
 
 Not every pair takes all of them: the eager spelling of a class that also has SDPA takes three (nothing, mask
-with cache, and that with dynamic shapes), recurrent models two. Dynamic shapes and the second chunk come with a
-mask and a cache only. The inner backend is `aot_eager` for some variants and `eager` for the others."""
+with cache, and that with dynamic shapes), recurrent models two. Dynamic shapes and the second chunk come with
+a mask and a cache only. The inner backend is `aot_eager` for some variants and `eager` for the others."""
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
