@@ -10,6 +10,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sa_compile.bench.cli import add_commands as add_bench_commands
 from sa_compile.eval.cli import add_commands as add_eval_commands
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     options = commands.add_parser("options", help="print every option of the backend as a Markdown table")
     options.set_defaults(run=_options)
     add_eval_commands(commands)
+    add_bench_commands(commands)
     return parser
 
 

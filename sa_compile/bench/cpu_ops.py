@@ -1,4 +1,4 @@
-"""CPU ops against dense attention: ``python -m sa_compile.bench.cpu_ops [--json FILE]``.
+"""CPU ops against dense attention: ``python -m sa_compile bench cpu-ops [--json FILE]``.
 
 One prefill of one layer: dense causal SDPA, and block-sparse attention that keeps a given share of the causal
 blocks (sink and diagonal, the rest at random), plus sampling and selection. Runs alternate, medians are
@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +20,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from sa_compile.kernels import blocks, ops
+from sa_compile.provenance import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BLOCK = 128
@@ -99,16 +97,6 @@ def measure(
     )
 
 
-def cpu_name() -> str:
-    """The processor's name as the system reports it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def print_table(results: list[Result]) -> None:
     """One row a combination of dtype and KV heads."""
     headers = [
@@ -138,49 +126,35 @@ def print_table(results: list[Result]) -> None:
     print(tabulate(rows, headers=[*headers, "(sample + select)/dense"], floatfmt=".1f"))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m sa_compile.bench.cpu_ops", description="CPU ops against dense attention."
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
-    parser.add_argument("--seq-len", type=int, default=16384)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2])
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument(
-        "--density", type=float, default=0.125, help="share of the causal blocks that is kept"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-
+def run(arguments: argparse.Namespace) -> int:
+    """``bench cpu-ops``: measure, print the table, write the JSON; returns the exit status."""
+    threads = arguments.threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
     results = [
-        measure(dtype, args.heads, kv_heads, args.head_dim, args.seq_len, args.density, args.repeats)
-        for dtype in args.dtype
-        for kv_heads in args.kv_heads
+        measure(
+            dtype,
+            arguments.heads,
+            kv_heads,
+            arguments.head_dim,
+            arguments.seq_len,
+            arguments.density,
+            arguments.repeats,
+        )
+        for dtype in arguments.dtype
+        for kv_heads in arguments.kv_heads
     ]
-    capability = torch.backends.cpu.get_cpu_capability()
-    device = {"cpu": cpu_name(), "threads": args.threads, "capability": capability}
+    source = {
+        **provenance(),
+        "threads": threads,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
     print(
-        f"{device['cpu']}, {args.threads} threads, torch {torch.__version__}, {args.seq_len} tokens, "
-        f"{args.heads} heads, head_dim {args.head_dim}"
+        f"{source['device']}, {threads} threads, torch {torch.__version__}, "
+        f"{arguments.seq_len} tokens, {arguments.heads} heads, head_dim {arguments.head_dim}"
     )
     print_table(results)
-    if args.json:
-        record = {
-            "command": " ".join([parser.prog, *(sys.argv[1:] if argv is None else argv)]),
-            "device": device,
-            "versions": {"torch": torch.__version__, "python": platform.python_version()},
-            "seq_len": args.seq_len,
-            "heads": args.heads,
-            "head_dim": args.head_dim,
-            "results": [result.to_dict() for result in results],
-        }
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+    if arguments.json:
+        sizes = {name: getattr(arguments, name) for name in ("seq_len", "heads", "head_dim", "repeats")}
+        record = {**source, **sizes, "results": [result.to_dict() for result in results]}
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sa_compile.kernels import blocks, ops
+from sa_compile.provenance import provenance
 
 BLOCK = 128
 HEADS, HEADS_KV = 32, 8
@@ -140,21 +140,6 @@ def sdpa_runner(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) 
     return run
 
 
-def machine(commit: str | None) -> dict[str, str]:
-    """Device, versions, commit and command, for the record; ``commit`` None: the checkout's."""
-    if commit is None:
-        found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True)
-        commit = found.stdout.strip() if found.returncode == 0 else "unknown"
-    return {
-        "device": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "cuda": str(torch.version.cuda),
-        "cudnn": str(torch.backends.cudnn.version()),
-        "commit": commit,
-        "command": " ".join(sys.argv),
-    }
-
-
 def competitors(case: Case, query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> dict[str, Callable]:
     """What is timed for a case, by name; "sa_compile" comes first."""
     mask = blocks.pack_bits(kept)
@@ -216,7 +201,8 @@ def main() -> None:
     parser.add_argument("--commit", help="commit to record where there is no git checkout")
     options = parser.parse_args()
     out = options.out
-    results: dict[str, Any] = {"machine": machine(options.commit), "attention": [], "selection": []}
+    source = provenance("cuda", revision=options.commit, command=" ".join(sys.argv))
+    results: dict[str, Any] = {**source, "attention": [], "selection": []}
     for case in CASES:
         row = measure(case)
         results["attention"].append(row)

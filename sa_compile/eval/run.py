@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.scoring import Score, greedy_tokens, score_document
 from sa_compile.eval.tasks.documents import PLACES, Document, DocumentBuilder, Question, document_seed
 from sa_compile.eval.tasks.haystack import Haystack, files_sources, installed_sources
+from sa_compile.provenance import provenance
 
 FORMAT = 1
 FACTS = "facts"  # documents with questions; the other kinds are domains of plain text
@@ -135,7 +133,7 @@ def run(
         "plan": dataclasses.asdict(plan),
         # A rule's string leaves defaults out; what they were belongs to the result.
         "settings": {rule: dataclasses.asdict(parse_rule(rule)) for rule in plan.rules},  # type: ignore[call-overload]
-        "provenance": provenance(model, revision),
+        "provenance": _source(model, revision),
         "haystack": documents.digests({kind for _, kind, _, _ in journal.lines}),
         "questions": documents.questions({(n, i) for _, kind, n, i in journal.lines if kind == FACTS}),
         "scores": list(journal.lines.values()),
@@ -217,32 +215,14 @@ class _Documents:
         }
 
 
-def provenance(model: nn.Module, revision: str | None) -> dict[str, Any]:
-    """Where a result comes from: device, versions, commit, command, model."""
-    import transformers
-
-    device = next(model.parameters()).device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+def _source(model: nn.Module, revision: str | None) -> dict[str, Any]:
+    """Where a result comes from, the model's size and dtype included."""
+    parameter = next(model.parameters())
     return {
-        "command": " ".join(["python -m sa_compile", *sys.argv[1:]]),
-        "revision": revision or _git_revision(),
-        "device": name,
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **provenance(parameter.device, revision=revision),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
     }
-
-
-def _git_revision() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def pictures(

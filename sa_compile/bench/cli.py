@@ -1,0 +1,38 @@
+"""``python -m sa_compile bench``: benchmarks, a subcommand each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``bench`` and its subcommands; nothing heavy is imported before one of them runs."""
+    bench = commands.add_parser("bench", help="measure the kernels and whole models")
+    benchmarks = bench.add_subparsers(required=True, metavar="benchmark")
+    _add_cpu_ops(benchmarks)
+
+
+def _add_cpu_ops(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser("cpu-ops", help="the CPU ops against dense attention")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
+    parser.add_argument("--seq-len", type=int, default=16384)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2])
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
+    )
+    parser.add_argument(
+        "--density", type=float, default=0.125, help="share of the causal blocks that is kept"
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="default: as torch chooses")
+    parser.set_defaults(run=_cpu_ops)
+
+
+def _cpu_ops(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.cpu_ops import run
+
+    return run(arguments)
