@@ -30,7 +30,7 @@ typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(
 inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
 inline IntVec load(const int32_t* p) { return *reinterpret_cast<const UnalignedIntVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // not x + Vec{}, which turns -0 into 0 and so is an addition
 inline IntVec splat(int32_t x) { return IntVec{} + x; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 
