@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sa_compile.census import plain, table, tiny, variants, worker
+from sa_compile.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "coverage.md"
@@ -63,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.source:
         data = json.loads(arguments.source.read_text())
     else:
-        data = {"versions": _versions(), "records": _run(arguments)}
+        source = provenance(command=" ".join(["python", "examples/coverage.py", *sys.argv[1:]]))
+        data = {**source, "records": _run(arguments)}
     if arguments.json and not arguments.source:
         _write(arguments.json, data)
     if arguments.docs:
-        command = "python examples/coverage.py --json docs/data/coverage.json --docs"
-        PAGE.write_text(table.markdown(data["records"], data["versions"], command))
+        PAGE.write_text(table.markdown(data))
     total = table.totals(data["records"])
     print(table.summary(total))
     return 0 if total.passed else 1
@@ -156,7 +157,8 @@ def _record(task: Task) -> dict[str, Any]:
 def _write(path: Path, data: dict[str, Any]) -> None:
     """One record a line, to compare censuses line by line; FILE.lines goes once FILE holds all of it."""
     records = ",\n".join(json.dumps(record) for record in data["records"])
-    path.write_text(f'{{"versions": {json.dumps(data["versions"])}, "records": [\n{records}\n]}}\n')
+    source = json.dumps({name: data[name] for name in data if name != "records"})
+    path.write_text(f'{source[:-1]}, "records": [\n{records}\n]}}\n')
     if {_key(record) for record in _read_lines(_lines(path))} <= {_key(record) for record in data["records"]}:
         _lines(path).unlink(missing_ok=True)
 
@@ -176,12 +178,6 @@ def _key(record: dict[str, Any]) -> tuple[Any, ...]:
 def _read_lines(lines: Path | None) -> Iterator[dict[str, Any]]:
     if lines and lines.exists():
         yield from map(json.loads, lines.read_text().splitlines())
-
-
-def _versions() -> dict[str, str]:
-    from importlib import metadata
-
-    return {name: metadata.version(name) for name in ("sa_compile", "torch", "transformers")}
 
 
 if __name__ == "__main__":

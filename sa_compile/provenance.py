@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("torch", "transformers", "triton")
+_PACKAGES = ("sa_compile", "torch", "transformers", "triton")
 
 
 def provenance(

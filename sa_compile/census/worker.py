@@ -10,9 +10,9 @@ from typing import Any
 
 from sa_compile.census.variants import Variant
 
-# Seconds without a result after which a process is ended; Inductor compiles C++.
-LIMIT = 90.0
-INDUCTOR_LIMIT = 300.0
+# Seconds without a result after which a process is ended, on a busy machine too; Inductor compiles C++.
+LIMIT = 300.0
+INDUCTOR_LIMIT = 600.0
 PRELOAD = ["sa_compile.census.warm"]
 
 

@@ -117,11 +117,18 @@ def test_what_plain_compile_does_not_have_is_a_failure(bad, words):
     assert words in total.failures[0]
 
 
+SOURCE = {
+    "command": "python examples/coverage.py --docs",
+    "revision": "0123abc",
+    "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+}
+
+
 def test_what_plain_compile_has_too_is_listed_and_no_failure():
     plain = result(status="crash", reason="Unsupported: data-dependent branch")
     records = [record(results=[result(), result("mask", status="crash", reason="Unsupported", plain=plain)])]
     assert table.totals(records).passed
-    assert "data-dependent branch" in table.markdown(records, {"torch": "2.13"}, "command")
+    assert "data-dependent branch" in table.markdown({**SOURCE, "records": records})
 
 
 def test_a_model_counts_as_rewritten_only_if_every_site_is():
@@ -138,22 +145,17 @@ def test_models_that_are_not_plain_causal_are_out_of_the_share():
 
 
 def test_page_holds_every_model_its_outcomes_and_why_others_are_missing():
-    page = table.markdown(
-        [
-            record(),
-            record("Gemma2ForCausalLM", "eager", results=[result(sites=[KEPT])]),
-            {
-                "model": "OddForCausalLM",
-                "model_type": "odd",
-                "attn": "sdpa",
-                "status": "not built",
-                "reason": "a | b",
-            },
-        ],
-        {"torch": "2.13.0", "transformers": "5.23.0"},
-        "python examples/coverage.py --docs",
-    )
+    odd = {"model": "OddForCausalLM", "model_type": "odd", "attn": "sdpa"}
+    records = [
+        record(),
+        record("Gemma2ForCausalLM", "eager", results=[result(sites=[KEPT])]),
+        {**odd, "status": "not built", "reason": "a | b"},
+    ]
+    page = table.markdown({**SOURCE, "records": records})
     assert re.search(r"\| LlamaForCausalLM +\| sdpa", page)
     assert "softcap" in page
     assert "a \\| b" in page
-    assert "torch 2.13.0, transformers 5.23.0" in page
+    assert (
+        "`python examples/coverage.py --docs` at commit `0123abc` with torch 2.13.0, transformers 5.23.0"
+        in page
+    )
