@@ -39,7 +39,7 @@ def main() -> int:
 
     with torch.no_grad():
         report, stats = inspect(model, tokens)
-        print(f"{report}\n")
+        print(f"{report}\n\n{stats}\n")
         prefills: dict[str, Prefill] = {
             "eager": model,
             "inductor": torch.compile(model, dynamic=False),
