@@ -234,14 +234,19 @@ def _why_not_block_sparse(
         return "training: the block-sparse op has no gradient"
     if mask.segments is not None and mask.chunk is not None:
         return "packed sequences and chunks together"
-    for name, node in (("head_dim", site.query), ("value head_dim", site.value)):
-        head_dim = fixed(shape(node)[3])
-        if head_dim > MAX_HEAD_DIM:
-            return f"{name} {head_dim}: supported are sizes up to {MAX_HEAD_DIM}"
     dtype, dims = value(site.query).dtype, [fixed(shape(node)[3]) for node in (site.query, site.value)]
-    where = torch.device(device or "cpu")
-    if ops.attention_kernel(where, dtype, *dims, config.block_q, config.block_k) == "pytorch":
-        return f"no fast kernel for {dtype} and head_dim {dims[0]} on {where.type}, see docs/kernels.md"
+    return why_no_kernel(torch.device(device or "cpu"), dtype, *dims, config)
+
+
+def why_no_kernel(
+    device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, config: SampleAttentionConfig
+) -> str | None:
+    """Why the block-sparse op would not be fast on such tensors; None if it is."""
+    for name, size in (("head_dim", head_dim), ("value head_dim", head_dim_v)):
+        if size > MAX_HEAD_DIM:
+            return f"{name} {size}: supported are sizes up to {MAX_HEAD_DIM}"
+    if ops.attention_kernel(device, dtype, head_dim, head_dim_v, config.block_q, config.block_k) == "pytorch":
+        return f"no fast kernel for {dtype} and head_dim {head_dim} on {device.type}, see docs/kernels.md"
     return None
 
 

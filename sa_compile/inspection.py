@@ -24,11 +24,11 @@ def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **
     """
     config = SampleAttentionConfig.from_options({"inner": "eager", **(options or {})})
 
-    def backend(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
+    def sampleattn(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         return compile_graph(gm, example_inputs, config)
 
     with report.collect() as reports:
-        torch.compile(_fresh(_call), backend=backend)(model, args, kwargs)
+        torch.compile(_fresh(_call), backend=sampleattn)(model, args, kwargs)
     return Report(tuple(reports))
 
 

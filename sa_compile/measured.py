@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +72,7 @@ class Gathered:
 
     def __init__(self, records: Iterable[SiteRecord]) -> None:
         self.paths = [record.module_path for record in records if record.has_stats]
+        self._lock = threading.Lock()
         self.reset()
 
     def reset(self) -> None:
@@ -92,13 +94,14 @@ class Gathered:
         density, cra_min, cra_mean = zip(
             *(output.detach().double().unbind(1) for output in outputs), strict=True
         )
-        if self.calls == 0:
-            self._density, self._cra_min, self._cra_mean = list(density), list(cra_min), list(cra_mean)
-        else:
-            self._density = [old + new for old, new in zip(self._density, density, strict=True)]
-            self._cra_min = [torch.minimum(*pair) for pair in zip(self._cra_min, cra_min, strict=True)]
-            self._cra_mean = [old + new for old, new in zip(self._cra_mean, cra_mean, strict=True)]
-        self.calls += 1
+        with self._lock:  # several threads may call one compiled model
+            if self.calls == 0:
+                self._density, self._cra_min, self._cra_mean = list(density), list(cra_min), list(cra_mean)
+            else:
+                self._density = [old + new for old, new in zip(self._density, density, strict=True)]
+                self._cra_min = [torch.minimum(*pair) for pair in zip(self._cra_min, cra_min, strict=True)]
+                self._cra_mean = [old + new for old, new in zip(self._cra_mean, cra_mean, strict=True)]
+            self.calls += 1
 
     def read(self) -> list[SiteStats]:
         """The stats so far, one entry a site; empty before the first call."""

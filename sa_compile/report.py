@@ -23,9 +23,12 @@ COLUMNS = ("graph", "module", "spelling", "heads", "dim", "q x kv", "mask", "out
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One compiled graph: the rewritten module and a record for each attention in it."""
+    """One compiled graph: the rewritten module and a record for each attention in it.
 
-    graph: fx.GraphModule
+    ``graph`` is None for attention that ran without being compiled (``sa_compile.hf``), a report each.
+    """
+
+    graph: fx.GraphModule | None
     sites: tuple[SiteRecord, ...]
     config: SampleAttentionConfig
     gathered: Gathered
@@ -40,7 +43,7 @@ class Report:
     @property
     def graphs(self) -> tuple[fx.GraphModule, ...]:
         """The graph modules as handed to the inner backend."""
-        return tuple(report.graph for report in self.compiled)
+        return tuple(report.graph for report in self.compiled if report.graph is not None)
 
     @property
     def sites(self) -> tuple[SiteRecord, ...]:
@@ -68,7 +71,7 @@ class Report:
 
     def __str__(self) -> str:
         if not self.compiled:
-            return "No graph was compiled: the model did not run, or torch.compile skipped it."
+            return "Nothing to report: the model did not run, or torch.compile skipped it."
         if not self.sites:
             return f"No attention found in {len(self.compiled)} graph(s)."
         rows = [_row(number, site) for number, report in enumerate(self.compiled) for site in report.sites]

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from sa_compile.eval.rules import Rule
+from sa_compile.hf.attention import obstacle
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import density
 
@@ -72,8 +74,6 @@ def sparse_prefill(model: nn.Module, rule: Rule, **settings: Any) -> Iterator[Sp
     model runs, for attention that is not plainly causal (sliding windows, soft caps, sinks, cross
     attention).
     """
-    from transformers import AttentionInterface
-
     AttentionInterface.register(_NAME, _attention)
     run = SparsePrefill(rule, **settings)
     before = model.config._attn_implementation  # type: ignore[union-attr]
@@ -98,13 +98,9 @@ def _attention(
     run = _active.get()
     if run is None:
         raise RuntimeError(f"attention {_NAME!r} works inside sparse_prefill only")
-    for name in ("sliding_window", "softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise ValueError(
-                f"the harness runs plainly causal attention only; a layer has {name}={kwargs[name]!r}"
-            )
-    if not getattr(module, "is_causal", True) or attention_mask is not None:
-        raise ValueError(
-            "the harness runs plainly causal attention only; a layer is not causal, or is masked"
-        )
+    reason = obstacle(module, attention_mask, None, kwargs)
+    if kwargs.get("sliding_window") is not None:
+        reason = f"sliding_window={kwargs['sliding_window']!r}"
+    if reason is not None:
+        raise ValueError(f"the harness runs plainly causal attention only; a layer has: {reason}")
     return run.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None

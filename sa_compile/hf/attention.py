@@ -1,0 +1,250 @@
+"""The attention function of ``attn_implementation="sampleattn"``: decide per call, run, say what was done.
+
+The order of trust: what transformers' ``sdpa`` implementation would compute is the reference. Only attention
+whose meaning is known to be causal (offset, padding, sliding window) leaves it; soft caps and sinks, which
+``sdpa`` does not know, go to the model's own eager attention.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.utils.import_utils import is_tracing
+
+from sa_compile import prefill
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.hf.masks import CausalMask
+from sa_compile.hf.state import site_of
+from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
+from sa_compile.passes.record import SiteRecord
+from sa_compile.prefill import CausalAttention
+
+# Keyword arguments that change what is computed, and that transformers' "sdpa" leaves out.
+NEEDS_EAGER = {"softcap": "tanh softcap", "s_aux": "attention sinks"}
+
+
+def sampleattn_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Registered with transformers' AttentionInterface: out [B, Sq, Hq, Dv] and attention weights or None.
+
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]. Raises ``NotImplementedError`` for a
+    soft cap or sinks in a model without an eager attention of its own.
+    """
+    arguments = {"dropout": dropout, "scaling": scaling, **kwargs}
+    eager_only = [f"{what} ({name})" for name, what in NEEDS_EAGER.items() if kwargs.get(name) is not None]
+    if is_tracing(query):
+        if torch.compiler.is_dynamo_compiling() and query.shape[2] > 1:
+            warn_if_another_compiler()
+        if eager_only:
+            return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, is_causal=is_causal, **arguments
+        )
+    site = site_of(module)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if eager_only:
+        decision = Decision("kept", "", "the model's own eager attention: " + ", ".join(eager_only))
+        site.note(_record(query, key, value, decision, "not looked at"))
+        return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
+    meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
+    decision = decide(meaning, attention_mask, site.config, query, key, value)
+    record = _record(query, key, value, decision, _mask_text(meaning))
+    site.note(record)
+    if decision.form == "sampled":
+        assert isinstance(meaning, CausalAttention)
+        out, stats = prefill.sampled(meaning.without_unseen_keys(), site.config)
+        if stats is not None:
+            site.add_stats(record, stats)
+        return out.transpose(1, 2), None
+    if decision.form == "block_sparse":
+        assert isinstance(meaning, CausalAttention)
+        return prefill.exact(meaning.without_unseen_keys(), site.config).transpose(1, 2), None
+    mask = attention_mask.dense() if isinstance(attention_mask, CausalMask) else attention_mask
+    return sdpa_attention_forward(module, query, key, value, mask, is_causal=is_causal, **arguments)
+
+
+def plain_causal(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    attention_mask: Tensor | None,
+    is_causal: bool | None,
+    arguments: dict[str, Any],
+) -> CausalAttention | str:
+    """The attention as causal with offset, padding and window, or why it is not known to be that."""
+    if query.shape[2] == 1:
+        return "decode: one query row"
+    reason = obstacle(module, attention_mask, is_causal, arguments)
+    if reason is not None:
+        return reason
+    if isinstance(attention_mask, CausalMask):
+        if tuple(attention_mask.shape[2:]) != (query.shape[2], key.shape[2]):
+            return "mask not proven: it was made for other lengths"
+        mask = attention_mask
+        return CausalAttention(query, key, value, scale, mask.q_offset, mask.window or 0, mask.key_valid)
+    window = arguments.get("sliding_window")
+    if window is not None and min(query.shape[2], key.shape[2]) > window:
+        return f"a sliding window of {window}, but no mask that says so"
+    return CausalAttention(query, key, value, scale)
+
+
+def obstacle(
+    module: nn.Module, attention_mask: Tensor | None, is_causal: bool | None, arguments: dict[str, Any]
+) -> str | None:
+    """Why an attention is more than causal, as far as its mask and its arguments tell; None if it is not."""
+    if arguments.get("dropout"):
+        return f"dropout in training (p = {arguments['dropout']})"
+    for name, what in NEEDS_EAGER.items():
+        if arguments.get(name) is not None:
+            return f"{what} ({name})"
+    if arguments.get("position_bias") is not None:
+        return "a bias is added to the scores (position_bias)"
+    if isinstance(arguments.get("cache"), PagedAttentionCache):
+        return "paged KV cache"
+    if arguments.get("cu_seq_lens_q") is not None:
+        return "packed sequences (cu_seq_lens_q)"
+    if isinstance(attention_mask, CausalMask):
+        if attention_mask.meaning_holds:
+            return None
+        return "mask not proven: the model read the mask's entries, and may have changed them"
+    if attention_mask is not None:
+        return "mask not proven: it came as a tensor"
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        return "bidirectional attention, nothing masked"
+    return None
+
+
+def decide(
+    meaning: CausalAttention | str,
+    attention_mask: Tensor | None,
+    config: SampleAttentionConfig,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+) -> Decision:
+    """sampled, exact or kept, by the table of ``passes.decide``."""
+    if isinstance(meaning, str):
+        return Decision("kept", "", meaning)
+    blocked = _why_not_block_sparse(config, query, key, value)
+    if blocked is not None:
+        why = blocked
+    elif meaning.window:
+        why = f"not plain causal: {_mask_text(meaning)}"
+    elif query.shape[2] < config.min_seq_len:
+        why = f"shorter than min_seq_len ({config.min_seq_len})"
+    elif meaning.q_offset + query.shape[2] > key.shape[2]:
+        why = "queries reach past the keys"
+    else:
+        return Decision("sampled", "sampled", f"q_len >= min_seq_len ({config.min_seq_len})")
+    if attention_mask is None:
+        return Decision("exact", "unchanged", f"already the cheapest exact form; {why}")
+    return Decision("kept", "", why) if blocked else Decision("exact", "block_sparse", why)
+
+
+def _why_not_block_sparse(
+    config: SampleAttentionConfig, query: Tensor, key: Tensor, value: Tensor
+) -> str | None:
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
+        return "training: the block-sparse op has no gradient"
+    dtypes = {x.dtype for x in (query, key, value)}
+    if len(dtypes) > 1:
+        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, dtypes)))
+    if query.dtype not in SUPPORTED_DTYPES:
+        return f"dtype {query.dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
+    return why_no_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1], config)
+
+
+def _record(query: Tensor, key: Tensor, value: Tensor, decision: Decision, mask: str) -> SiteRecord:
+    sparse = decision.form in ("sampled", "block_sparse")
+    return SiteRecord(
+        "",
+        "attn_implementation",
+        batch=query.shape[0],
+        q_heads=query.shape[1],
+        kv_heads=key.shape[1],
+        head_dim=query.shape[3],
+        q_len=query.shape[2],
+        kv_len=key.shape[2],
+        dtype=str(query.dtype).removeprefix("torch."),
+        mask=mask,
+        outcome=decision.outcome,
+        form=decision.form,
+        reason=decision.reason,
+        kernel="sampleattn.block_sparse_attention" if sparse else "",
+    )
+
+
+def _mask_text(meaning: CausalAttention | str) -> str:
+    if isinstance(meaning, str):
+        return "not proven" if meaning.startswith("mask not proven") else "not looked at"
+    parts = ["causal" if meaning.q_offset == 0 else "causal(offset)"]
+    if meaning.window:
+        parts.append(f"window({meaning.window})")
+    if meaning.key_valid is not None:
+        parts.append("key_valid")
+    return " & ".join(parts)
+
+
+def _own_eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool | None,
+    reasons: list[str],
+    arguments: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """The model's eager attention, which adds its mask: bool entries become 0 and the dtype's minimum."""
+    forward: Callable | None = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if forward is None:
+        raise NotImplementedError(
+            f"attn_implementation='sampleattn' does not compute {', '.join(reasons)}, and "
+            f"{type(module).__module__} has no eager_attention_forward to leave it to; load the model with "
+            "attn_implementation='eager'"
+        )
+    mask = attention_mask.dense() if isinstance(attention_mask, CausalMask) else attention_mask
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if mask is None and causal and query.shape[2] > 1:
+        rows = torch.arange(query.shape[2], device=query.device)
+        mask = (torch.arange(key.shape[2], device=query.device) <= rows[:, None])[None, None]
+    if mask is not None and mask.dtype == torch.bool:
+        least = torch.finfo(query.dtype).min
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, least)
+    return forward(module, query, key, value, mask, **arguments)
+
+
+@torch.compiler.assume_constant_result
+def warn_if_another_compiler() -> None:
+    """Runs once, while a compiler traces a prefill: it gets SDPA, which only our backend rewrites."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        backend = InstructionTranslator.current_tx().output.compiler_fn
+    except AttributeError:
+        return  # torch.export: nothing runs here
+    if getattr(backend, "compiler_name", None) == "sampleattn":
+        return
+    warnings.warn(
+        "attn_implementation='sampleattn' samples nothing inside torch.compile, where it is plain SDPA; "
+        "torch.compile(model, backend='sampleattn') samples in compiled code",
+        stacklevel=2,
+    )

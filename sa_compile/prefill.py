@@ -1,0 +1,143 @@
+"""One attention, computed at once: the ops that a rewritten graph calls, for callers that have tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch import Tensor
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.kernels import ops
+from sa_compile.kernels.blocks import popcount
+from sa_compile.passes.selection import SelectionArguments, selection_arguments
+
+
+@dataclass(frozen=True)
+class CausalAttention:
+    """Causal attention with an offset, and at most a window and key padding.
+
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; row i has position ``i + q_offset`` and
+    sees keys up to it, the last ``window`` of them (0: all); ``key_valid`` bool [B|1, Sk] or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+    q_offset: int = 0
+    window: int = 0
+    key_valid: Tensor | None = None
+
+    @property
+    def key_segment(self) -> Tensor | None:
+        """What the ops take for ``key_valid``: int32, 0 for valid keys and -1 for padding."""
+        return None if self.key_valid is None else self.key_valid.to(torch.int32) - 1
+
+    def without_unseen_keys(self) -> CausalAttention:
+        """The same attention without the keys behind the last row, which no row sees; nothing is copied."""
+        end = self.q_offset + self.query.shape[2]
+        if end >= self.key.shape[2]:
+            return self
+        valid = self.key_valid[:, :end] if self.key_valid is not None else None
+        key, value = self.key[:, :, :end], self.value[:, :, :end]
+        return CausalAttention(self.query, key, value, self.scale, self.q_offset, self.window, valid)
+
+
+def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
+    """sample_scores, select_blocks, block_sparse_attention: out [B, Hq, Sq, Dv], and its stats.
+
+    The stats are those of ``passes.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The attention must
+    have no window.
+    """
+    a, segment = attention, attention.key_segment
+    q_len, kv_len = a.query.shape[2], a.key.shape[2]
+    chosen = selection_arguments(config, sympy.Integer(q_len), sympy.Integer(kv_len))
+    scores = ops.sample_scores(
+        a.query,
+        a.key,
+        key_segment=segment,
+        scale=a.scale,
+        q_offset=a.q_offset,
+        chunk_n=int(chosen.chunk_n),
+        sample_rows=chosen.sample_rows,
+        block_k=config.block_k,
+    )
+    block_mask = ops.select_blocks(
+        *scores,
+        q_len=q_len,
+        k_len=kv_len,
+        key_segment=segment,
+        q_offset=a.q_offset,
+        block_q=config.block_q,
+        block_k=config.block_k,
+        alpha_c=chosen.alpha_c,
+        alpha_s=chosen.alpha_s,
+        keep_sink=config.keep_sink,
+        window_slashes=int(chosen.window_slashes),
+    )
+    stats = _stats(a, config, chosen, block_mask, segment) if config.stats else None
+    return _attend(a, config, block_mask, segment), stats
+
+
+def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
+    """block_sparse_attention over exactly the blocks that the mask leaves: out [B, Hq, Sq, Dv]."""
+    segment = attention.key_segment
+    return _attend(attention, config, _allowed_blocks(attention, config, segment), segment)
+
+
+def _attend(
+    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
+) -> Tensor:
+    out, _ = ops.block_sparse_attention(
+        a.query,
+        a.key,
+        a.value,
+        mask,
+        key_segment=segment,
+        scale=a.scale,
+        q_offset=a.q_offset,
+        window=a.window,
+        block_q=config.block_q,
+        block_k=config.block_k,
+    )
+    return out
+
+
+def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> Tensor:
+    return ops.mask_blocks(
+        a.query,
+        a.key,
+        key_segment=segment,
+        q_offset=a.q_offset,
+        window=a.window,
+        block_q=config.block_q,
+        block_k=config.block_k,
+    )
+
+
+def _stats(
+    a: CausalAttention,
+    config: SampleAttentionConfig,
+    chosen: SelectionArguments,
+    block_mask: Tensor,
+    segment: Tensor | None,
+) -> Tensor:
+    """density, smallest CRA and mean CRA over the batch, fp32 [Hq, 3], as ``passes.stats`` defines them."""
+    mass = ops.attention_mass(
+        a.query,
+        a.key,
+        block_mask,
+        key_segment=segment,
+        scale=a.scale,
+        q_offset=a.q_offset,
+        chunk_n=int(chosen.chunk_n),
+        sample_rows=chosen.sample_rows,
+        block_q=config.block_q,
+        block_k=config.block_k,
+    )
+    kept = popcount(block_mask).sum((2, 3), dtype=torch.float32)
+    allowed = popcount(_allowed_blocks(a, config, segment)).sum((2, 3), dtype=torch.float32)
+    density = (kept / allowed.clamp(min=1.0)).mean(0)
+    return torch.stack([density, mass.amin(0), mass.mean(0)], 1)
