@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sa_compile.bench import model_cli
+
 
 def add_commands(commands: Any) -> None:
     """Add ``bench`` and its subcommands; nothing heavy is imported before one of them runs."""
     bench = commands.add_parser("bench", help="measure the kernels and whole models")
     benchmarks = bench.add_subparsers(required=True, metavar="benchmark")
     _add_cpu_ops(benchmarks)
+    model_cli.add_benchmarks(benchmarks)
 
 
 def _add_cpu_ops(benchmarks: Any) -> None:

@@ -5,4 +5,4 @@ from support.everyday import EverydayUse
 
 class TestOnTheCpu(EverydayUse):
     device = "cpu"
-    inner = "aot_eager"
+    inner = "eager"

@@ -16,8 +16,9 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 4e-3}
 
 
 def model_on(device, dtype=torch.float32, **overrides):
-    """A tiny Llama whose head_dim the GPU kernels take."""
-    return tiny_llama(hidden_size=256, **overrides).to(device, dtype)
+    """A tiny Llama of one layer; on a GPU with a head_dim that its kernels take."""
+    hidden = 64 if device == "cpu" else 256
+    return tiny_llama(hidden_size=hidden, num_hidden_layers=1, **overrides).to(device, dtype)
 
 
 def options_for(device, inner, **changes):
@@ -38,7 +39,9 @@ def left_padded(device, lengths):
 
 
 def close(actual, expected):
-    torch.testing.assert_close(actual, expected, atol=TOLERANCE[expected.dtype], rtol=TOLERANCE[expected.dtype])
+    torch.testing.assert_close(
+        actual, expected, atol=TOLERANCE[expected.dtype], rtol=TOLERANCE[expected.dtype]
+    )
 
 
 class EverydayUse:
@@ -48,10 +51,13 @@ class EverydayUse:
     inner: str
 
     def compiled(self, model, **changes):
-        model.compile(backend="sampleattn", options=options_for(self.device, self.inner, **changes))
+        options = options_for(self.device, **{"inner": self.inner, **changes})
+        model.compile(backend="sampleattn", options=options)
         return model
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+    @pytest.mark.parametrize(
+        "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"]
+    )
     @torch.inference_mode()
     def test_every_dtype_under_inference_mode(self, dtype):
         if self.device != "cpu" and dtype == torch.float32:
@@ -65,10 +71,9 @@ class EverydayUse:
 
     @pytest.mark.parametrize("cache", ["dynamic", "static"])
     @pytest.mark.parametrize("chunk", [None, 150], ids=["whole", "chunked-prefill"])
-    @pytest.mark.parametrize("lengths", [[300], [300, 180, 260]], ids=["one-prompt", "left-padded"])
-    def test_generate(self, cache, chunk, lengths):
+    def test_generate_for_a_left_padded_batch(self, cache, chunk):
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        inputs = left_padded(self.device, lengths)
+        inputs = left_padded(self.device, [300, 180, 260])
         settings = {**GREEDY, "cache_implementation": cache, "output_logits": True}
         settings |= {"return_dict_in_generate": True} | ({"prefill_chunk_size": chunk} if chunk else {})
         model = model_on(self.device, dtype)
@@ -86,7 +91,9 @@ class EverydayUse:
         for _ in range(2):
             close(dense(tokens, logits_to_keep=8).logits, expected)
             difference = sparse(tokens, logits_to_keep=8).logits - expected
-            assert difference.abs().max() > 10 * (dense(tokens, logits_to_keep=8).logits - expected).abs().max()
+            assert (
+                difference.abs().max() > 10 * (dense(tokens, logits_to_keep=8).logits - expected).abs().max()
+            )
 
     @torch.no_grad()
     def test_several_threads_call_one_compiled_model(self):
@@ -130,35 +137,31 @@ class EverydayUse:
         close(copied(model)(tokens).logits, expected)
 
     @torch.no_grad()
-    def test_a_call_that_runs_out_of_memory_leaves_the_next_one_working(self, monkeypatch):
+    def test_a_call_that_runs_out_of_memory_leaves_the_next_one_working(self):
         model, tokens = model_on(self.device), prompt(self.device)
         expected = model(tokens).logits
         self.compiled(model)
         model(tokens)
-        real = torch.nn.Linear.forward
-        broken = True
 
-        def linear(module, x):
-            if broken:
-                raise torch.OutOfMemoryError("Tried to allocate")
-            return real(module, x)
+        def run_out(module, args):
+            raise torch.OutOfMemoryError("Tried to allocate")
 
         huge = prompt(self.device, 310)
-        hook = model.lm_head.register_forward_pre_hook(lambda module, args: linear(module, args[0]) and None)
+        hook = model.lm_head.register_forward_pre_hook(run_out)
         with pytest.raises(Exception, match="Tried to allocate"):
             model(huge)
         hook.remove()
-        broken = False
         close(model(tokens).logits, expected)
         close(model(huge).logits[:, :300], model(huge[:, :300]).logits)
 
     @torch.no_grad()
     def test_prompts_of_random_lengths_cost_at_most_three_prefill_graphs(self):
-        threshold = 400 if self.device == "cpu" else 1024
+        # Below 32 key blocks the index has one word a row, which PyTorch gives a graph of its own.
+        threshold, inner = (513, "aot_eager") if self.device == "cpu" else (4097, self.inner)
         generator = torch.Generator().manual_seed(2)
         lengths = torch.randint(2, 2 * threshold, (50,), generator=generator).tolist()
         dtype = torch.float32 if self.device == "cpu" else torch.bfloat16
-        model = self.compiled(model_on(self.device, dtype), min_seq_len=threshold)
+        model = self.compiled(model_on(self.device, dtype), min_seq_len=threshold, inner=inner)
         with report.collect() as reports:
             for length in lengths:
                 model(prompt(self.device, length), past_key_values=DynamicCache(), logits_to_keep=1)

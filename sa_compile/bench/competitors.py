@@ -1,0 +1,84 @@
+"""What ``bench ttft`` compares: ways to run one and the same transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+BASELINES = {
+    "eager": "transformers' default, not compiled: SDPA, PyTorch chooses the kernel",
+    "flash2": "the same with SDPA pinned to FlashAttention-2 (CUDA only)",
+    "inductor": "torch.compile(model)",
+    "flex": "attn_implementation='flex_attention', torch.compile(model)",
+    "interface": "attn_implementation='sampleattn', not compiled",
+}
+OURS = "sampleattn"
+COMPILED = ("inductor", "flex", OURS)
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """``run(**inputs)`` is one forward of the model in this way."""
+
+    name: str
+    run: Callable[..., Any]
+
+
+def check(names: list[str], device: str) -> None:
+    """Raise ``ValueError`` for a baseline that does not exist, or cannot run on ``device``."""
+    for name in names:
+        if name not in BASELINES:
+            raise ValueError(f"--baselines: unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+    if "flash2" in names and torch.device(device).type != "cuda":
+        raise ValueError(f"--baselines: flash2 needs a CUDA device, got --device {device}")
+
+
+def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor:
+    """The competitor ``name`` for a model; nothing is compiled before its first run."""
+    implementation = {"flex": "flex_attention", "interface": "sampleattn"}.get(name, "sdpa")
+    if name == "interface":
+        from sa_compile import hf
+
+        hf.configure(model, {k: v for k, v in options.items() if k not in ("inner", "inductor", "trace")})
+    forward = _forward(model)
+    if name == OURS:
+        forward = torch.compile(forward, backend="sampleattn", dynamic=False, options=dict(options))
+    elif name in COMPILED:
+        forward = torch.compile(forward, dynamic=False)
+
+    def run(**inputs: Any) -> Any:
+        if model.config._attn_implementation != implementation:
+            model.set_attn_implementation(implementation)  # type: ignore[operator]
+        with _pinned_to_flash() if name == "flash2" else _nothing():
+            return forward(**inputs)
+
+    return Competitor(name, run)
+
+
+def _forward(model: nn.Module) -> Callable[..., Any]:
+    """The model's call as a function of its own, so that competitors share no compiled code."""
+
+    def forward(**inputs: Any) -> Any:
+        return model(**inputs).logits
+
+    # Dynamo keeps compiled code, and counts recompiles, for each code object.
+    forward.__code__ = forward.__code__.replace()
+    return forward
+
+
+@contextmanager
+def _pinned_to_flash() -> Iterator[None]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        yield
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield

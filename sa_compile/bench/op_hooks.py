@@ -1,0 +1,160 @@
+"""Stand between a model and our ops while a benchmark runs: set the density, or take times.
+
+The kernels stay what they are and so does the compiled code; what is replaced is the ops' entry in PyTorch's
+dispatcher, for one device, until the ``with`` block ends.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sa_compile.kernels import blocks, ops
+
+Kernel = Callable[..., Any]
+TIMED = ("sample_scores", "select_blocks", "mask_blocks", "block_sparse_attention")
+
+
+@contextmanager
+def replaced(device: str, wrappers: dict[str, Callable[[Kernel], Kernel]]) -> Iterator[None]:
+    """While it lasts, op ``name`` runs ``wrappers[name](kernel)`` on ``device``; ``kernel`` is the real one."""
+    key = torch.device(device).type.upper()
+    library = torch.library.Library(ops.NAMESPACE, "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a kernel is replaced is the intention
+            for name, wrap in wrappers.items():
+                op = getattr(torch.ops.sampleattn, name).default
+                _replace(library, name, key, torch.library.get_kernel(op, key), wrap)
+        yield
+    finally:
+        library._destroy()
+
+
+def _replace(library: Any, name: str, key: str, kernel: Any, wrap: Callable[[Kernel], Kernel]) -> None:
+    def run(keyset: Any, *arguments: Any) -> Any:
+        return wrap(lambda *a: kernel.call_boxed(keyset, *a))(*arguments)
+
+    library.impl(name, run, key, with_keyset=True, allow_override=True)
+
+
+def random_strips(
+    density: float, heads: int, q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int, device: Any
+) -> Tensor:
+    """block_mask [1, heads, n_query_blocks, words]: random columns and slashes, as selection makes them.
+
+    Every head has strips of its own; the first column and the two main slashes are kept, and as many others as
+    come nearest to ``density`` of the causal blocks. Always the same for the same arguments.
+    """
+    n_blocks = -(-k_len // block_k)
+    random = torch.Generator().manual_seed(q_len)
+    order = torch.rand(2, heads, n_blocks, generator=random)
+    order[0, :, 0] = order[1, :, :2] = -1.0
+    order = order.to(device)
+
+    def strips(share: float) -> Tensor:
+        column, slash = order < share
+        sizes = (q_len, k_len, q_offset, block_q, block_k)
+        # A head at a time: at 1M tokens the blocks of all heads as bytes would take gigabytes.
+        return torch.stack(
+            [blocks.bits_from_strips(c, s, *sizes) for c, s in zip(column, slash, strict=True)]
+        )
+
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        found = blocks.density(strips(middle), q_len, k_len, q_offset, block_q, block_k).mean().item()
+        low, high = (low, middle) if found > density else (middle, high)
+    return strips(high if density >= 1.0 else low)[None]
+
+
+class SetDensity:
+    """Selection at a set density: the real selection runs, and random strips are attended instead.
+
+    ``kept``: the density reached for each length, as a share of the causal blocks.
+    """
+
+    def __init__(self, density: float) -> None:
+        self.density = density
+        self.kept: dict[int, float] = {}
+        self._masks: dict[Any, Tensor] = {}
+
+    def __call__(self, kernel: Kernel) -> Kernel:
+        def select(column_scores: Tensor, *rest: Any) -> Tensor:
+            selected = kernel(column_scores, *rest)
+            q_len, k_len, q_offset, block_q, block_k = (int(size) for size in rest[2:7])
+            sizes = (q_len, k_len, q_offset, block_q, block_k)
+            key = (column_scores.shape[1], *sizes, column_scores.device)
+            if key not in self._masks:
+                mask = random_strips(self.density, key[0], *sizes, column_scores.device)
+                self._masks[key] = mask
+                self.kept[q_len] = blocks.density(mask, *sizes).mean().item()
+            # A copy: compiled code may write over an op's output once nothing reads it any more.
+            return self._masks[key].expand(selected.shape).clone(memory_format=torch.contiguous_format)
+
+        return select
+
+
+@contextmanager
+def density_set(device: str, density: float | None) -> Iterator[SetDensity | None]:
+    """Attention at a set density while it lasts; None: what selection chooses."""
+    if density is None:
+        yield None
+        return
+    chosen = SetDensity(density)
+    with replaced(device, {"select_blocks": chosen}):
+        yield chosen
+
+
+@dataclass
+class _Span:
+    name: str
+    begin: Any
+    end: Any
+
+
+class OpTimes:
+    """Begin and end of every op call of one forward, without waiting for the device in between."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.spans: list[_Span] = []
+
+    def mark(self) -> Any:
+        """A point in time: a CUDA event, or seconds on the CPU."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wrapper(self, name: str) -> Callable[[Kernel], Kernel]:
+        def wrap(kernel: Kernel) -> Kernel:
+            def run(*arguments: Any) -> Any:
+                begin = self.mark()
+                out = kernel(*arguments)
+                self.spans.append(_Span(name, begin, self.mark()))
+                return out
+
+            return run
+
+        return wrap
+
+    def milliseconds(self, begin: Any, end: Any) -> float:
+        """Time between two marks; the device must have reached them."""
+        return begin.elapsed_time(end) if self.device.type == "cuda" else 1e3 * (end - begin)
+
+
+@contextmanager
+def op_times(device: str) -> Iterator[OpTimes]:
+    """Take the time of every call of our ops while it lasts."""
+    times = OpTimes(device)
+    with replaced(device, {name: times.wrapper(name) for name in TIMED}):
+        yield times

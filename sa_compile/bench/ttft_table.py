@@ -1,0 +1,109 @@
+"""The table and the chart of ``bench ttft``, from its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from sa_compile.bench.competitors import OURS
+
+TITLES = {
+    "eager": "eager",
+    "flash2": "FlashAttention-2",
+    "inductor": "Inductor",
+    "flex": "FlexAttention",
+    "interface": "sampleattn, not compiled",
+    OURS: "sampleattn",
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a row a length; each competitor's TTFT and how many times faster sampleattn is."""
+    names = _names([result])
+    ours, baselines = [OURS], [name for name in names if name != OURS]
+    headers = ["tokens", *(f"{TITLES[name]} (ms)" for name in [*baselines, *ours])]
+    headers += [f"x {TITLES[name]}" for name in baselines] + ["peak GiB: " + " / ".join([*baselines, *ours])]
+    headers += ["density", "density is"]
+    lines = []
+    for length in dict.fromkeys((row["length"], row["batch"]) for row in result["rows"]):
+        found = {row["competitor"]: row for row in result["rows"] if (row["length"], row["batch"]) == length}
+        mine = found[OURS]
+        line = [_length(*length), *(_time(found.get(name)) for name in [*baselines, *ours])]
+        line += [_ratio(found.get(name), mine) for name in baselines]
+        line += [" / ".join(_peak(found.get(name)) for name in [*baselines, *ours])]
+        line += [f"{mine['density']:.1%}" if mine["density"] is not None else "-", mine["density_source"]]
+        lines.append(line)
+    return f"{_caption(result)}\n\n" + tabulate(lines, headers, tablefmt="github", disable_numparse=True)
+
+
+def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
+    """PNG: one panel a result, TTFT over the prompt's length for every competitor, both logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (4.6 * len(results), 3.8)
+    figure, axes = pyplot.subplots(1, len(results), figsize=size, squeeze=False, layout="constrained")
+    colour = {name: f"C{number}" for number, name in enumerate(TITLES)}
+    for axis, result in zip(axes[0], results, strict=True):
+        for name in _names([result]):
+            rows = [row for row in result["rows"] if row["competitor"] == name and not row["error"]]
+            lengths, times = [row["length"] for row in rows], [row["ttft_ms"] / 1e3 for row in rows]
+            style = {"linewidth": 2.5} if name == OURS else {}
+            axis.plot(lengths, times, "o-", color=colour[name], label=TITLES[name], **style)
+        axis.set(xscale="log", yscale="log", title=result["model"], xlabel="prompt (tokens)")
+        ticks = sorted({row["length"] for row in result["rows"]})
+        axis.set_xticks(ticks, [_length(tick, 1) for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("time to first token (s)")
+    axes[0][0].legend(frameon=False)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+    return path
+
+
+def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name in TITLES if any(r["competitor"] == name for x in results for r in x["rows"])]
+
+
+def _caption(result: dict[str, Any]) -> str:
+    row = result["rows"][0]
+    parts = [f"{result['model']}, {result['dtype']}, {result['device']}", f"{result['weights']} weights"]
+    if row["layers"] != row["all_layers"]:
+        parts.append(f"{row['layers']} layers measured, times scaled to all {row['all_layers']}")
+    if result["narrow"]:
+        parts.append("narrowed: not the model's width")
+    if result["chunked_mlp"]:
+        parts.append(f"MLPs in chunks of {result['chunked_mlp']} tokens")
+    versions = result["versions"]
+    parts.append(
+        ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
+    )
+    return "; ".join(parts) + (f". {result['note']}" if result["note"] else ".")
+
+
+def _length(length: int, batch: int) -> str:
+    text = f"{length // 1024}K" if length % 1024 == 0 and length < 1 << 20 else str(length)
+    text = f"{length >> 20}M" if length % (1 << 20) == 0 else text
+    return text if batch == 1 else f"{batch} x {text}"
+
+
+def _time(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    return row["error"] or f"{row['ttft_ms']:,.1f}"
+
+
+def _ratio(row: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+    if row is None or row["error"] or ours["error"]:
+        return "-"
+    return f"{row['ttft_ms'] / ours['ttft_ms']:.2f}"
+
+
+def _peak(row: dict[str, Any] | None) -> str:
+    return "-" if row is None or row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"
