@@ -1,8 +1,8 @@
 """Where a prefill's time goes, layer by layer: ``python -m sa_compile bench breakdown``.
 
-A run of its own, with a mark before and after each of our ops: CUDA events on a GPU, read after the forward, so
-nothing waits for the device in between. The whole forward is timed by the same marks. What lies between two ops
-is the rest: projections, norms, RoPE, the MLP.
+A run of its own, with a mark before and after each of our ops: CUDA events on a GPU, read after the forward,
+so nothing waits for the device in between. The whole forward is timed by the same marks. What lies between
+two ops is the rest: projections, norms, RoPE, the MLP.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def median_layers(runs: list[list[dict[str, float]]]) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def measure(run: Any, inputs: dict[str, Any], device: str, rounds: int) -> dict[str, Any]:
-    """``layers`` (see :func:`split`) and ``whole_ms`` of the same forward without marks, medians of rounds."""
+    """``layers`` (see :func:`split`), and ``whole_ms`` of the forward without marks; medians of rounds."""
     run(**inputs)
     marked, whole = [], []
     for _ in range(rounds):

@@ -52,7 +52,7 @@ def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor
         forward = torch.compile(forward, dynamic=False)
 
     def run(**inputs: Any) -> Any:
-        if model.config._attn_implementation != implementation:
+        if model.config._attn_implementation != implementation:  # type: ignore[union-attr]
             model.set_attn_implementation(implementation)  # type: ignore[operator]
         with _pinned_to_flash() if name == "flash2" else _nothing():
             return forward(**inputs)

@@ -46,7 +46,7 @@ def at_length(points: dict[int, float], length: int) -> tuple[float, str]:
 
 
 def for_length(arguments: Any, length: int) -> tuple[float | None, str]:
-    """The density to set at ``length``, as the command line says, and its source; None: what selection does."""
+    """The density that the command line sets at ``length`` (None: none), and where it comes from."""
     if arguments.density is not None:
         return arguments.density, "set (--density)"
     if arguments.density_from is not None:

@@ -24,7 +24,7 @@ TIMED = ("sample_scores", "select_blocks", "mask_blocks", "block_sparse_attentio
 
 @contextmanager
 def replaced(device: str, wrappers: dict[str, Callable[[Kernel], Kernel]]) -> Iterator[None]:
-    """While it lasts, op ``name`` runs ``wrappers[name](kernel)`` on ``device``; ``kernel`` is the real one."""
+    """While it lasts, op ``name`` runs ``wrappers[name](kernel)`` on ``device``, given the real kernel."""
     key = torch.device(device).type.upper()
     library = torch.library.Library(ops.NAMESPACE, "IMPL")
     try:
@@ -50,8 +50,8 @@ def random_strips(
 ) -> Tensor:
     """block_mask [1, heads, n_query_blocks, words]: random columns and slashes, as selection makes them.
 
-    Every head has strips of its own; the first column and the two main slashes are kept, and as many others as
-    come nearest to ``density`` of the causal blocks. Always the same for the same arguments.
+    Every head has strips of its own; the first column and the two main slashes are kept, and as many others
+    as come nearest to ``density`` of the causal blocks. Always the same for the same arguments.
     """
     n_blocks = -(-k_len // block_k)
     random = torch.Generator().manual_seed(q_len)

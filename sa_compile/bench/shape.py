@@ -36,6 +36,7 @@ class Shape:
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(0)
+        model: Any
         with torch.device(device):
             if self.weights != "random":
                 model = AutoModelForCausalLM.from_pretrained(self.weights, config=self.config, dtype=dtype)

@@ -1,9 +1,9 @@
 """Time to first token of whole models: ``python -m sa_compile bench ttft``.
 
-One prefill with a new KV cache and the logits of the last token (``logits_to_keep=1``). Competitors run the same
-model object and take turns, round by round, because a device that computes steadily lowers its clocks; medians
-are compared, and only inside one run. Weights are random unless a folder gives them; random weights say nothing
-about density, so it is set, and every row says how.
+One prefill with a new KV cache and the logits of the last token (``logits_to_keep=1``). Competitors run the
+same model object and take turns, round by round, because a device that computes steadily lowers its clocks;
+medians are compared, and only inside one run. Weights are random unless a folder gives them; random weights
+say nothing about density, so it is set, and every row says how.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPARSE = (OURS, "interface")
 
 @dataclass(frozen=True)
 class Row:
-    """One competitor at one length. Times of the layers that were built; ``error`` in words instead of times."""
+    """One competitor at one length: times of the layers that were built, or an ``error`` in words."""
 
     competitor: str
     length: int

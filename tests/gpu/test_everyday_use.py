@@ -4,8 +4,6 @@ import pytest
 import torch
 from support.everyday import EverydayUse, close, model_on, options_for, prompt
 
-import sa_compile
-
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo(cuda):

@@ -1,0 +1,37 @@
+"""bench breakdown and bench compile, end to end on the CPU."""
+
+import json
+
+from sa_compile.cli import main
+
+MODEL = ["--model", "llama-3.1-8b", "--narrow", "--layers", "2", "--device", "cpu", "--dtype", "float32"]
+OPTIONS = ["--option", "min_seq_len=64", "--option", "block_q=16", "--option", "block_k=16"]
+
+
+def test_breakdown_prints_a_row_a_layer_and_draws_it(tmp_path, capsys):
+    out, picture = tmp_path / "b.json", tmp_path / "b.png"
+    arguments = [*MODEL, *OPTIONS, "--option", "inner=eager", "--lengths", "512", "--density", "0.3"]
+    arguments += ["--rounds", "2", "--json", str(out), "--chart", str(picture)]
+    assert main(["bench", "breakdown", *arguments]) == 0
+    result = json.loads(out.read_text())
+    assert len(result["layers"]) == 3 and result["whole_ms"] > 0
+    printed = capsys.readouterr().out
+    assert "| after the last" in printed and "| share" in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compile_measures_two_processes_that_share_a_cache(tmp_path, capsys):
+    out = tmp_path / "c.json"
+    arguments = [*MODEL, *OPTIONS, "--lengths", "128", "--baselines", "", "--json", str(out)]
+    assert main(["bench", "compile", *arguments]) == 0
+    (entry,) = json.loads(out.read_text())["compile"]
+    cold, warm = entry["cold"], entry["warm"]
+    for times in (cold, warm):
+        assert 0 < times["passes"] < times["backend"] < times["everything"] < times["first_call"]
+    assert warm["backend"] < cold["backend"]
+    assert "passes / rest of the backend" in capsys.readouterr().out
+
+
+def test_compile_refuses_what_is_not_compiled(capsys):
+    assert main(["bench", "compile", *MODEL, "--lengths", "128", "--baselines", "eager"]) == 2
+    assert "'eager' is not compiled" in capsys.readouterr().err
