@@ -70,6 +70,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+    parser.add_argument(
+        "--theorem", type=int, default=0, help="documents a length whose error is compared with its bound"
+    )
+    parser.add_argument("--sparsity", type=int, default=0, help="documents a length whose SD is measured")
     parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
     parser.set_defaults(run=_eval)
 
@@ -116,8 +120,10 @@ def _eval(arguments: argparse.Namespace) -> int:
         block_q=arguments.block,
         block_k=arguments.block,
         haystack=tuple(arguments.haystack),
+        theorem=arguments.theorem,
+        sparsity=arguments.sparsity,
     )
-    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
+    model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     result = run(plan, model, tokenizer, journal, **limits)
@@ -141,13 +147,14 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.tasks.published import load
 
     examples = list(islice(load(arguments.benchmark, arguments.task, arguments.data), arguments.limit))
-    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
+    model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     settings = {"max_length": arguments.max_length, "journal": arguments.json}
     print(benchmark_table(run_benchmark(model, tokenizer, examples, _rules(arguments.rules), **settings)))
     return 0
 
 
-def _load(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+def load_model(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """A Hugging Face causal LM and its tokenizer; default dtype bfloat16 on a GPU, float32 elsewhere."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -26,7 +26,8 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     drawn = [*_accuracy_against_density(results, folder), *_needle_grids(results, folder)]
-    return [*drawn, *_head_maps(results, folder), *_pictures(results, folder)]
+    drawn += [*_sparsity_maps(results, folder), *_head_maps(results, folder)]
+    return [*drawn, *_pictures(results, folder)]
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -115,7 +116,7 @@ def needle_grid(results: Results, rule: str) -> np.ndarray:
 
 
 def _head_maps(results: Results, folder: Path) -> list[Path]:
-    """Per rule, the dropped share of causal blocks of every layer and head (SD at block granularity)."""
+    """Per rule, the dropped share of causal blocks of every layer and head by the rule."""
     from matplotlib import pyplot
 
     paths = []
@@ -139,6 +140,29 @@ def _head_maps(results: Results, folder: Path) -> list[Path]:
         figure.supylabel("layer")
         paths.append(_save(figure, folder / f"heads_{length // 1024}k.png"))
     return paths
+
+
+def _sparsity_maps(results: Results, folder: Path) -> list[Path]:
+    """SD(0.95) of every layer and head under full attention, a panel a length."""
+    from matplotlib import pyplot
+
+    maps = {n: results.exact("full", n, "sd").mean(0) for n in results.lengths if _has_sparsity(results, n)}
+    if not maps:
+        return []
+    figure, axes = pyplot.subplots(
+        1, len(maps), figsize=(3.4 * len(maps), 3), squeeze=False, layout="constrained"
+    )
+    for axis, (length, grid) in zip(axes.flat, maps.items(), strict=True):
+        image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(f"{length // 1024}K, mean {grid.mean():.3f}", fontsize=8)
+    figure.colorbar(image, ax=axes, label="SD(0.95): droppable share of entries")
+    figure.supxlabel("head")
+    figure.supylabel("layer")
+    return [_save(figure, folder / "sparsity.png")]
+
+
+def _has_sparsity(results: Results, length: int) -> bool:
+    return results.exact("full", length, "sd").size > 0
 
 
 def _pictures(results: Results, folder: Path) -> list[Path]:
