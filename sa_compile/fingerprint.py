@@ -116,7 +116,8 @@ def kind_of(site: SiteRecord) -> AttentionKind:
         raise ValueError(
             f"{site.module_path}: heads and head dims of an attention must be fixed, got {sizes}"
         )
-    return AttentionKind(*map(int, sizes), dtype=site.dtype)
+    q_heads, kv_heads, head_dim, value_head_dim = map(int, sizes)
+    return AttentionKind(q_heads, kv_heads, head_dim, value_head_dim, site.dtype)
 
 
 def check_model(expected: Fingerprint, model: nn.Module, profile: str) -> None:

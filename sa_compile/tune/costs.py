@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,18 +56,16 @@ def measure_costs(
         def timed(run: Callable[[], Any], count: int = kind.count) -> float:
             return count * milliseconds(run, device)
 
-        costs.dense_ms += timed(lambda q=query, k=key, v=value: _dense(q, k, v))
+        costs.dense_ms += timed(partial(_dense, query, key, value))
         for block_q, block_k in sorted(sizes):
             blocks = {"block_q": block_q, "block_k": block_k}
             every = ops.mask_blocks(query, key, **blocks).expand(1, kind.q_heads, -1, -1).contiguous()
             name = blocks_text((block_q, block_k))
-            costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(
-                lambda q=query, k=key, v=value, m=every, b=blocks: ops.block_sparse_attention(q, k, v, m, **b)
-            )
+            attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
+            costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
         for name, candidate in distinct.items():
-            costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + timed(
-                lambda q=query, k=key, c=candidate: c.family.select(c.config, q, k)
-            )
+            select = partial(candidate.family.select, candidate.config, query, key)
+            costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + timed(select)
     costs.seconds = time.monotonic() - begin
     return costs
 

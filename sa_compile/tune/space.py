@@ -69,10 +69,8 @@ def candidates(families: Sequence[Family], blocks: Sequence[tuple[int, int]]) ->
         for family in families:
             for chosen in product(*family.axes):
                 options = {name: value for part in chosen for name, value in part.items()}
-                config = SampleAttentionConfig(
-                    method=family.method, block_q=block_q, block_k=block_k, **options
-                )
-                yield Candidate(family, config)
+                options |= {"method": family.method, "block_q": block_q, "block_k": block_k}
+                yield Candidate(family, SampleAttentionConfig.from_options(options))
 
 
 def axis(name: str, *values: Any) -> Axis:
