@@ -4,7 +4,8 @@
 outcome       when                                                                     form
 ============  =======================================================================  ==============
 sampled       no gradient, no dropout, mask proven causal (offset and key padding      "sampled"
-              allowed), q_len >= min_seq_len, dtype and head_dim that the kernels take
+              allowed), q_len >= min_seq_len or in a range that the profile tuned,
+              dtype and head_dim that the kernels take
 exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"
 exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away  "sdpa_full"
 exact         decode (one row) that sees every key, and a mask or repeats go away      "sdpa_full"
@@ -22,7 +23,7 @@ Every comparison of a symbolic length adds a guard, so that each side of it gets
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sympy
 import torch
@@ -32,6 +33,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
 from .fx_utils import fake_mode, fixed, number, shape, value
+from .length_range import settings_for
 from .mask.predicate import MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import as_expr
@@ -43,11 +45,16 @@ MAX_HEAD_DIM = 256
 @dataclass(frozen=True)
 class Decision:
     """The outcome for one site: ``outcome`` is "sampled", "exact" or "kept"; ``form`` is one of the table
-    above."""
+    above.
+
+    ``config`` holds the options of the profile's range, ``profile_range`` names it, where one applies.
+    """
 
     outcome: str
     form: str
     reason: str
+    config: SampleAttentionConfig | None = None
+    profile_range: str = ""
 
     @property
     def rewrites(self) -> bool:
@@ -179,17 +186,19 @@ def _causal(
     if first_rows is not None:
         return _kept(first_rows)
     blocked = _why_not_block_sparse(site, mask, config, training, device)
-    if blocked is None and mask.is_plain_causal:
-        too_short = not sizes.holds(sympy.Ge(sizes.q_len, config.min_seq_len))
-        fits = not too_short and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len))
-        if fits:
-            return Decision("sampled", "sampled", f"q_len >= min_seq_len ({config.min_seq_len})")
-        why = (
-            f"shorter than min_seq_len ({config.min_seq_len})" if too_short else "queries reach past the keys"
-        )
-    else:
+    if blocked is not None or not mask.is_plain_causal:
         why = blocked or f"not plain causal: {mask}"
-    return _exact_causal(site, mask, sizes, why, blocked, device)
+        return _exact_causal(site, mask, sizes, why, blocked, device)
+    chosen = settings_for(config, sizes.q_len, sizes.holds)
+    if chosen.exact:
+        why = chosen.reason
+    else:
+        blocked = _why_not_block_sparse(site, mask, chosen.config, training, device)
+        why = blocked or "queries reach past the keys"
+        if blocked is None and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len)):
+            return Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range)
+    decision = _exact_causal(site, mask, sizes, why, blocked, device)
+    return replace(decision, profile_range=chosen.profile_range)
 
 
 def _exact_causal(

@@ -85,9 +85,10 @@ class _Run:
         if decision.rewrites:
             assert isinstance(mask, MaskPredicate)
             predicate = from_parent.hand_over() if from_parent else mask
-            collect_stats = self.config.stats and self.child is None
+            config = decision.config or self.config
+            collect_stats = config.stats and self.child is None
             try:
-                out, stats = rewrite(site, predicate, decision, self.config, self.shared, collect_stats)
+                out, stats = rewrite(site, predicate, decision, config, self.shared, collect_stats)
                 self.replaced_by[site.output] = out
             except SizeNotAvailable as error:
                 decision = Decision("kept", "", str(error))

@@ -37,6 +37,8 @@ class SiteRecord:
     reason: str
     kernel: str  # what computes the attention now; "" if it was left as it was
     has_stats: bool = False  # the graph has an output for this site's stats (stats.py)
+    value_head_dim: int | str = "?"
+    profile_range: str = ""  # the range of the tuned profile that it took its settings from
 
     @property
     def rewritten(self) -> bool:
@@ -49,9 +51,11 @@ def record(
 ) -> SiteRecord:
     """The row of one site."""
     sizes: list[int | str] = ["?"] * 6
-    if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key)) and site.obstacle is None:
+    value_head_dim: int | str = "?"
+    if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key, site.value)) and not site.obstacle:
         batch, q_heads, q_len, head_dim = map(plain, shape(site.query))
         sizes = [batch, q_heads, plain(shape(site.key)[1]), head_dim, q_len, plain(shape(site.key)[2])]
+        value_head_dim = plain(shape(site.value)[3])
     return SiteRecord(
         site.module_path,
         site.spelling,
@@ -63,6 +67,8 @@ def record(
         reason=decision.reason,
         kernel=_KERNELS.get(decision.form, ""),
         has_stats=has_stats,
+        value_head_dim=value_head_dim,
+        profile_range=decision.profile_range,
     )
 
 

@@ -211,7 +211,8 @@ class _Writer:
         return self.emitter.function(torch.where, empty, mean, out)
 
     def _shared_mask_blocks(self) -> fx.Node:
-        return self.shared.get(("mask_blocks", *self._mask_key()), self._mask_blocks)
+        blocks = (self.config.block_q, self.config.block_k)
+        return self.shared.get(("mask_blocks", *blocks, *self._mask_key()), self._mask_blocks)
 
     def _mask_blocks(self) -> fx.Node:
         query_segment, key_segment = self._segments()

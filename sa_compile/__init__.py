@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sa_compile.config import SampleAttentionConfig as SampleAttentionConfig
+    from sa_compile.inspection import check_profile as check_profile
     from sa_compile.inspection import explain as explain
     from sa_compile.measured import Stats as Stats
     from sa_compile.measured import reset_stats as reset_stats
@@ -16,11 +17,12 @@ _PUBLIC = {
     "Report": "report",
     "SampleAttentionConfig": "config",
     "Stats": "measured",
+    "check_profile": "inspection",
     "explain": "inspection",
     "reset_stats": "measured",
     "stats": "measured",
 }
-__all__ = ["Report", "SampleAttentionConfig", "Stats", "explain", "reset_stats", "stats"]
+__all__ = ["Report", "SampleAttentionConfig", "Stats", "check_profile", "explain", "reset_stats", "stats"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ Registered by the entry point ``torch_dynamo_backends`` alone; nothing needs to 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import fx
 
 from sa_compile import inner, report
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.fingerprint import check_graph
 from sa_compile.measured import Gathered, register
 from sa_compile.passes import pipeline
+from sa_compile.passes.record import SiteRecord
 from sa_compile.trace import GraphTrace
 
 CompiledGraph = Callable[..., Any]
@@ -52,11 +55,32 @@ def compile_graph(
     with torch._dynamo.utils.dynamo_timed("sampleattn_passes"):
         records = pipeline.run(gm, config)
     rewritten = any(record.rewritten for record in records)
+    checked = _check_profile(gm, example_inputs, config, records)
     gathered = Gathered(records)
     register(gathered)
-    graph_report = report.GraphReport(gm, tuple(records), config, gathered)
+    graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked)
     report.publish(graph_report)
     if trace:
         trace.after(gm, graph_report)
     compiled = inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
     return gathered.wrap(compiled)
+
+
+def _check_profile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    config: SampleAttentionConfig,
+    records: Sequence[SiteRecord],
+) -> str:
+    """Compare the profile's model with the graph, if an attention takes its settings; what was compared."""
+    sites = [record for record in records if record.profile_range]
+    if config.tuned is None or not sites:
+        return ""
+    checked = check_graph(config.tuned.model, gm, example_inputs, sites, config.tuned.path)
+    if not checked.weights:
+        warnings.warn(
+            f"profile {config.profile!r}: none of the weights that it names is an input of the graph, so "
+            "only the shapes of its attentions were compared; sa_compile.check_profile compares all",
+            stacklevel=2,
+        )
+    return str(checked)

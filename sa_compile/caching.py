@@ -51,19 +51,23 @@ class KernelFingerprintPass(CustomGraphPass):
 
     ``wrapped``: what ``post_grad_custom_post_pass`` held already, run unchanged. Without a uuid of its own
     the
-    caches are bypassed, as they would be without us.
+    caches are bypassed, as they would be without us. ``profile``: digest of the tuned profile in use, so
+    that a
+    changed file misses.
     """
 
-    def __init__(self, wrapped: Callable[[fx.Graph], Any] | None = None) -> None:
+    def __init__(self, wrapped: Callable[[fx.Graph], Any] | None = None, profile: str = "") -> None:
         self.wrapped = wrapped
+        self.profile = profile
 
     def __call__(self, graph: fx.Graph) -> None:
         if self.wrapped is not None:
             self.wrapped(graph)
 
     def uuid(self) -> Any | None:
+        own = f"{kernel_fingerprint()}-{self.profile}" if self.profile else kernel_fingerprint()
         if self.wrapped is None:
-            return kernel_fingerprint()
+            return own
         if not isinstance(self.wrapped, CustomGraphPass) or not self.wrapped.uuid():
             return None
-        return (kernel_fingerprint(), self.wrapped.uuid())
+        return (own, self.wrapped.uuid())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sa_compile.bench.cli import add_commands as add_bench_commands
 from sa_compile.eval.cli import add_commands as add_eval_commands
+from sa_compile.tune.cli import add_commands as add_tune_commands
 
 if TYPE_CHECKING:
     from sa_compile.report import Report
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     options = commands.add_parser("options", help="print every option of the backend as a Markdown table")
     options.set_defaults(run=_options)
     add_eval_commands(commands)
+    add_tune_commands(commands)
     add_bench_commands(commands)
     return parser
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tabulate import tabulate
 
+from sa_compile.profile import LengthRange, Profile, load_profile
+
 METHODS = ("chunked", "stride")
 BLOCK_SIZES = (16, 32, 64, 128)
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
+# Every other option says which blocks are kept: a profile sets those, for each range of lengths.
+_NOT_SELECTION = ("min_seq_len", "profile", "trace", "stats", "inner", "inductor")
 
 
 def _option(default: Any, help: str, **kwargs: Any) -> Any:
@@ -55,6 +59,11 @@ class SampleAttentionConfig:
         0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."
     )
     r_row: float = _option(0.05, "Share of the query rows that is sampled (method 'stride'), in (0, 1].")
+    profile: str | None = _option(
+        None,
+        "File that `python -m sa_compile tune` wrote for this model: it sets the options above for each "
+        "range of prompt lengths.",
+    )
     trace: str | None = _option(
         None, "Folder that receives each graph before and after the rewrite, and the report."
     )
@@ -87,6 +96,10 @@ class SampleAttentionConfig:
             self._typed(name, bool, "a bool")
         if self.trace is not None:
             self._typed("trace", str, "a folder's path as str, or None")
+        object.__setattr__(self, "_tuned", self._load_profile())
+        self._check_profile(
+            option.name for option in dataclasses.fields(self) if getattr(self, option.name) != option.default
+        )
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> SampleAttentionConfig:
@@ -101,7 +114,51 @@ class SampleAttentionConfig:
             raise ValueError(
                 f"unknown option {unknown[0]!r} for backend 'sampleattn'; known options: {', '.join(known)}"
             )
-        return cls(**options)
+        config = cls(**options)
+        config._check_profile(options)
+        return config
+
+    @property
+    def tuned(self) -> Profile | None:
+        """The profile as read when this config was made."""
+        return self._tuned  # type: ignore[attr-defined, no-any-return]
+
+    def in_range(self, length_range: LengthRange) -> SampleAttentionConfig:
+        """These options with the profile's for a range of lengths; a bad one is a ``ValueError``."""
+        known, options = selection_options(), dict(length_range.options or {})
+        where = f"profile {self.profile!r}, range {length_range}"
+        for name in options:
+            if name not in known:
+                raise ValueError(f"{where}: unknown option {name!r}; a profile may set {', '.join(known)}")
+        try:
+            return dataclasses.replace(self, profile=None, min_seq_len=length_range.first, **options)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def _load_profile(self) -> Profile | None:
+        if self.profile is None:
+            return None
+        self._typed("profile", str, "a file's path as str, or None")
+        return load_profile(self.profile)
+
+    def _check_profile(self, explicit: Iterable[str]) -> None:
+        """The profile's options must be good ones, and none of the explicit options may contradict them."""
+        if self.tuned is None:
+            return
+        given = set(explicit)
+        if "min_seq_len" in given and self.min_seq_len != self.tuned.first_length:
+            self._contradicts("min_seq_len", f"begins at {self.tuned.first_length}")
+        for length_range in self.tuned.ranges:
+            self.in_range(length_range)
+            for name, tuned in (length_range.options or {}).items():
+                if name in given and getattr(self, name) != tuned:
+                    self._contradicts(name, f"says {name}={tuned!r} for {length_range}")
+
+    def _contradicts(self, name: str, profile_says: str) -> None:
+        raise ValueError(
+            f"option {name}={getattr(self, name)!r} contradicts profile {self.profile!r}, which "
+            f"{profile_says}: leave one of the two out"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain data, for JSON and cache keys."""
@@ -133,6 +190,12 @@ class SampleAttentionConfig:
         self._typed(name, int, "an int >= 1")
         if getattr(self, name) < 1:
             self._fail(name, ">= 1", ValueError)
+
+
+def selection_options() -> tuple[str, ...]:
+    """Names of the options that say which blocks are kept, and with which block sizes."""
+    names = (option.name for option in dataclasses.fields(SampleAttentionConfig))
+    return tuple(name for name in names if name not in _NOT_SELECTION)
 
 
 def options_table() -> str:

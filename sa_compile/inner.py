@@ -61,6 +61,6 @@ def compile_inner(
     if rewritten:
         ops.declare_to_inductor()
         wrapped = patches.get(CUSTOM_PASS, getattr(inductor_config, CUSTOM_PASS))
-        patches[CUSTOM_PASS] = KernelFingerprintPass(wrapped)
+        patches[CUSTOM_PASS] = KernelFingerprintPass(wrapped, config.tuned.digest if config.tuned else "")
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patches or None)
     return compiled

@@ -11,6 +11,8 @@ import torch
 from sa_compile import report
 from sa_compile.backend import compile_graph
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.fingerprint import check_model
+from sa_compile.profile import load_profile
 from sa_compile.report import Report
 
 
@@ -20,9 +22,12 @@ def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **
     ``options``: as for ``torch.compile(options=...)``; the rewritten graph runs with ``inner="eager"`` unless
     the options say otherwise, so nothing is compiled for speed. Code that is already compiled is left alone.
     Grad mode
-    counts: call it under ``torch.no_grad()`` to see what inference does.
+    counts: call it under ``torch.no_grad()`` to see what inference does. A ``profile`` is checked against the
+    whole model, as :func:`check_profile` does.
     """
     config = SampleAttentionConfig.from_options({"inner": "eager", **(options or {})})
+    if config.tuned is not None and isinstance(model, torch.nn.Module):
+        check_model(config.tuned.model, model, config.tuned.path)
 
     def sampleattn(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         return compile_graph(gm, example_inputs, config)
@@ -30,6 +35,17 @@ def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **
     with report.collect() as reports:
         torch.compile(_fresh(_call), backend=sampleattn)(model, args, kwargs)
     return Report(tuple(reports))
+
+
+def check_profile(model: torch.nn.Module, profile: str) -> None:
+    """Check that the tuned profile in a file is for ``model``: its class, all parameters' names, shapes and
+    dtypes, and values of some of them.
+
+    Stricter than what ``options={"profile": file}`` can check, which sees one graph at a time. Raises
+    :class:`~sa_compile.fingerprint.WrongModel` (a ValueError) naming what differs.
+    """
+    loaded = load_profile(profile)
+    check_model(loaded.model, model, loaded.path)
 
 
 def _call(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

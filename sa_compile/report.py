@@ -32,6 +32,7 @@ class GraphReport:
     sites: tuple[SiteRecord, ...]
     config: SampleAttentionConfig
     gathered: Gathered
+    profile_checked: str = ""  # what of the profile's model was compared with this graph
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Report:
         """The report as plain data."""
         return {
             "options": self.compiled[0].config.to_dict() if self.compiled else {},
+            "profile_checked": [report.profile_checked for report in self.compiled],
             "sites": [
                 {"graph": number, **dataclasses.asdict(site)}
                 for number, report in enumerate(self.compiled)
@@ -78,7 +80,12 @@ class Report:
         counts = Counter(site.outcome for site in self.sites)
         summary = ", ".join(f"{counts[outcome]} {outcome}" for outcome in ("sampled", "exact", "kept"))
         table = tabulate(_merge_equal_rows(rows), COLUMNS, maxcolwidths=_WIDTHS)
-        return f"{table}\n{len(rows)} sites: {summary}"
+        lines = [table, f"{len(rows)} sites: {summary}"]
+        for number, report in enumerate(self.compiled):
+            if report.profile_checked:
+                path = report.config.profile
+                lines.append(f"graph {number} fits the model of profile {path}: {report.profile_checked}")
+        return "\n".join(lines)
 
 
 _WIDTHS = [None, 36, None, None, None, None, 24, None, 20, 40]

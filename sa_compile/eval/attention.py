@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from sa_compile.eval import exact
 from sa_compile.eval.rules import Rule
 from sa_compile.hf.attention import obstacle
 from sa_compile.kernels import ops
@@ -31,8 +32,9 @@ class SparsePrefill:
 
     ``densities`` and ``cras`` hold one fp32 [B, Hq] tensor a layer and prefill, in the order of the
     layers: the kept share of causal blocks, and the smallest kept share of attention over ``cra_rows``
-    rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). ``masks`` are kept if
-    ``keep_masks``.
+    rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). With ``theorem``,
+    ``errors`` and ``bounds`` hold what :func:`~sa_compile.eval.exact.output_error` gives, with ``sparsity``
+    ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are kept if ``keep_masks``.
     """
 
     rule: Rule
@@ -41,9 +43,14 @@ class SparsePrefill:
     cra_chunks: int = 0
     cra_rows: int = 4
     keep_masks: bool = False
+    theorem: bool = False
+    sparsity: bool = False
     densities: list[Tensor] = field(default_factory=list)
     cras: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    errors: list[Tensor] = field(default_factory=list)
+    bounds: list[Tensor] = field(default_factory=list)
+    sds: list[Tensor] = field(default_factory=list)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Output [B, Sq, Hq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
@@ -62,6 +69,12 @@ class SparsePrefill:
             self.cras.append(ops.attention_mass(query, key, whole, scale=scale, **rows, **blocks))
         if self.keep_masks:
             self.masks.append(mask)
+        if self.theorem:
+            error, bound = exact.output_error(query, key, value, mask, scale=scale, **blocks)
+            self.errors.append(error)
+            self.bounds.append(bound)
+        if self.sparsity:
+            self.sds.append(exact.sparsity(query, key, scale=scale, q_offset=blocks["q_offset"]))
         out, _ = ops.block_sparse_attention(query, key, value, mask, scale=scale, **blocks)
         return out.transpose(1, 2)
 

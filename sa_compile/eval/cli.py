@@ -50,28 +50,31 @@ def add_commands(commands: Any) -> None:
         help="selection rules such as chunked:alpha=0.9,chunk_n=2 or xattention:tau=0.95+sink+w2; the sets "
         f"{', '.join(_SETS)} stand for several; full attention is always measured",
     )
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192], metavar="TOKENS")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: those the example model knows")
-    parser.add_argument("--places", nargs="+", metavar="PLACE", help="end, tenth, middle (default: all)")
-    parser.add_argument("--count", type=int, default=10, help="documents with questions a length")
-    parser.add_argument("--texts", type=int, default=0, help="documents of plain text a length and domain")
+    _add_documents(parser)
     parser.add_argument("--greedy", type=int, default=0, help="documents a length that are also decoded")
-    parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--block", type=int, default=128, help="rows and keys of a block (default 128)")
+    _add_run(parser)
     parser.add_argument(
-        "--haystack", nargs="+", default=[], metavar="FILE", help="text files to hide facts in"
+        "--theorem", type=int, default=0, help="documents a length whose error is compared with its bound"
     )
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted or larger run")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after so long; see --resume"
-    )
-    parser.add_argument("--device", help="default: cuda if there is one")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
-    parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+    parser.add_argument("--sparsity", type=int, default=0, help="documents a length whose SD is measured")
     parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
     parser.set_defaults(run=_eval)
+
+    ablate = commands.add_parser(
+        "ablate", help="accuracy and cost of SampleAttention's settings, one varied at a time"
+    )
+    ablate.add_argument("--model", required=True, help="model folder")
+    ablate.add_argument("--axes", nargs="+", metavar="AXIS", help="what to vary (default: everything)")
+    _add_documents(ablate)
+    _add_run(ablate)
+    ablate.add_argument(
+        "--theorem",
+        type=int,
+        default=1,
+        help="documents a length whose error is compared with its bound (default 1)",
+    )
+    ablate.set_defaults(run=_ablate)
 
     bench = commands.add_parser(
         "eval-benchmark", help="RULER, LongBench, BABILong or InfiniteBench under selection rules"
@@ -88,36 +91,73 @@ def add_commands(commands: Any) -> None:
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
     bench.set_defaults(run=_benchmark)
 
-    report = commands.add_parser("eval-report", help="tables and plots from a result of eval")
-    report.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of eval")
+    report = commands.add_parser("eval-report", help="tables and plots from a result of eval or ablate")
+    report.add_argument(
+        "results", type=Path, nargs="+", metavar="FILE", help="JSON files of eval, or one of ablate"
+    )
     report.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
     )
     report.set_defaults(run=_report)
 
 
-def _eval(arguments: argparse.Namespace) -> int:
-    from sa_compile.eval.run import DEFAULT_TASKS, PLACES, Journal, Plan, pictures, run
+def _add_documents(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say which documents there are."""
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192], metavar="TOKENS")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: those the example model knows")
+    parser.add_argument("--places", nargs="+", metavar="PLACE", help="end, tenth, middle (default: all)")
+    parser.add_argument("--count", type=int, default=10, help="documents with questions a length")
+    parser.add_argument("--texts", type=int, default=0, help="documents of plain text a length and domain")
+    parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--haystack", nargs="+", default=[], metavar="FILE", help="text files to hide facts in"
+    )
 
-    for name in ("count", "block"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    plan = Plan(
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how a run goes and where its result is."""
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted or larger run")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long; see --resume"
+    )
+    parser.add_argument("--device", help="default: cuda if there is one")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
+    parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+
+
+def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) -> Any:
+    """The plan that the arguments of ``_add_documents`` describe."""
+    from sa_compile.eval.run import DEFAULT_TASKS, PLACES, Plan
+
+    if arguments.count < 1:
+        raise ValueError(f"--count must be at least 1, got {arguments.count}")
+    return Plan(
         model=arguments.model,
-        rules=_rules(arguments.rules),
+        rules=rules,
         lengths=tuple(arguments.lengths),
         tasks=tuple(arguments.tasks or DEFAULT_TASKS),
         places=tuple(arguments.places or PLACES),
         count=arguments.count,
         texts=arguments.texts,
-        greedy=arguments.greedy,
         split=arguments.split,
         seed=arguments.seed,
-        block_q=arguments.block,
-        block_k=arguments.block,
         haystack=tuple(arguments.haystack),
+        theorem=arguments.theorem,
+        **more,
     )
-    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.run import Journal, pictures, run
+
+    if arguments.block < 1:
+        raise ValueError(f"--block must be at least 1, got {arguments.block}")
+    blocks = {"block_q": arguments.block, "block_k": arguments.block}
+    counts = {"greedy": arguments.greedy, "sparsity": arguments.sparsity}
+    plan = _plan(arguments, _rules(arguments.rules), **counts, **blocks)
+    model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     result = run(plan, model, tokenizer, journal, **limits)
@@ -136,18 +176,34 @@ def _rules(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(rule for text in texts for rule in _SETS.get(text, (text,)))
 
 
+def _ablate(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.ablation import AXES, ablate
+    from sa_compile.eval.ablation_report import Ablation, axis_table
+
+    plan = _plan(arguments, ())
+    model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
+    limits = {"minutes": arguments.minutes, "revision": arguments.revision}
+    journal = {"out": arguments.json, "resume": arguments.resume}
+    result = ablate(plan, arguments.axes or list(AXES), model, tokenizer, **journal, **limits)
+    arguments.json.write_text(json.dumps(result) + "\n")
+    for axis, described in result["axes"].items():
+        print(f"{axis}: {described['about']}\n{axis_table(Ablation(result), axis)}\n")
+    return 0
+
+
 def _benchmark(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.benchmark import benchmark_table, run_benchmark
     from sa_compile.eval.tasks.published import load
 
     examples = list(islice(load(arguments.benchmark, arguments.task, arguments.data), arguments.limit))
-    model, tokenizer = _load(arguments.model, arguments.device, arguments.dtype)
+    model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     settings = {"max_length": arguments.max_length, "journal": arguments.json}
     print(benchmark_table(run_benchmark(model, tokenizer, examples, _rules(arguments.rules), **settings)))
     return 0
 
 
-def _load(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+def load_model(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]:
+    """A Hugging Face causal LM and its tokenizer; default dtype bfloat16 on a GPU, float32 elsewhere."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -161,9 +217,17 @@ def _load(folder: str, device: str | None, dtype: str | None) -> tuple[Any, Any]
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.ablation import KIND
+    from sa_compile.eval.ablation_report import write_ablation
     from sa_compile.eval.report import merge, write_report
 
     results = [json.loads(path.read_text()) for path in arguments.results]
+    if any(result.get("kind") == KIND for result in results):
+        if len(results) > 1:
+            raise ValueError("eval-report takes one ablation at a time")
+        for path in write_ablation(results[0], arguments.out):
+            print(path)
+        return 0
     for path in write_report(merge(results), arguments.out):
         print(path)
     return 0

@@ -26,10 +26,12 @@ def draw_all(results: Results, folder: Path) -> list[Path]:
 
     matplotlib.use("Agg")
     drawn = [*_accuracy_against_density(results, folder), *_needle_grids(results, folder)]
-    return [*drawn, *_head_maps(results, folder), *_pictures(results, folder)]
+    drawn += [*_sparsity_maps(results, folder), *_head_maps(results, folder)]
+    return [*drawn, *_pictures(results, folder)]
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure as PNG, without what would differ from run to run, and close it."""
     from matplotlib import pyplot
 
     figure.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
@@ -71,7 +73,7 @@ def _accuracy_against_density(results: Results, folder: Path) -> list[Path]:
         handles = {label: h for a in axes[0] for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
         if handles:
             axes[0][-1].legend(handles.values(), handles.keys(), fontsize=7, loc="lower right")
-            paths.append(_save(figure, folder / f"accuracy_{place}.png"))
+            paths.append(save(figure, folder / f"accuracy_{place}.png"))
         pyplot.close(figure)
     return paths
 
@@ -97,7 +99,7 @@ def _needle_grids(results: Results, folder: Path) -> list[Path]:
         axis.set_yticks([0, _DEPTHS - 1], ["start", "end"])
         axis.set_title(rule, fontsize=7)
     figure.supylabel("depth of the fact")
-    return [_save(figure, folder / "needle_grid.png")]
+    return [save(figure, folder / "needle_grid.png")]
 
 
 def needle_grid(results: Results, rule: str) -> np.ndarray:
@@ -115,7 +117,7 @@ def needle_grid(results: Results, rule: str) -> np.ndarray:
 
 
 def _head_maps(results: Results, folder: Path) -> list[Path]:
-    """Per rule, the dropped share of causal blocks of every layer and head (SD at block granularity)."""
+    """Per rule, the dropped share of causal blocks of every layer and head by the rule."""
     from matplotlib import pyplot
 
     paths = []
@@ -137,8 +139,31 @@ def _head_maps(results: Results, folder: Path) -> list[Path]:
         figure.colorbar(image, ax=axes, label="dropped share of causal blocks")
         figure.supxlabel("head")
         figure.supylabel("layer")
-        paths.append(_save(figure, folder / f"heads_{length // 1024}k.png"))
+        paths.append(save(figure, folder / f"heads_{length // 1024}k.png"))
     return paths
+
+
+def _sparsity_maps(results: Results, folder: Path) -> list[Path]:
+    """SD(0.95) of every layer and head under full attention, a panel a length."""
+    from matplotlib import pyplot
+
+    maps = {n: results.exact("full", n, "sd").mean(0) for n in results.lengths if _has_sparsity(results, n)}
+    if not maps:
+        return []
+    figure, axes = pyplot.subplots(
+        1, len(maps), figsize=(3.4 * len(maps), 3), squeeze=False, layout="constrained"
+    )
+    for axis, (length, grid) in zip(axes.flat, maps.items(), strict=True):
+        image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(f"{length // 1024}K, mean {grid.mean():.3f}", fontsize=8)
+    figure.colorbar(image, ax=axes, label="SD(0.95): droppable share of entries")
+    figure.supxlabel("head")
+    figure.supylabel("layer")
+    return [save(figure, folder / "sparsity.png")]
+
+
+def _has_sparsity(results: Results, length: int) -> bool:
+    return results.exact("full", length, "sd").size > 0
 
 
 def _pictures(results: Results, folder: Path) -> list[Path]:
@@ -169,4 +194,4 @@ def _pictures(results: Results, folder: Path) -> list[Path]:
             axis.set_title(entry["rule"], fontsize=6)
         if column == 0:
             axis.set_ylabel(f"layer {entry['layer']}, head {entry['head']}", fontsize=7)
-    return [_save(figure, folder / "blocks.png")]
+    return [save(figure, folder / "blocks.png")]

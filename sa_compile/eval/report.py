@@ -16,6 +16,11 @@ from sa_compile.eval.statistics import mean_interval, paired_ratio, wilson
 from sa_compile.eval.tasks.documents import PLACES
 
 SOLVED = 0.9  # a task counts where full attention answers at least this share
+ROUNDING = 1e-3  # of fp32 outputs and probabilities, in units of an output row's 1-norm
+THEOREM_NOTE = (
+    "Per head, the largest ||O~ - O||_1 of any row (fp32) against 2 (1 - CRA) R: CRA measured over all rows, "
+    f"R the largest 1-norm of a value. Above: heads that exceed it by more than {ROUNDING}."
+)
 
 
 class Results:
@@ -72,12 +77,18 @@ class Results:
             "cra": float(np.mean([own["cra"] for own, _ in pairs])) if pairs else math.nan,
             "nll": mean,
             "nll_half": half,
+            "agree": _mean_of(own.get("agree") for own, _ in pairs),
         }
 
     def heads(self, rule: str, length: int, what: str) -> np.ndarray:
         """Mean over documents of 'density' or 'cra', [layers, heads]; empty if none was kept."""
         kept = [own["heads"][what] for own, _ in self.lines(rule, length) if "heads" in own]
         return np.mean(kept, 0) if kept else np.empty((0, 0))
+
+    def exact(self, rule: str, length: int, what: str) -> np.ndarray:
+        """'error', 'bound' or 'sd' of every document measured, [documents, layers, heads]."""
+        kept = [own["exact"][what] for own, _ in self.lines(rule, length) if what in own.get("exact", {})]
+        return np.array(kept) if kept else np.empty((0, 0, 0))
 
 
 def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -123,7 +134,13 @@ def summary_rows(results: Results) -> Iterable[list[Any]]:
                 ratio, low, high = paired_ratio(right, full)
                 row.append("-" if math.isnan(ratio) else f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
                 row.append(_worst(results, rule, length, place, tasks))
+            row.append("-" if math.isnan(means["agree"]) else f"{means['agree']:.4f}")
             yield row
+
+
+def _mean_of(values: Iterable[float | None]) -> float:
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else math.nan
 
 
 def _signed(means: dict[str, float]) -> str:
@@ -146,6 +163,7 @@ def summary_table(result: dict[str, Any]) -> str:
     headers = ["length", "rule", "density", "CRA", "text NLL"]
     for place in PLACES:
         headers += [place, "worst task"]
+    headers.append("same token")
     return tabulate(list(summary_rows(Results(result))), headers, tablefmt="github", disable_numparse=True)
 
 
@@ -200,6 +218,30 @@ def greedy_table(results: Results) -> str:
     return tabulate(rows, ["length", "rule", "decoded right"], tablefmt="github") if rows else ""
 
 
+def theorem_table(results: Results) -> str:
+    """The largest error of a row against its bound, per length and rule; empty if none was measured."""
+    rows = []
+    for length in results.lengths:
+        for rule in results.rules:
+            if cells := theorem_cells(results, rule, length):
+                rows.append([f"{length // 1024}K", rule, *cells])
+    headers = ["length", "rule", "heads", "largest error", "its bound", "largest error / bound", "above"]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
+
+
+def theorem_cells(results: Results, rule: str, length: int) -> list[str]:
+    """Heads measured, the largest error, its bound, the largest share of a bound, heads above theirs."""
+    error, bound = (results.exact(rule, length, what) for what in ("error", "bound"))
+    if not error.size:
+        return []
+    worst = np.unravel_index(error.argmax(), error.shape)
+    # Where everything is kept both are rounding errors, and their ratio says nothing.
+    counted = bound > ROUNDING
+    ratio = f"{(error[counted] / bound[counted]).max():.3f}" if counted.any() else "-"
+    above = int((error > bound + ROUNDING).sum())
+    return [str(error.size), f"{error[worst]:.4f}", f"{bound[worst]:.4f}", ratio, str(above)]
+
+
 def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write report.md and its plots into ``folder``; returns the files."""
     from sa_compile.eval import plots
@@ -209,7 +251,8 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
     drawn = plots.draw_all(results, folder)
     note = (
         "Accuracy of questions that full attention answers, relative to it, on tasks that it solves "
-        f"(at least {SOLVED:.0%}); 95 % intervals by resampling documents."
+        f"(at least {SOLVED:.0%}); 95 % intervals by resampling documents. Same token: share of the text's "
+        "positions where the most likely token is full attention's."
     )
     sections = [
         ("Summary", note, summary_table(result)),
@@ -218,8 +261,9 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
         ("Tasks, questions in mid-document", "", task_table(results, "middle")),
         ("Plain text", "Change of negative log-likelihood, nats a token.", text_table(results)),
         ("Greedy decoding", "First question at the end, decoded.", greedy_table(results)),
+        ("Error and its bound", THEOREM_NOTE, theorem_table(results)),
     ]
-    text = ["# Accuracy under selection rules", "", *_provenance(result)]
+    text = ["# Accuracy under selection rules", "", *provenance_lines(result)]
     for title, note, table in sections:
         if table:
             text += [f"## {title}", "", *([note, ""] if note else []), table, ""]
@@ -229,7 +273,8 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
     return [path, *drawn]
 
 
-def _provenance(result: dict[str, Any]) -> list[str]:
+def provenance_lines(result: dict[str, Any]) -> list[str]:
+    """Markdown lines that say which documents, and which runs on which machine and code."""
     plan = result["plan"]
     lines = [
         f"Split {plan['split']}, seed {plan['seed']}, model `{plan['model']}`, "

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -47,6 +48,8 @@ class Plan:
     cra_chunks: int = 16
     cra_rows: int = 4
     haystack: tuple[str, ...] = ()  # the user's text files instead of installed packages
+    theorem: int = 0  # documents with questions, per length, whose error is compared with its bound
+    sparsity: int = 0  # documents with questions, per length, whose heads' SD(0.95) is measured
 
     def __post_init__(self) -> None:
         specs = [parse_rule(rule).spec for rule in ("full", *self.rules)]
@@ -104,15 +107,16 @@ def run(
     *,
     minutes: float = float("inf"),
     revision: str | None = None,
+    documents: Documents | None = None,
 ) -> dict[str, Any]:
     """Score every rule on every document that the journal lacks; returns the whole result as plain data.
 
     ``model`` and ``tokenizer`` are a Hugging Face causal LM and its tokenizer. Stops after ``minutes``;
     what is missing then is left out of the result. ``revision``: the code's commit where git cannot tell.
+    ``documents``: those of an earlier run on the same documents, which are slow to make.
     """
     begin = time.monotonic()
-    documents = _Documents(plan, tokenizer)
-    settings: dict[str, Any] = {"block_q": plan.block_q, "block_k": plan.block_k}
+    documents = documents or Documents(plan, tokenizer)
     with tqdm(total=len(plan.units()) * len(plan.rules), desc="eval", unit="document", mininterval=2) as bar:
         for kind, length, index in plan.units():
             for rule in plan.rules:
@@ -121,13 +125,7 @@ def run(
                     continue
                 if time.monotonic() - begin > 60 * minutes:
                     continue
-                document = documents.get(kind, length, index)
-                measured = {"cra_chunks": plan.cra_chunks, "cra_rows": plan.cra_rows, **settings}
-                score = score_document(model, document, parse_rule(rule), **measured)
-                line = {"rule": rule, "kind": kind, "length": length, "index": index, **_line(score, index)}
-                if kind == FACTS and index < plan.greedy:
-                    line["greedy"] = _greedy(model, document, rule, settings)
-                journal.add(line)
+                journal.add(_measure(plan, model, documents, rule, (kind, length, index)))
     return {
         "format": FORMAT,
         "plan": dataclasses.asdict(plan),
@@ -140,6 +138,31 @@ def run(
     }
 
 
+def _measure(
+    plan: Plan, model: nn.Module, documents: Documents, rule: str, unit: tuple[str, int, int]
+) -> dict[str, Any]:
+    """The journal's line of one rule and document."""
+    kind, length, index = unit
+    start = time.monotonic()
+    document = documents.get(kind, length, index)
+    blocks: dict[str, Any] = {"block_q": plan.block_q, "block_k": plan.block_k}
+    settings = {"cra_chunks": plan.cra_chunks, "cra_rows": plan.cra_rows, **blocks}
+    settings["theorem"] = kind == FACTS and index < plan.theorem
+    settings["sparsity"] = kind == FACTS and index < plan.sparsity and rule == "full"
+    score = score_document(model, document, parse_rule(rule), **settings)
+    if rule == "full":
+        documents.best[unit] = score.best
+    elif unit not in documents.best:
+        # Full attention's line is in the journal, its predictions are not.
+        documents.best[unit] = score_document(model, document, parse_rule("full"), **blocks).best
+    line = {"rule": rule, "kind": kind, "length": length, "index": index, **_line(score, index)}
+    line["agree"] = _agreement(score.best, documents.best[unit])
+    line["seconds"] = round(time.monotonic() - start, 3)
+    if kind == FACTS and index < plan.greedy:
+        line["greedy"] = _greedy(model, document, rule, blocks)
+    return line
+
+
 def _line(score: Score, index: int) -> dict[str, Any]:
     line: dict[str, Any] = {
         "right": score.right,
@@ -149,7 +172,14 @@ def _line(score: Score, index: int) -> dict[str, Any]:
     }
     if index < _HEADS_OF:
         line["heads"] = {"density": score.density, "cra": score.cra}
+    if score.exact:
+        line["exact"] = score.exact
     return line
+
+
+def _agreement(best: np.ndarray, full: np.ndarray) -> float | None:
+    """Share of the scored text positions whose most likely token is full attention's; None without text."""
+    return round(float((best == full).mean()), 5) if len(full) else None
 
 
 def _mean(layers: list[list[float]]) -> float:
@@ -167,14 +197,15 @@ def _greedy(model: nn.Module, document: Document, rule: str, settings: dict[str,
     return "01"[greedy_tokens(model, prompt, parse_rule(rule), len(expected), **settings) == expected]
 
 
-class _Documents:
-    """Documents of a plan, built when first asked for."""
+class Documents:
+    """Documents of a plan, built when first asked for; ``best``: what full attention predicts in them."""
 
     def __init__(self, plan: Plan, tokenizer: Any) -> None:
         self._plan, self._tokenizer = plan, tokenizer
         self._builders: dict[str, DocumentBuilder] = {}
         self._last: tuple[tuple[str, int, int], Document] | None = None
         self._asked: dict[tuple[int, int], tuple[Question, ...]] = {}
+        self.best: dict[tuple[str, int, int], np.ndarray] = {}
 
     def get(self, kind: str, length: int, index: int) -> Document:
         if self._last is None or self._last[0] != (kind, length, index):
@@ -232,7 +263,7 @@ def pictures(
 
     A picture is a list of int lists: the block_mask words of each query block.
     """
-    document = _Documents(plan, tokenizer).get(FACTS, length, 0)
+    document = Documents(plan, tokenizer).get(FACTS, length, 0)
     tokens = torch.from_numpy(document.tokens).to(next(model.parameters()).device)
     for rule in plan.rules:
         settings = {"block_q": plan.block_q, "block_k": plan.block_k, "keep_masks": True}

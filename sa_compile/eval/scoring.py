@@ -28,6 +28,8 @@ class Score:
     text_nll: float  # mean negative log-likelihood (nats) of the scored text tokens; NaN without text
     density: list[list[float]]  # kept share of causal blocks, [layer][head]
     cra: list[list[float]]  # measured CRA, [layer][head]
+    best: np.ndarray  # int64: the most likely token at each scored text position
+    exact: dict[str, list[list[float]]]  # "error", "bound", "sd", [layer][head], as far as asked for
 
 
 @torch.no_grad()
@@ -43,15 +45,18 @@ def score_document(model: nn.Module, document: Document, rule: Rule, **settings:
     targets = np.concatenate([*answers, text]).astype(np.int64)
     with sparse_prefill(model, rule, **settings) as run:
         # The token at position t is predicted by the logits at t - 1.
-        hit, nll = _predictions(model, tokens, torch.from_numpy(targets).to(device))
+        best, nll = _predictions(model, tokens, torch.from_numpy(targets).to(device))
+    hit = best == document.tokens[targets]
     ends = np.cumsum([0, *map(len, answers)])
     right = "".join("01"[bool(hit[a:b].all())] for a, b in zip(ends[:-1], ends[1:], strict=True))
     text_nll = float(nll[ends[-1] :].mean()) if len(text) else float("nan")
-    return Score(right, text_nll, _rounded(run.densities), _rounded(run.cras))
+    measured = {"error": run.errors, "bound": run.bounds, "sd": run.sds}
+    exact = {name: _rounded(layers, 6) for name, layers in measured.items() if layers}
+    return Score(right, text_nll, _rounded(run.densities), _rounded(run.cras), best[ends[-1] :], exact)
 
 
 def _predictions(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[Any, Any]:
-    """Per target position: is its token the most likely one, and its negative log-likelihood."""
+    """Per target position: the most likely token, and the negative log-likelihood of the token there."""
     logits = model(input_ids=tokens[None], use_cache=False, logits_to_keep=targets - 1).logits[0]
     expected = tokens[targets]
     step = max(_LOGITS_AT_A_TIME // logits.shape[-1], 1)
@@ -59,8 +64,7 @@ def _predictions(model: nn.Module, tokens: torch.Tensor, targets: torch.Tensor) 
         F.cross_entropy(logits[n : n + step].float(), expected[n : n + step], reduction="none")
         for n in range(0, len(targets), step)
     ]
-    hit = logits.argmax(-1) == expected
-    return hit.cpu().numpy(), torch.cat(nll).cpu().numpy()
+    return logits.argmax(-1).cpu().numpy(), torch.cat(nll).cpu().numpy()
 
 
 def _spread(positions: np.ndarray, most: int) -> np.ndarray:
@@ -70,8 +74,8 @@ def _spread(positions: np.ndarray, most: int) -> np.ndarray:
     return positions[np.linspace(0, len(positions) - 1, most).round().astype(int)]
 
 
-def _rounded(layers: list[torch.Tensor]) -> list[list[float]]:
-    return [[round(value, 4) for value in layer[0].tolist()] for layer in layers]
+def _rounded(layers: list[torch.Tensor], digits: int = 4) -> list[list[float]]:
+    return [[round(value, digits) for value in layer[0].tolist()] for layer in layers]
 
 
 @torch.no_grad()

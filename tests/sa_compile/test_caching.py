@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.models import LOSSLESS
+import torch
+from support.models import LOSSLESS, tiny_llama
+from support.profiles import model_of, write_profile
 
 import sa_compile.kernels
 import sa_compile.passes
 from sa_compile.caching import KernelFingerprintPass, hash_sources, kernel_fingerprint
 
+LOSSLESS_RANGE = {name: value for name, value in LOSSLESS.items() if name != "min_seq_len"}
 CHILD = f"""
 import json, sys
 options, package = json.loads(sys.argv[1]), sys.argv[2]
@@ -74,6 +77,22 @@ def test_caches_hit_on_a_warm_start_and_miss_when_options_or_kernels_change(tmp_
         source.write("\n# A changed kernel.\n")
     changed_kernel = run_process(cache, LOSSLESS, package)
     assert changed_kernel["aot"].get("hit", 0) == 0 and changed_kernel["aot"]["miss"] == 1
+
+
+def test_a_changed_profile_misses(tmp_path):
+    ranges = [(32, None, {**LOSSLESS_RANGE, "chunk_n": 2})]
+    model = model_of(tiny_llama(), torch.arange(64)[None])
+    options = {"profile": write_profile(tmp_path / "profile.json", model, ranges)}
+    cache = tmp_path / "cache"
+
+    assert run_process(cache, options)["aot"] == {"miss": 1, "saved": 1}
+    assert run_process(cache, options)["aot"] == {"hit": 1}
+
+    data = json.loads((tmp_path / "profile.json").read_text())
+    data["ranges"][0]["measured"] = "another run"  # nothing that the graph would show
+    (tmp_path / "profile.json").write_text(json.dumps(data))
+    changed = run_process(cache, options)
+    assert changed["aot"].get("hit", 0) == 0 and changed["aot"]["miss"] == 1
 
 
 def test_the_fingerprint_follows_names_and_contents(tmp_path):

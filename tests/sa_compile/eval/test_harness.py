@@ -102,7 +102,23 @@ def evaluate(folder, name, *more):
 def test_the_command_line_measures_resumes_and_reports(folder, capsys):
     rules = ["--rules", "streaming", "xattention:tau=0.5+sink+w2"]
     assert (
-        evaluate(folder, "a.json", *rules, "--count", "2", "--texts", "1", "--greedy", "1", "--pictures") == 0
+        evaluate(
+            folder,
+            "a.json",
+            *rules,
+            "--count",
+            "2",
+            "--texts",
+            "1",
+            "--greedy",
+            "1",
+            "--pictures",
+            "--theorem",
+            "1",
+            "--sparsity",
+            "1",
+        )
+        == 0
     )
     first = json.loads((folder / "a.json").read_text())
     assert first["plan"]["rules"] == ["full", "streaming", "xattention:tau=0.5+sink+w2"]
@@ -122,8 +138,9 @@ def test_the_command_line_measures_resumes_and_reports(folder, capsys):
     (folder / "first.json").write_text(json.dumps(first))
     assert cli.main(["eval-report", str(folder / "first.json"), "--out", str(folder / "out")]) == 0
     written = {path.name for path in (folder / "out").iterdir()}
-    assert {"report.md", "needle_grid.png", "heads_1k.png", "blocks.png"} <= written
+    assert {"report.md", "needle_grid.png", "heads_1k.png", "blocks.png", "sparsity.png"} <= written
     text = (folder / "out" / "report.md").read_text()
+    assert "## Error and its bound" in text
     assert "## Summary" in text and "## Plain text" in text and "## Greedy decoding" in text
 
 

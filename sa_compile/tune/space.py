@@ -1,0 +1,138 @@
+"""The settings that tuning tries, as data: a method is one entry of ``FAMILIES``.
+
+An entry says which options it varies, how the harness names those settings, and how the backend's ops select
+with them, so that selection can be timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from torch import Tensor
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.eval.rules.sample import Chunked, Stride
+from sa_compile.kernels import ops
+from sa_compile.passes.selection import selection_arguments
+
+Axis = tuple[Mapping[str, Any], ...]
+
+BLOCKS = ((128, 128), (128, 64))  # rows and keys of a block
+
+
+@dataclass(frozen=True)
+class Family:
+    """A method's settings. ``axes``: one entry of each is taken; ``timed``: options that the time of
+    selection depends on, beside the block sizes; ``rule``: the harness's name of the settings; ``select``:
+    block_mask of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D], Sq == Sk, by the ops of the backend."""
+
+    method: str
+    axes: tuple[Axis, ...]
+    timed: tuple[str, ...]
+    rule: Callable[[SampleAttentionConfig], str]
+    select: Callable[[SampleAttentionConfig, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One setting: the options as the backend takes them, and the harness's name for the same."""
+
+    family: Family
+    config: SampleAttentionConfig
+
+    @property
+    def rule(self) -> str:
+        return self.family.rule(self.config)
+
+    @property
+    def blocks(self) -> tuple[int, int]:
+        return self.config.block_q, self.config.block_k
+
+    @property
+    def timed_as(self) -> str:
+        """What selection's time depends on, as text: a key for its measured cost."""
+        options = "".join(f" {name}={getattr(self.config, name)}" for name in self.family.timed)
+        return f"{self.family.method}{options} {blocks_text(self.blocks)}"
+
+
+def blocks_text(blocks: tuple[int, int]) -> str:
+    """Block sizes as files and tables name them: "128x64"."""
+    return f"{blocks[0]}x{blocks[1]}"
+
+
+def candidates(families: Sequence[Family], blocks: Sequence[tuple[int, int]]) -> Iterator[Candidate]:
+    """Every setting of the families with every pair of block sizes."""
+    for block_q, block_k in blocks:
+        for family in families:
+            for chosen in product(*family.axes):
+                options = {name: value for part in chosen for name, value in part.items()}
+                options |= {"method": family.method, "block_q": block_q, "block_k": block_k}
+                yield Candidate(family, SampleAttentionConfig.from_options(options))
+
+
+def axis(name: str, *values: Any) -> Axis:
+    """An axis of one option."""
+    return tuple({name: value} for value in values)
+
+
+def _chunked_rule(config: SampleAttentionConfig) -> str:
+    rule = Chunked(
+        alpha_c=config.alpha_c,
+        alpha_s=config.alpha_s,
+        chunk_n=config.chunk_n,
+        sink=config.keep_sink,
+        window=max(1, config.window_blocks * config.block_q // config.block_k),
+    )
+    return rule.spec
+
+
+def _stride_rule(config: SampleAttentionConfig) -> str:
+    return Stride(config.alpha_c, config.r_row, config.r_w, config.keep_sink).spec
+
+
+def _select_strips(config: SampleAttentionConfig, query: Tensor, key: Tensor) -> Tensor:
+    """sample_scores and select_blocks with the arguments that a rewritten graph passes."""
+    q_len, k_len = query.shape[2], key.shape[2]
+    chosen = selection_arguments(config, q_len, k_len)
+    scores = ops.sample_scores(
+        query,
+        key,
+        chunk_n=int(chosen.chunk_n),
+        sample_rows=chosen.sample_rows,
+        block_k=config.block_k,
+    )
+    return ops.select_blocks(
+        *scores,
+        q_len=q_len,
+        k_len=k_len,
+        block_q=config.block_q,
+        block_k=config.block_k,
+        alpha_c=chosen.alpha_c,
+        alpha_s=chosen.alpha_s,
+        keep_sink=config.keep_sink,
+        window_slashes=int(chosen.window_slashes),
+    )
+
+
+# Columns and slashes need not share an alpha: columns carry what is looked up, slashes what is near.
+_ALPHAS = ((0.8, 0.8), (0.85, 0.85), (0.9, 0.9), (0.95, 0.95), (0.98, 0.98), (0.95, 0.8), (0.98, 0.9))
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        "chunked",
+        (tuple({"alpha_c": c, "alpha_s": s} for c, s in _ALPHAS), axis("chunk_n", 1, 2, 4)),
+        timed=("chunk_n",),
+        rule=_chunked_rule,
+        select=_select_strips,
+    ),
+    Family(
+        "stride",
+        (axis("alpha_c", 0.9, 0.95, 0.98), axis("r_row", 0.02, 0.05)),
+        timed=("r_row",),
+        rule=_stride_rule,
+        select=_select_strips,
+    ),
+)

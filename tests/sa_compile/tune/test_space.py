@@ -1,0 +1,39 @@
+"""The settings that are tried: what the harness measures is what the backend would run, and is timed."""
+
+import pytest
+import torch
+
+from sa_compile.config import SampleAttentionConfig
+from sa_compile.eval.rules import parse_rule
+from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.tune.space import BLOCKS, FAMILIES, axis, candidates
+
+EVERY = list(candidates(FAMILIES, [(32, 32), (32, 16)]))
+
+
+@pytest.mark.parametrize("candidate", EVERY, ids=lambda c: f"{c.rule} {c.blocks[0]}x{c.blocks[1]}")
+def test_rule_and_ops_of_a_setting_keep_the_same_blocks(candidate):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, 300, 16, generator=generator)
+    key = torch.randn(1, 2, 300, 16, generator=generator)
+    key[:, :, ::37] *= 6  # a few columns stand out
+    block_q, block_k = candidate.blocks
+    by_rule = parse_rule(candidate.rule).select(query, key, block_q=block_q, block_k=block_k)
+    by_ops = candidate.family.select(candidate.config, query, key)
+    assert torch.equal(unpack_bits(by_rule, 300 // block_k), unpack_bits(by_ops, 300 // block_k))
+    assert (candidate.config.block_q, candidate.config.block_k) == candidate.blocks
+
+
+def test_settings_are_distinct_and_hold_the_defaults():
+    tried = list(candidates(FAMILIES, BLOCKS))
+    assert len({(c.rule, c.blocks) for c in tried}) == len(tried)
+    assert SampleAttentionConfig() in [c.config for c in tried]
+
+
+def test_settings_that_cost_the_same_selection_share_a_name_and_others_do_not():
+    names = {(c.config.method, c.config.chunk_n, c.config.r_row, c.blocks): c.timed_as for c in EVERY}
+    assert len(set(names.values())) == len(names)
+
+
+def test_a_further_value_is_one_entry():
+    assert axis("chunk_n", 1, 2) == ({"chunk_n": 1}, {"chunk_n": 2})
