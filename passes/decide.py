@@ -238,11 +238,18 @@ def _why_not_block_sparse(
         head_dim = fixed(shape(node)[3])
         if head_dim > MAX_HEAD_DIM:
             return f"{name} {head_dim}: supported are sizes up to {MAX_HEAD_DIM}"
-    dtype, dims = value(site.query).dtype, [fixed(shape(node)[3]) for node in (site.query, site.value)]
-    where = torch.device(device or "cpu")
-    if ops.attention_kernel(where, dtype, *dims, config.block_q, config.block_k) == "pytorch":
-        return f"no fast kernel for {dtype} and head_dim {dims[0]} on {where.type}, see docs/kernels.md"
+    if block_sparse_kernel(site, config, device) == "pytorch":
+        dtype, head_dim = value(site.query).dtype, fixed(shape(site.query)[3])
+        where = device or "cpu"
+        return f"no fast kernel for {dtype} and head_dim {head_dim} on {where}, see docs/kernels.md"
     return None
+
+
+def block_sparse_kernel(site: AttentionSite, config: SampleAttentionConfig, device: str | None) -> str:
+    """What the block-sparse op runs for this site (``ops.attention_kernel``)."""
+    head_dims = [fixed(shape(node)[3]) for node in (site.query, site.value)]
+    where = torch.device(device or "cpu")
+    return ops.attention_kernel(where, value(site.query).dtype, *head_dims, config.block_q, config.block_k)
 
 
 def _native_heads(site: AttentionSite) -> bool:

@@ -18,7 +18,19 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.measured import Gathered, Stats
 from sa_compile.passes.record import SiteRecord
 
-COLUMNS = ("graph", "module", "spelling", "heads", "dim", "q x kv", "mask", "outcome", "form", "reason")
+COLUMNS = (
+    "graph",
+    "module",
+    "spelling",
+    "heads",
+    "dim",
+    "q x kv",
+    "mask",
+    "outcome",
+    "form",
+    "kernel",
+    "reason",
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Report:
         return f"{table}\n{len(rows)} sites: {summary}"
 
 
-_WIDTHS = [None, 36, None, None, None, None, 24, None, 20, 40]
+_WIDTHS = [None, 36, None, None, None, None, 24, None, 20, None, 40]
 
 
 def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
@@ -93,6 +105,7 @@ def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
         site.mask,
         site.outcome,
         site.form,
+        site.kernel,
         site.reason,
     )
 
