@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,6 +52,7 @@ class Kernel:
     block_k: tuple[int, ...] | None = None
     capabilities: tuple[Capability, Capability] | None = None  # lowest and highest, both included
     library_op: str | None = None  # the op of the CUDA library, which may be built without it
+    shared_bytes: Callable[[tuple[int, int]], int] | None = None  # of a thread block, by head dims
 
     def fits(self, call: Call) -> bool:
         """Can it compute the call, on this machine, as installed?"""
@@ -63,6 +64,11 @@ class Kernel:
             and _allowed(call.block_k, self.block_k)
             and (self.library_op is None or has_library_op(self.library_op))
             and (self.capabilities is None or _within(self.capabilities, _capability(call.device)))
+            and (
+                self.shared_bytes is None
+                or call.head_dims is None
+                or self.shared_bytes(call.head_dims) <= _shared_memory(call.device)
+            )
         )
 
 
@@ -86,6 +92,8 @@ KERNELS = {
         (64, 128),
         ((8, 0), (99, 0)),
         "block_sparse_attention_sm80",
+        # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
+        lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
     ),
     # float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
     "triton": Kernel(_ALL, _HALF),
@@ -162,6 +170,12 @@ def has_library_op(name: str) -> bool:
 @lru_cache
 def _capability(device: torch.device) -> Capability:
     return torch.cuda.get_device_capability(device)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a thread block can have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 def _allowed(value: object, allowed: tuple | None) -> bool:

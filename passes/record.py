@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sa_compile.config import SampleAttentionConfig
+
 from .decide import Decision, block_sparse_kernel
 from .fx_utils import is_tensor, rank, shape, value
 from .mask.predicate import MaskPredicate, NotProven

@@ -13,8 +13,9 @@ DEVICE = torch.device("cuda")
 def gpu(monkeypatch):
     """A function that pretends a GPU of some capability and a CUDA library with some kernels."""
 
-    def pretend(capability=(9, 0), built=("sm80", "sm90")):
+    def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448):
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
+        monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
         names = [f"block_sparse_attention_{name}" for name in built]
         monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
         choice._first_fitting.cache_clear()
@@ -53,6 +54,13 @@ def test_sm80_runs_on_request_on_every_later_generation(capability, gpu):
     gpu(capability=capability)
     with preferring("cuda_sm80"):
         assert choose(attention()) == "cuda_sm80"
+
+
+def test_sm80_leaves_out_head_dims_that_do_not_fit_into_shared_memory(gpu):
+    gpu(capability=(8, 6), shared_memory=101376)
+    with preferring("cuda_sm80", "pytorch"):
+        assert choose(attention(head_dims=(192, 192))) == "cuda_sm80"
+        assert choose(attention(head_dims=(256, 256))) == "pytorch"
 
 
 def test_a_forced_kernel_that_does_not_fit_is_an_error_and_no_fallback(gpu):

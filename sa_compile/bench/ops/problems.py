@@ -31,7 +31,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Problem:
-    """``kept``: share of the causal blocks, mean of the heads. ``workspace``: the run to measure memory of."""
+    """``kept``: share of the causal blocks, mean of the heads. ``workspace``: the run whose memory counts."""
 
     runs: dict[str, Run]
     kept: float

@@ -60,7 +60,7 @@ def section(result: Row) -> str:
 
 def goal_rows(cases: list[Row]) -> list[tuple[str, ...]]:
     """A row for each goal: what it compares, the ratio found and wanted, and "missed" where it is."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case in cases:
         for goal in case["goals"]:
             unit = "" if goal["quantity"] == "milliseconds" else " (TFLOP/s)"
@@ -74,7 +74,7 @@ def goal_rows(cases: list[Row]) -> list[tuple[str, ...]]:
 
 def time_rows(cases: list[Row]) -> list[tuple[str, ...]]:
     """A row for each run of each case."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for case in cases:
         for number, (name, time) in enumerate(case["milliseconds"].items()):
             rate = case["tflops"].get(name)
