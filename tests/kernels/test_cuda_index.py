@@ -1,4 +1,4 @@
-"""The CUDA kernels' index arithmetic, compiled for the host: layouts, lanes' operands, walked runs, mask flags."""
+"""The CUDA kernels' index arithmetic on the host: layouts, lanes' operands, walked runs, mask flags."""
 
 import shutil
 import subprocess
