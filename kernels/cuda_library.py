@@ -1,72 +1,23 @@
-"""What runs on CUDA tensors: the CUDA library where it has a kernel, else PyTorch, or Triton on request.
-
-The Triton kernels have so far run in Triton's interpreter only, so they have to be asked for with the
-environment variable ``SAMPLEATTN_TRITON=1`` before the first import. The choice is a function of device,
-dtype, head dims and block sizes alone (:func:`attention_kernel`), so that a report can show it without
-running anything.
-"""
+"""The ops on CUDA tensors: each call goes to the kernel that ``choice`` names."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from . import eager
-
-# Head dims (of query and key, of value) that the sm_90a kernels are compiled for.
-SM90_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
-SM90_DTYPES = (torch.bfloat16, torch.float16)
-SM90_BLOCK_Q = (128,)
-SM90_BLOCK_K = (64, 128)
-# float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
-TRITON_DTYPES = (torch.bfloat16, torch.float16)
-
-
-@lru_cache(maxsize=1)
-def load() -> bool:
-    """Load the CUDA library (ops of the namespace ``sampleattn_cuda``); False if it is not installed."""
-    spec = importlib.util.find_spec(f"{__package__}._C_cuda")
-    if torch.version.cuda is None or spec is None or spec.origin is None:
-        return False
-    torch.ops.load_library(spec.origin)
-    return True
-
-
-@lru_cache(maxsize=1)
-def uses_triton() -> bool:
-    """Were the Triton kernels asked for? Raises ImportError if they were and Triton is not installed."""
-    wanted = os.environ.get("SAMPLEATTN_TRITON", "0")
-    if wanted not in ("0", "1"):
-        raise ValueError(f"SAMPLEATTN_TRITON must be 0 or 1, got {wanted!r}")
-    if wanted == "1" and importlib.util.find_spec("triton") is None:
-        raise ImportError("SAMPLEATTN_TRITON=1 needs the package triton, which is not installed")
-    return wanted == "1"
-
-
-@lru_cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+from . import choice, eager
+from .choice import Call
 
 
 def attention_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
 ) -> str:
-    """What ``block_sparse_attention`` runs: "cuda_sm90", "triton" or "pytorch"."""
-    if (
-        load()
-        and _capability(device) == (9, 0)
-        and dtype in SM90_DTYPES
-        and (head_dim, head_dim_v) in SM90_HEAD_DIMS
-        and block_q in SM90_BLOCK_Q
-        and block_k in SM90_BLOCK_K
-    ):
-        return "cuda_sm90"
-    return "triton" if uses_triton() and dtype in TRITON_DTYPES else "pytorch"
+    """What ``block_sparse_attention`` runs, a key of ``choice.KERNELS``; ValueError if nothing may."""
+    return choice.choose(
+        Call("block_sparse_attention", device, dtype, (head_dim, head_dim_v), block_q, block_k)
+    )
 
 
 def block_sparse_attention(
@@ -94,7 +45,7 @@ def block_sparse_attention(
 
         run = attention.block_sparse_attention
     else:
-        run = torch.ops.sampleattn_cuda.block_sparse_attention.default
+        run = getattr(torch.ops.sampleattn_cuda, str(choice.KERNELS[kernel].library_op)).default
     return run(
         query,
         key,
@@ -123,7 +74,7 @@ def sample_scores(
 ) -> tuple[Tensor, Tensor]:
     """The op ``sample_scores`` on CUDA tensors (see ``ops``)."""
     run: Callable = eager.sample_scores
-    if query.dtype in TRITON_DTYPES:
+    if choice.choose(Call("sample_scores", query.device, query.dtype)) == "triton":
         from .triton import sampling
 
         run = sampling.sample_scores
@@ -145,9 +96,12 @@ def select_blocks(
     window_slashes: int,
 ) -> Tensor:
     """The op ``select_blocks`` on CUDA tensors (see ``ops``)."""
-    from .triton import selection
+    run: Callable = eager.select_blocks
+    if choice.choose(Call("select_blocks", column_scores.device)) == "triton":
+        from .triton import selection
 
-    return selection.select_blocks(
+        run = selection.select_blocks
+    return run(
         column_scores,
         slash_scores,
         key_segment,
@@ -167,7 +121,5 @@ def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
-    implement("block_sparse_attention", "CUDA", block_sparse_attention)
-    if uses_triton():
-        implement("sample_scores", "CUDA", sample_scores)
-        implement("select_blocks", "CUDA", select_blocks)
+    for function in (block_sparse_attention, sample_scores, select_blocks):
+        implement(function.__name__, "CUDA", function)

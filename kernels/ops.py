@@ -235,7 +235,7 @@ cuda_library.register(implement)
 def attention_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
 ) -> str:
-    """What ``block_sparse_attention`` runs on such tensors: "cpp", "cuda_sm90", "triton", or "pytorch".
+    """What ``block_sparse_attention`` runs on such tensors: "cpp" on the CPU, or a key of ``choice.KERNELS``.
 
     "pytorch" is correct everywhere and faster than dense attention nowhere.
     """

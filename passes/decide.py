@@ -243,7 +243,7 @@ def _why_not_block_sparse(
         return "training: the block-sparse op has no gradient"
     if mask.segments is not None and mask.chunk is not None:
         return "packed sequences and chunks together"
-    dtype, dims = value(site.query).dtype, [fixed(shape(node)[3]) for node in (site.query, site.value)]
+    dtype, dims = value(site.query).dtype, _head_dims(site)
     return why_no_kernel(torch.device(device or "cpu"), dtype, *dims, config)
 
 
@@ -257,6 +257,17 @@ def why_no_kernel(
     if ops.attention_kernel(device, dtype, head_dim, head_dim_v, config.block_q, config.block_k) == "pytorch":
         return f"no fast kernel for {dtype} and head_dim {head_dim} on {device.type}, see docs/kernels.md"
     return None
+
+
+def block_sparse_kernel(site: AttentionSite, config: SampleAttentionConfig, device: str | None) -> str:
+    """What the block-sparse op runs for this site (``ops.attention_kernel``)."""
+    where, dtype = torch.device(device or "cpu"), value(site.query).dtype
+    return ops.attention_kernel(where, dtype, *_head_dims(site), config.block_q, config.block_k)
+
+
+def _head_dims(site: AttentionSite) -> tuple[int, int]:
+    """Of query and key, and of value."""
+    return fixed(shape(site.query)[3]), fixed(shape(site.value)[3])
 
 
 def _native_heads(site: AttentionSite) -> bool:

@@ -94,7 +94,7 @@ class _Run:
                 decision = Decision("kept", "", str(error))
         if stats is not None:
             self.stats.append(stats)
-        self.records.append(record(site, mask, decision, has_stats=stats is not None))
+        self.records.append(record(site, mask, decision, self.config, has_stats=stats is not None))
         return list(site.covered) if decision.rewrites else []
 
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:

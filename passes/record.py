@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .decide import Decision
+from sa_compile.config import SampleAttentionConfig
+
+from .decide import Decision, block_sparse_kernel
 from .fx_utils import is_tensor, rank, shape, value
 from .mask.predicate import MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import plain
 
-_KERNELS = {
-    "sampled": "sampleattn.block_sparse_attention",
-    "block_sparse": "sampleattn.block_sparse_attention",
-    "sdpa_causal": "scaled_dot_product_attention",
-    "sdpa_full": "scaled_dot_product_attention",
-}
+_BLOCK_SPARSE = ("sampled", "block_sparse")
+_SDPA = ("sdpa_causal", "sdpa_full")
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class SiteRecord:
     outcome: str  # "sampled", "exact" or "kept"
     form: str  # see decide.py
     reason: str
-    kernel: str  # what computes the attention now; "" if it was left as it was
+    kernel: str  # of the block-sparse op (kernels/choice.py), or "sdpa"; "" if it was left as it was
     has_stats: bool = False  # the graph has an output for this site's stats (stats.py)
     value_head_dim: int | str = "?"
     profile_range: str = ""  # the range of the tuned profile that it took its settings from
@@ -47,7 +45,11 @@ class SiteRecord:
 
 
 def record(
-    site: AttentionSite, mask: MaskPredicate | NotProven, decision: Decision, has_stats: bool = False
+    site: AttentionSite,
+    mask: MaskPredicate | NotProven,
+    decision: Decision,
+    config: SampleAttentionConfig,
+    has_stats: bool = False,
 ) -> SiteRecord:
     """The row of one site."""
     sizes: list[int | str] = ["?"] * 6
@@ -65,11 +67,17 @@ def record(
         outcome=decision.outcome,
         form=decision.form,
         reason=decision.reason,
-        kernel=_KERNELS.get(decision.form, ""),
+        kernel=_kernel(site, decision, config),
         has_stats=has_stats,
         value_head_dim=value_head_dim,
         profile_range=decision.profile_range,
     )
+
+
+def _kernel(site: AttentionSite, decision: Decision, config: SampleAttentionConfig) -> str:
+    if decision.form in _BLOCK_SPARSE:
+        return block_sparse_kernel(site, config, value(site.output).device.type)
+    return "sdpa" if decision.form in _SDPA else ""
 
 
 def _mask_text(site: AttentionSite, mask: MaskPredicate | NotProven) -> str:

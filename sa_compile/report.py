@@ -18,7 +18,19 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.measured import Gathered, Stats
 from sa_compile.passes.record import SiteRecord
 
-COLUMNS = ("graph", "module", "spelling", "heads", "dim", "q x kv", "mask", "outcome", "form", "reason")
+COLUMNS = (
+    "graph",
+    "module",
+    "spelling",
+    "heads",
+    "dim",
+    "q x kv",
+    "mask",
+    "outcome",
+    "form",
+    "kernel",
+    "reason",
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Report:
         return "\n".join(lines)
 
 
-_WIDTHS = [None, 36, None, None, None, None, 24, None, 20, 40]
+_WIDTHS = [None, 36, None, None, None, None, 24, None, 20, None, 40]
 
 
 def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
@@ -103,6 +115,7 @@ def _row(number: int, site: SiteRecord) -> tuple[str, ...]:
         site.mask,
         site.outcome,
         site.form,
+        site.kernel,
         site.reason,
     )
 

@@ -14,6 +14,8 @@ def add_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure the kernels and whole models")
     benchmarks = bench.add_subparsers(required=True, metavar="benchmark")
     _add_cpu_ops(benchmarks)
+    _add_ops(benchmarks)
+    _add_report(benchmarks)
     model_cli.add_benchmarks(benchmarks)
 
 
@@ -39,3 +41,46 @@ def _cpu_ops(arguments: argparse.Namespace) -> int:
     from sa_compile.bench.cpu_ops import run
 
     return run(arguments)
+
+
+def _add_ops(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser(
+        "ops", help="the ops on a CUDA device against FlexAttention and dense attention"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, required=True, help="where the results go")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="cases to measure, such as random_32k or 'whole_*' (default: all; a wrong name lists them)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no case after so long (default: no limit)"
+    )
+    parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+    parser.set_defaults(run=_ops)
+
+
+def _ops(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.ops.cases import chosen
+    from sa_compile.bench.ops.run import run
+
+    return run(chosen(arguments.only), arguments.json, arguments.minutes, arguments.revision)
+
+
+def _add_report(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser("report", help="tables and plots from results of 'bench ops'")
+    parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of 'bench ops'")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and the plots"
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.ops.report import write
+
+    for path in write(arguments.results, arguments.out):
+        print(path)
+    return 0

@@ -22,6 +22,7 @@ from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.hf.masks import CausalMask
 from sa_compile.hf.state import site_of
+from sa_compile.kernels import ops
 from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
 from sa_compile.passes.record import SiteRecord
 from sa_compile.prefill import CausalAttention
@@ -60,11 +61,11 @@ def sampleattn_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if eager_only:
         decision = Decision("kept", "", "the model's own eager attention: " + ", ".join(eager_only))
-        site.note(_record(query, key, value, decision, "not looked at"))
+        site.note(_record(query, key, value, decision, "not looked at", site.config))
         return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
     meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
     decision = decide(meaning, attention_mask, site.config, query, key, value)
-    record = _record(query, key, value, decision, _mask_text(meaning))
+    record = _record(query, key, value, decision, _mask_text(meaning), site.config)
     site.note(record)
     if decision.form == "sampled":
         assert isinstance(meaning, CausalAttention)
@@ -172,8 +173,13 @@ def _why_not_block_sparse(
     return why_no_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1], config)
 
 
-def _record(query: Tensor, key: Tensor, value: Tensor, decision: Decision, mask: str) -> SiteRecord:
-    sparse = decision.form in ("sampled", "block_sparse")
+def _record(
+    query: Tensor, key: Tensor, value: Tensor, decision: Decision, mask: str, config: SampleAttentionConfig
+) -> SiteRecord:
+    kernel = ""
+    if decision.form in ("sampled", "block_sparse"):
+        dims, blocks = (query.shape[-1], value.shape[-1]), (config.block_q, config.block_k)
+        kernel = ops.attention_kernel(query.device, query.dtype, *dims, *blocks)
     return SiteRecord(
         "",
         "attn_implementation",
@@ -188,7 +194,7 @@ def _record(query: Tensor, key: Tensor, value: Tensor, decision: Decision, mask:
         outcome=decision.outcome,
         form=decision.form,
         reason=decision.reason,
-        kernel="sampleattn.block_sparse_attention" if sparse else "",
+        kernel=kernel,
     )
 
 

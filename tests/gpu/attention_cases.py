@@ -32,7 +32,7 @@ class Case:
     block_k: int = 128
     density: float = 0.5
     segments: str = "none"  # none | left_padding | right_padding | packed
-    layout: str = "bhsd"  # bhsd | bshd (transposed views, as Hugging Face models pass them)
+    layout: str = "bhsd"  # see LAYOUTS
     shared_mask: bool = False  # one index for all batches and heads
 
     def with_(self, **changes: object) -> Case:
@@ -66,16 +66,38 @@ class Inputs:
         )
 
 
+def _contiguous(drawn: Tensor) -> Tensor:
+    return drawn
+
+
+def _transposed(drawn: Tensor) -> Tensor:
+    """A view of [B, S, H, D], as Hugging Face models pass it."""
+    return drawn.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _among_others(drawn: Tensor) -> Tensor:
+    """A view of some heads of [B, S, more heads, D], as a fused projection gives it."""
+    heads = drawn.shape[1]
+    fused = torch.full_like(drawn, POISON).repeat(1, 3, 1, 1)
+    fused[:, heads : 2 * heads] = drawn
+    return _transposed(fused)[:, heads : 2 * heads]
+
+
+def _odd_rows(drawn: Tensor) -> Tensor:
+    """Rows that begin at odd addresses, which no vector load takes."""
+    return torch.nn.functional.pad(drawn, (1, 0), value=POISON)[..., 1:]
+
+
+LAYOUTS = {"bhsd": _contiguous, "bshd": _transposed, "fused": _among_others, "odd_rows": _odd_rows}
+
+
 def random_inputs(case: Case, device: str, seed: int) -> Inputs:
     """Fresh inputs; keys and values of padding hold NaN."""
     random = torch.Generator(device).manual_seed(seed)
 
     def tensor(heads: int, length: int, dim: int) -> Tensor:
-        shape = (
-            (case.batch, heads, length, dim) if case.layout == "bhsd" else (case.batch, length, heads, dim)
-        )
-        drawn = torch.randn(shape, generator=random, device=device).to(case.dtype)
-        return drawn if case.layout == "bhsd" else drawn.transpose(1, 2)
+        drawn = torch.randn(case.batch, heads, length, dim, generator=random, device=device)
+        return LAYOUTS[case.layout](drawn.to(case.dtype))
 
     query = tensor(case.heads, case.q_len, case.head_dim)
     key = tensor(case.heads_kv, case.k_len, case.head_dim)
@@ -185,5 +207,14 @@ GRID = {
     "mha": BASE.with_(heads=3, heads_kv=3),
     "mqa": BASE.with_(heads=5, heads_kv=1),
     "shared_mask": BASE.with_(batch=2, shared_mask=True),
+    "fused_projection": BASE.with_(q_len=300, k_len=300, layout="fused", batch=2),
+    "odd_rows": BASE.with_(q_len=300, k_len=300, layout="odd_rows"),
+    "padded_chunked_prefill": BASE.with_(
+        q_len=300, k_len=1000, q_offset=700, segments="left_padding", batch=2
+    ),
+    "padded_window": BASE.with_(
+        q_len=700, k_len=700, window=200, segments="right_padding", batch=2, density=1.0
+    ),
+    "all_padding": BASE.with_(q_len=90, k_len=90, segments="left_padding", batch=2),
     "long": BASE.with_(q_len=9000, k_len=9000, heads=2, heads_kv=1, density=0.15),
 }

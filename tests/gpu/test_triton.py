@@ -68,27 +68,3 @@ def test_sample_scores_and_select_blocks(name: str, padded: bool, triton_device:
             rest = (q_len, k_len, q_offset, block_q, 16, *alphas, keep_sink, window)
             found = selection.select_blocks(*scores, key_segment, *rest)
             assert torch.equal(found, eager.select_blocks(*scores, key_segment, *rest))
-
-
-def test_selection_is_captured_in_a_graph(cuda: str) -> None:
-    from sa_compile.kernels.triton import sampling, selection
-
-    query = torch.randn(1, 4, 2000, 64, device=cuda, dtype=torch.bfloat16)
-    key = torch.randn(1, 2, 2000, 64, device=cuda, dtype=torch.bfloat16)
-
-    def select() -> torch.Tensor:
-        scores = sampling.sample_scores(query, key, None, 0.125, 0, 2, 128, 128)
-        return selection.select_blocks(*scores, None, 2000, 2000, 0, 128, 128, 0.9, 0.9, True, 2)
-
-    expected = select()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = select()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    found.zero_()
-    graph.replay()
-    assert torch.equal(found, expected)

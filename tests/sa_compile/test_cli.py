@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from sa_compile.cli import main
+from sa_compile.kernels import ops
 
 
 @pytest.fixture
@@ -70,3 +72,14 @@ def test_the_options_page_is_up_to_date(capsys, request):
     assert main(["options"]) == 0
     page = (request.config.rootpath / "docs" / "options.md").read_text()
     assert capsys.readouterr().out.strip() in page, "run `make docs`"
+
+
+def test_explain_names_the_kernel_of_each_attention(model_folder, capsys):
+    arguments = ["explain", str(model_folder), "--seq-len", "8192", "--dtype", "float32"]
+    assert main(arguments) == 0
+    header, row = [
+        line for line in capsys.readouterr().out.splitlines() if "kernel" in line or "self_attn" in line
+    ]
+    kernel = row[header.index("kernel") :].split()[0]
+    expected = ops.attention_kernel(torch.device("cpu"), torch.float32, 16, 16, 128, 128)
+    assert kernel == expected

@@ -10,6 +10,7 @@
 #include <tuple>
 
 #include "sampleattn/cuda/schedule.h"
+#include "sampleattn/sm80/forward.h"
 #include "sampleattn/sm90/forward.h"
 
 namespace {
@@ -21,7 +22,7 @@ void check(Error const& error, char const* op) {
   STD_TORCH_CHECK(!error, op, ": ", error.what, " (", error.code, ")");
 }
 
-// The copy engine reads rows of any strides that are multiples of 16 bytes; anything else is copied first.
+// The kernels read rows of any strides that are multiples of 16 bytes; anything else is copied first.
 Tensor readable(Tensor const& tensor) {
   bool fits = tensor.stride(3) == 1 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
   for (int i = 0; i < 3; ++i) {
@@ -42,13 +43,16 @@ Tensor workspace(Tensor const& like, int64_t elements) {
   return torch::stable::new_empty(like, {elements}, torch::headeronly::ScalarType::Int);
 }
 
+using Forward = Error (*)(Arguments const& args, int device, cudaStream_t stream);
+
+#ifdef SAMPLEATTN_SM90
 int multiprocessors(int device) {
   int count = 0;
   check(to_error(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)), "block_sparse_attention");
   return count;
 }
 
-Error forward(Arguments const& args, int device, cudaStream_t stream) {
+Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
   int const count = multiprocessors(device);
   if (args.head_dim == 64 && args.head_dim_v == 64) return sm90::forward_64_64(args, count, stream);
   if (args.head_dim == 96 && args.head_dim_v == 96) return sm90::forward_96_96(args, count, stream);
@@ -58,7 +62,21 @@ Error forward(Arguments const& args, int device, cudaStream_t stream) {
   if (args.head_dim == 256 && args.head_dim_v == 256) return sm90::forward_256_256(args, count, stream);
   return {"no kernel for this head_dim", args.head_dim};
 }
+#endif
 
+#ifdef SAMPLEATTN_SM80
+Error forward_sm80(Arguments const& args, int, cudaStream_t stream) {
+  if (args.head_dim == 64 && args.head_dim_v == 64) return sm80::forward_64_64(args, stream);
+  if (args.head_dim == 96 && args.head_dim_v == 96) return sm80::forward_96_96(args, stream);
+  if (args.head_dim == 128 && args.head_dim_v == 128) return sm80::forward_128_128(args, stream);
+  if (args.head_dim == 192 && args.head_dim_v == 128) return sm80::forward_192_128(args, stream);
+  if (args.head_dim == 192 && args.head_dim_v == 192) return sm80::forward_192_192(args, stream);
+  if (args.head_dim == 256 && args.head_dim_v == 256) return sm80::forward_256_256(args, stream);
+  return {"no kernel for this head_dim", args.head_dim};
+}
+#endif
+
+template <Forward forward>
 std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
                                                   std::optional<Tensor> query_segment,
                                                   std::optional<Tensor> key_segment, double scale, bool causal,
@@ -143,14 +161,25 @@ std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tens
 
 }  // namespace
 
-// A namespace of its own: kernels/ops.py chooses between these and the portable implementations.
+// A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
+#define SAMPLEATTN_SCHEMA                                                                                 \
+  "(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, Tensor? key_segment, " \
+  "float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> (Tensor, Tensor)"
+
 STABLE_TORCH_LIBRARY(sampleattn_cuda, library) {
-  library.def(
-      "block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
-      "Tensor? key_segment, float scale, bool causal, int q_offset, int window, int block_q, int block_k) "
-      "-> (Tensor, Tensor)");
+#ifdef SAMPLEATTN_SM80
+  library.def("block_sparse_attention_sm80" SAMPLEATTN_SCHEMA);
+#endif
+#ifdef SAMPLEATTN_SM90
+  library.def("block_sparse_attention_sm90" SAMPLEATTN_SCHEMA);
+#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
-  library.impl("block_sparse_attention", TORCH_BOX(&block_sparse_attention));
+#ifdef SAMPLEATTN_SM80
+  library.impl("block_sparse_attention_sm80", TORCH_BOX(&block_sparse_attention<forward_sm80>));
+#endif
+#ifdef SAMPLEATTN_SM90
+  library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention<forward_sm90>));
+#endif
 }

@@ -4,13 +4,25 @@
 
 #include "sampleattn/cuda/arguments.h"
 
+// Index arithmetic also compiles for the host, where tests check it.
+#ifdef __CUDACC__
+#define SAMPLEATTN_DEVICE __host__ __device__ inline
+#else
+#include <algorithm>
+#define SAMPLEATTN_DEVICE inline
+#endif
+
 namespace sampleattn {
+
+#ifndef __CUDACC__
+using std::max, std::min;
+#endif
 
 struct Tile {
   int batch, head, head_kv, row;  // row: first query row
 };
 
-__device__ inline Tile locate_tile(Arguments const& args, int tile) {
+SAMPLEATTN_DEVICE Tile locate_tile(Arguments const& args, int tile) {
   int const group = args.heads_q / args.heads_kv;
   int const q_tiles = args.q_tiles();
   int const member = tile % group;
@@ -26,7 +38,7 @@ struct BlockRange {
   int first, last;
 };
 
-__device__ inline BlockRange allowed_blocks(Arguments const& args, Tile const& tile) {
+SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& tile) {
   int const first_position = tile.row + args.q_offset;
   int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
   int const last_key = args.causal ? min(last_position, args.k_len - 1) : args.k_len - 1;
@@ -34,18 +46,26 @@ __device__ inline BlockRange allowed_blocks(Arguments const& args, Tile const& t
   return {first_key / args.block_k, last_key < 0 ? -1 : last_key / args.block_k};
 }
 
-__device__ inline uint32_t const* mask_row(Arguments const& args, Tile const& tile) {
+SAMPLEATTN_DEVICE uint32_t const* mask_row(Arguments const& args, Tile const& tile) {
   return args.block_mask + tile.batch * args.mask_batch_stride + tile.head * args.mask_head_stride +
          int64_t(tile.row / args.block_q) * args.mask_words;
 }
 
+SAMPLEATTN_DEVICE uint32_t read(uint32_t const* word) {
+#ifdef __CUDA_ARCH__
+  return __ldg(word);
+#else
+  return *word;
+#endif
+}
+
 // Word `index` of a mask row with the bits outside `range` cleared.
-__device__ inline uint32_t allowed_word(uint32_t const* row, BlockRange range, int index) {
+SAMPLEATTN_DEVICE uint32_t allowed_word(uint32_t const* row, BlockRange range, int index) {
   int const begin = range.first - index * 32, end = range.last + 1 - index * 32;
   if (begin >= 32 || end <= 0 || begin >= end) return 0;
   uint32_t const from = begin <= 0 ? 0xffffffffu : 0xffffffffu << begin;
   uint32_t const to = end >= 32 ? 0xffffffffu : (1u << end) - 1;
-  return __ldg(row + index) & from & to;
+  return read(row + index) & from & to;
 }
 
 }  // namespace sampleattn

@@ -4,28 +4,11 @@
 #include <cute/tensor.hpp>
 
 #include "cutlass/arch/barrier.h"
-#include "sampleattn/cuda/arguments.h"
+#include "sampleattn/cuda/key_tile.h"
 
 namespace sampleattn::sm90 {
 
 using namespace cute;
-
-// What the consumers must know of the key tile in a stage.
-struct KeyTile {
-  int first_run, second_run;  // first key of each run of kKeyRun rows; kNoRun if there is none
-  int flags;
-};
-constexpr int kNoRun = 1 << 30;        // past every sequence: the copy engine fills such a run with zeros
-constexpr int kMaskPositions = 1;      // causality, the window or the sequence's end cuts this tile
-constexpr int kMaskSegments = 2;       // segments cut this tile
-constexpr int kClearInvalidValues = 4; // some keys of this tile are valid for nobody: their values may hold NaN
-
-// What the consumers must know of the query tile in a stage.
-struct QueryTile {
-  int head;  // batch * heads_q + query head
-  int row;
-  int key_tiles;  // 0: no more work
-};
 
 template <class Element_, int kHeadDim_, int kHeadDimV_, int kBlockK_, int kKeys_, int kQueryStages_,
           int kKeyStages_, int kValueStages_>

@@ -2,8 +2,9 @@
 // first product of a tile overlaps with the last of the tile before it.
 #pragma once
 
-#include "sampleattn/sm90/epilogue.h"
-#include "sampleattn/sm90/mask.h"
+#include "sampleattn/cuda/epilogue.h"
+#include "sampleattn/cuda/mask.h"
+#include "sampleattn/sm90/config.h"
 
 namespace sampleattn::sm90 {
 

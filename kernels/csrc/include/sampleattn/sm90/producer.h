@@ -42,12 +42,9 @@ struct Producer {
   Stage<C::kKeyStages> key_stage;
   Stage<C::kValueStages> value_stage;
 
-  // Of the current tile: its head, the keys that every row sees as far as positions go, and its segment.
+  // Of the current tile.
   int head, batch;
-  int first_open_key, last_open_key;
-  SegmentRange const* key_range;
-  int row_segment;  // kManySegments if the rows differ
-  static constexpr int kManySegments = -1;
+  OpenKeys open;
 
   // The values of a key tile are asked for after the keys of the next one, in the order the consumers need them.
   KeyTile pending{kNoRun, kNoRun, 0};
@@ -95,7 +92,9 @@ struct Producer {
           tile.head, tile.batch);
     }
     query_stage.advance();
-    enter(tile);
+    head = tile.head_kv;
+    batch = tile.batch;
+    open.enter(args, tile);
 
     int unpaired = kNoRun;
     int const first_chunk = range.first / 1024, chunks = range.last / 1024 - first_chunk + 1;
@@ -129,26 +128,11 @@ struct Producer {
     return take(ticket);
   }
 
-  CUTE_DEVICE void enter(Tile const& tile) {
-    int const first_position = tile.row + args.q_offset;
-    int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
-    head = tile.head_kv;
-    batch = tile.batch;
-    last_open_key = args.causal ? min(first_position, args.k_len - 1) : args.k_len - 1;
-    first_open_key = args.window > 0 ? last_position - args.window + 1 : 0;
-    if (args.key_segment) {
-      key_range = args.key_range + (args.key_segment_stride ? tile.batch * args.key_runs() : 0);
-      SegmentRange const rows = args.query_range[(args.query_segment_stride ? tile.batch * args.q_tiles() : 0) +
-                                                 tile.row / kTileRows];
-      row_segment = rows.lowest == rows.highest ? rows.lowest : kManySegments;
-    }
-  }
-
   CUTE_DEVICE void produce_keys(int first_run, int second_run) {
     if (lane != 0) return;
     KeyTile keys{first_run, second_run, 0};
-    keys.flags = run_flags(first_run);
-    if constexpr (C::kKeys == 2 * kKeyRun) keys.flags |= run_flags(second_run);
+    keys.flags = open.flags(args, first_run);
+    if constexpr (C::kKeys == 2 * kKeyRun) keys.flags |= open.flags(args, second_run);
 
     Barrier& barrier = shared.key_barrier[key_stage.index];
     wait_empty(barrier, key_stage.parity);
@@ -183,18 +167,6 @@ struct Producer {
       load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage + kKeyRun * kChunk, keys.second_run, head,
                                             batch);
     }
-  }
-
-  // Which masks a run of keys needs for the current tile.
-  CUTE_DEVICE int run_flags(int run) const {
-    int flags = run + kKeyRun - 1 > last_open_key || run < first_open_key ? kMaskPositions : 0;
-    if (args.key_segment && run < args.k_len) {
-      SegmentRange const keys = key_range[run / kKeyRun];
-      bool const uniform = keys.lowest == keys.highest && keys.lowest == row_segment && keys.lowest >= 0;
-      if (!uniform) flags |= kMaskSegments;
-      if (keys.lowest < 0) flags |= kClearInvalidValues;
-    }
-    return flags;
   }
 };
 

@@ -1,9 +1,10 @@
-// Online softmax over the accumulator of one warp group: 64 rows, of which each thread holds parts of two.
+// Online softmax over an accumulator of which each warp holds 16 rows, and each thread parts of two of them: that of
+// a wgmma (a warp group's 64 rows) and that of a row of mma.m16n8k16 are laid out alike.
 #pragma once
 
 #include <cute/tensor.hpp>
 
-namespace sampleattn::sm90 {
+namespace sampleattn {
 
 using namespace cute;
 
@@ -13,7 +14,7 @@ CUTE_DEVICE float exp2_approximate(float x) {
   return y;
 }
 
-// The accumulator ((2, 2, N/8), 1, 1) of a wgmma as (rows of this thread, its columns).
+// The accumulator ((2, 2, N/8), 1, 1) as (rows of this thread, its columns).
 template <class Tensor>
 CUTE_DEVICE auto as_rows(Tensor& accumulator) {
   auto layout = accumulator.layout();
@@ -21,10 +22,10 @@ CUTE_DEVICE auto as_rows(Tensor& accumulator) {
                      make_layout(get<0, 1>(layout), make_layout(get<0, 0>(layout), get<0, 2>(layout))));
 }
 
-// The layout of an accumulator as the register operand A of the next wgmma: ((2, 2, 2), 1, N/16).
+// The layout of an accumulator as the register operand A of the next product: ((2, 2, 2), 1, N/16).
 template <class Layout>
 CUTE_DEVICE auto as_operand_a(Layout layout) {
-  auto columns = logical_divide(get<0, 2>(layout), Tile<_2>{});
+  auto columns = logical_divide(get<0, 2>(layout), cute::Tile<_2>{});
   return make_layout(make_layout(get<0, 0>(layout), get<0, 1>(layout), get<0, 0>(columns)), get<1>(layout),
                      get<0, 1>(columns));
 }
@@ -140,4 +141,4 @@ CUTE_DEVICE void rescale(Tensor& accumulator, float const (&correction)[2]) {
   }
 }
 
-}  // namespace sampleattn::sm90
+}  // namespace sampleattn

@@ -1,10 +1,11 @@
 // From a finished accumulator to the output tensor and the log-sum-exp.
 #pragma once
 
-#include "sampleattn/sm90/config.h"
-#include "sampleattn/sm90/softmax.h"
+#include "cutlass/numeric_types.h"
+#include "sampleattn/cuda/key_tile.h"
+#include "sampleattn/cuda/softmax.h"
 
-namespace sampleattn::sm90 {
+namespace sampleattn {
 
 CUTE_DEVICE uint32_t pack(float low, float high, cutlass::bfloat16_t) {
   uint32_t packed;
@@ -75,4 +76,4 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
   }
 }
 
-}  // namespace sampleattn::sm90
+}  // namespace sampleattn

@@ -1,12 +1,12 @@
 // The element-wise mask of the key tiles that a predicate cuts.
 #pragma once
 
-#include "sampleattn/sm90/config.h"
-#include "sampleattn/sm90/softmax.h"
+#include "sampleattn/cuda/key_tile.h"
+#include "sampleattn/cuda/softmax.h"
 
-namespace sampleattn::sm90 {
+namespace sampleattn {
 
-// scores: accumulator of one warp group; row: the thread's first query row (the second is 8 further down).
+// scores: accumulator; row: the thread's first query row (the second is 8 further down).
 template <class Tensor>
 CUTE_DEVICE void mask_positions(Tensor& scores, KeyTile const& keys, Arguments const& args, int row) {
   auto rows = as_rows(scores);
@@ -62,4 +62,4 @@ CUTE_DEVICE void mask_segments(Tensor& scores, KeyTile const& keys, Arguments co
   }
 }
 
-}  // namespace sampleattn::sm90
+}  // namespace sampleattn

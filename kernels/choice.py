@@ -1,0 +1,186 @@
+"""Which kernel computes an op on CUDA tensors: one table, read in an order of preference.
+
+A kernel fits by op, device, dtype, head dims and block sizes alone, so that a report can name it without
+running anything. The order is the environment variable ``SAMPLEATTN_CUDA_KERNELS`` (names separated by
+commas) or, inside a ``with preferring(...)`` block, its arguments. The default leaves out kernels that have
+not yet run on a GPU; naming one is how to get it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
+DEFAULT = ("cuda_sm90", "pytorch")
+# Head dims (of query and key, of value) that the CUDA library is compiled for.
+CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+
+_HALF = (torch.bfloat16, torch.float16)
+_ATTENTION = ("block_sparse_attention",)
+_ALL = ("sample_scores", "select_blocks", "block_sparse_attention")
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a kernel is chosen by; None where it does not matter to the op."""
+
+    op: str
+    device: torch.device
+    dtype: torch.dtype | None = None
+    head_dims: tuple[int, int] | None = None
+    block_q: int | None = None
+    block_k: int | None = None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row of the table; None: anything."""
+
+    ops: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...] | None = None
+    head_dims: tuple[tuple[int, int], ...] | None = None
+    block_q: tuple[int, ...] | None = None
+    block_k: tuple[int, ...] | None = None
+    capabilities: tuple[Capability, Capability] | None = None  # lowest and highest, both included
+    library_op: str | None = None  # the op of the CUDA library, which may be built without it
+    shared_bytes: Callable[[tuple[int, int]], int] | None = None  # of a thread block, by head dims
+
+    def fits(self, call: Call) -> bool:
+        """Can it compute the call, on this machine, as installed?"""
+        return (
+            call.op in self.ops
+            and _allowed(call.dtype, self.dtypes)
+            and _allowed(call.head_dims, self.head_dims)
+            and _allowed(call.block_q, self.block_q)
+            and _allowed(call.block_k, self.block_k)
+            and (self.library_op is None or has_library_op(self.library_op))
+            and (self.capabilities is None or _within(self.capabilities, _capability(call.device)))
+            and (
+                self.shared_bytes is None
+                or call.head_dims is None
+                or self.shared_bytes(call.head_dims) <= _shared_memory(call.device)
+            )
+        )
+
+
+KERNELS = {
+    # Hopper's instructions exist on no other generation.
+    "cuda_sm90": Kernel(
+        _ATTENTION,
+        _HALF,
+        CUDA_HEAD_DIMS,
+        (128,),
+        (64, 128),
+        ((9, 0), (9, 0)),
+        "block_sparse_attention_sm90",
+    ),
+    # Shipped with PTX, so it runs on every later generation too.
+    "cuda_sm80": Kernel(
+        _ATTENTION,
+        _HALF,
+        CUDA_HEAD_DIMS,
+        (128,),
+        (64, 128),
+        ((8, 0), (99, 0)),
+        "block_sparse_attention_sm80",
+        # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
+        lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
+    ),
+    # float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
+    "triton": Kernel(_ALL, _HALF),
+    # Correct everywhere, faster than dense attention nowhere.
+    "pytorch": Kernel(_ALL),
+}
+
+
+def choose(call: Call) -> str:
+    """The first kernel in the order of preference that fits; ValueError if none does."""
+    return _first_fitting(call, preference())
+
+
+@lru_cache(maxsize=1024)
+def _first_fitting(call: Call, names: tuple[str, ...]) -> str:
+    for name in names:
+        if KERNELS[name].fits(call):
+            return name
+    raise ValueError(
+        f"{call.op}: none of the kernels asked for ({', '.join(names)}) takes {call.dtype}, head dims "
+        f"{call.head_dims}, block_q {call.block_q} and block_k {call.block_k} on {call.device}; "
+        f"add 'pytorch', which takes everything, to {ENVIRONMENT}"
+    )
+
+
+_preferred: ContextVar[tuple[str, ...] | None] = ContextVar("sampleattn_cuda_kernels", default=None)
+
+
+def preference() -> tuple[str, ...]:
+    """Names of the kernels that may be used, most preferred first."""
+    return _preferred.get() or _from_environment()
+
+
+@contextmanager
+def preferring(*names: str) -> Iterator[None]:
+    """Use these kernels, in this order, in the ``with`` block; ValueError for a name that is none."""
+    token = _preferred.set(_checked(names, "preferring"))
+    try:
+        yield
+    finally:
+        _preferred.reset(token)
+
+
+@lru_cache(maxsize=1)
+def _from_environment() -> tuple[str, ...]:
+    text = os.environ.get(ENVIRONMENT)
+    return DEFAULT if text is None else _checked(tuple(text.split(",")), ENVIRONMENT)
+
+
+def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
+    unknown = [name for name in names if name not in KERNELS]
+    if unknown or not names:
+        raise ValueError(f"{source} must name kernels out of {', '.join(KERNELS)}, got {unknown or 'none'}")
+    if "triton" in names and importlib.util.find_spec("triton") is None:
+        raise ImportError(f"{source} names triton, but the package triton is not installed")
+    return names
+
+
+@lru_cache(maxsize=1)
+def load_library() -> bool:
+    """Load the CUDA library (ops of the namespace ``sampleattn_cuda``); False if it is not installed."""
+    spec = importlib.util.find_spec(f"{__package__}._C_cuda")
+    if torch.version.cuda is None or spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)
+    return True
+
+
+def has_library_op(name: str) -> bool:
+    """Was the CUDA library built with this kernel?"""
+    return load_library() and hasattr(torch.ops.sampleattn_cuda, name)
+
+
+@lru_cache
+def _capability(device: torch.device) -> Capability:
+    return torch.cuda.get_device_capability(device)
+
+
+@lru_cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a thread block can have."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def _allowed(value: object, allowed: tuple | None) -> bool:
+    return allowed is None or value is None or value in allowed
+
+
+def _within(bounds: tuple[Capability, Capability], capability: Capability) -> bool:
+    return bounds[0] <= capability <= bounds[1]

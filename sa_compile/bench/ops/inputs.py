@@ -1,0 +1,116 @@
+"""Tensors and block masks that the benchmark runs on, and how much work a block mask is.
+
+A ``block_mask`` is int32 [1, H, n_query_blocks, words] (``kernels.blocks``). Query blocks have 128 rows; all
+attention is causal with as many queries as keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sa_compile.kernels import blocks, ops
+from sa_compile.kernels.shapes import ceil_div
+
+BLOCK = 128
+# Scores of this spread: their largest twentieth holds nine tenths of the total, so columns and slashes
+# together keep a tenth of the blocks at alpha 0.9.
+SPREAD = 2.93
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of one attention layer; batch 1."""
+
+    length: int
+    head_dim: int = 128
+    head_dim_v: int = 128
+    heads: int = 32
+    heads_kv: int = 8
+    dtype: torch.dtype = torch.bfloat16
+
+
+def qkv(shape: Shape, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal query [1, H, S, D], key [1, Hkv, S, D] and value [1, Hkv, S, Dv]."""
+    random = torch.Generator(device).manual_seed(seed)
+
+    def tensor(heads: int, dim: int) -> Tensor:
+        size = (1, heads, shape.length, dim)
+        return torch.randn(size, generator=random, device=device, dtype=shape.dtype)
+
+    return (
+        tensor(shape.heads, shape.head_dim),
+        tensor(shape.heads_kv, shape.head_dim),
+        tensor(shape.heads_kv, shape.head_dim_v),
+    )
+
+
+def random_blocks(heads: int, length: int, density: float, device: str, block_k: int = 128) -> Tensor:
+    """Bool [1, H, n_q, n_k]: causal blocks with probability ``density``, block 0 and the diagonal always."""
+    random = torch.Generator(device).manual_seed(0)
+    causal, forced = _causal_and_forced(length, block_k, device)
+    drawn = torch.rand(1, heads, *causal.shape, generator=random, device=device)
+    return (drawn < density) & causal | forced
+
+
+def blocks_as_many_as(kept: Tensor, length: int, block_k: int = 128, blocks_each: int = 1) -> Tensor:
+    """Random blocks, in every row of every head ``blocks_each`` times as many as ``kept`` keeps, or all.
+
+    ``kept`` bool [1, H, n_q, n_k]. Block 0 and the diagonal are among them. The kernel's work list is the
+    same as for ``kept``; only where the blocks lie differs.
+    """
+    device = kept.device
+    random = torch.Generator(device).manual_seed(1)
+    causal, forced = _causal_and_forced(length, block_k, device)
+    order = torch.rand(*kept.shape[:2], *causal.shape, generator=random, device=device)
+    order = torch.where(forced, -1.0, torch.where(causal, order, 2.0))
+    rank = order.argsort(-1).argsort(-1)
+    return (rank < kept.sum(-1, keepdim=True) * blocks_each) & causal
+
+
+def _causal_and_forced(length: int, block_k: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    first_row = torch.arange(ceil_div(length, BLOCK), device=device)[:, None] * BLOCK
+    first_key = torch.arange(ceil_div(length, block_k), device=device) * block_k
+    causal = first_key < (first_row + BLOCK)
+    return causal, causal & ((first_key >= first_row) | (first_key == 0))
+
+
+def spread_scores(heads: int, length: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Column and slash weights float32 [1, H, n_key_blocks] of which selection keeps about a tenth."""
+    random = torch.Generator(device).manual_seed(seed)
+    column, slash = torch.randn(2, 1, heads, ceil_div(length, BLOCK), generator=random, device=device)
+    return (SPREAD * column).exp(), (SPREAD * slash).exp()
+
+
+def selected_blocks(heads: int, length: int, device: str) -> Tensor:
+    """block_mask of columns and slashes as ``select_blocks`` makes them, with a budget per head."""
+    return ops.select_blocks(*spread_scores(heads, length, device), q_len=length, k_len=length)
+
+
+def visible_in_blocks(n_q: int, n_k: int, block_k: int, device: torch.device | str) -> Tensor:
+    """int64 [n_q, n_k]: entries of every block that causality leaves."""
+    ahead = torch.arange(n_q, device=device)[:, None] * BLOCK - torch.arange(n_k, device=device) * block_k
+    visible = torch.zeros_like(ahead)
+    for row in range(BLOCK):
+        visible += (ahead + row + 1).clamp(0, block_k)
+    return visible
+
+
+def kept_entries(block_mask: Tensor, length: int, block_k: int = 128) -> int:
+    """Entries of the attention matrix, all heads together, that are in kept blocks and causal."""
+    n_k = ceil_div(length, block_k)
+    visible = visible_in_blocks(block_mask.shape[2], n_k, block_k, block_mask.device)
+    heads = (blocks.unpack_bits(block_mask[0, head], n_k) for head in range(block_mask.shape[1]))
+    return sum(int(visible[kept].sum()) for kept in heads)
+
+
+def attention_flops(entries: int, shape: Shape) -> int:
+    """Floating-point operations of both products over so many entries."""
+    return 2 * entries * (shape.head_dim + shape.head_dim_v)
+
+
+def causal_entries(shape: Shape) -> int:
+    """Entries of dense causal attention, all heads together."""
+    return shape.heads * shape.length * (shape.length + 1) // 2

@@ -1,0 +1,96 @@
+"""A small grid of every op on one kernel, to be run under compute-sanitizer.
+
+    PYTHONPATH=tests PYTORCH_NO_CUDA_MEMORY_CACHING=1 \\
+        compute-sanitizer --tool memcheck python tests/gpu/sanitize.py cuda_sm90
+
+Nothing is compiled by torch. Results are compared with PyTorch's on the CPU, so that the sanitizer sees no
+kernels but ours and a few of torch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from gpu import attention_cases
+from gpu.attention_cases import BASE, Case, Inputs
+
+from sa_compile.kernels import eager, ops
+from sa_compile.kernels.choice import CUDA_HEAD_DIMS, KERNELS, preferring
+
+SMALL = BASE.with_(q_len=200, k_len=200, heads=2, heads_kv=1)
+CASES = {
+    "ragged": SMALL.with_(q_len=333, k_len=333, layout="bshd"),
+    "chunked_prefill": SMALL.with_(k_len=500, q_offset=300),
+    "window": SMALL.with_(window=70, density=1.0),
+    "padding": SMALL.with_(segments="left_padding", batch=2),
+    "packed": SMALL.with_(q_len=450, k_len=450, segments="packed", density=1.0),
+    "odd_rows": SMALL.with_(layout="odd_rows"),
+    "no_blocks": SMALL.with_(density=0.0),
+}
+
+
+def grid() -> Iterator[tuple[str, Case]]:
+    """Every mask at head dim 128, and one mask with every other head dim, for both widths of key blocks."""
+    for block_k in (64, 128):
+        for name, case in CASES.items():
+            yield f"{name}, block_k {block_k}", case.with_(block_k=block_k)
+        for head_dim, head_dim_v in CUDA_HEAD_DIMS:
+            case = CASES["padding"].with_(head_dim=head_dim, head_dim_v=head_dim_v, block_k=block_k)
+            yield f"padding, head dims {head_dim}/{head_dim_v}, block_k {block_k}", case
+
+
+def on_device(inputs: Inputs, case: Case) -> list:
+    """The op's arguments with every tensor on the GPU, strides kept."""
+    moved = []
+    for argument in inputs.arguments(case):
+        if isinstance(argument, torch.Tensor):
+            storage = argument.as_strided(
+                (argument.untyped_storage().nbytes() // argument.itemsize,), (1,), 0
+            )
+            argument = storage.cuda().as_strided(argument.shape, argument.stride(), argument.storage_offset())
+        moved.append(argument)
+    return moved
+
+
+def check_attention() -> None:
+    """``block_sparse_attention`` over the grid."""
+    for number, (name, case) in enumerate(grid()):
+        inputs = attention_cases.random_inputs(case, "cpu", seed=number)
+        out, lse = ops.block_sparse_attention_op(*on_device(inputs, case))
+        expected, expected_lse = eager.block_sparse_attention(*inputs.arguments(case))
+        torch.testing.assert_close(out.cpu(), expected, atol=2e-2, rtol=2e-2, msg=name)
+        torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-2, rtol=1e-2)
+        print(name, flush=True)
+
+
+def check_sampling() -> None:
+    """``sample_scores``, ``select_blocks`` and ``mask_blocks``, with padding and without."""
+    query, key = torch.randn(2, 2, 300, 64).bfloat16(), torch.randn(2, 1, 300, 64).bfloat16()
+    padding = torch.where(torch.arange(300) < torch.tensor([[70], [0]]), -1, 0).int()
+    for segment in (None, padding):
+        moved = None if segment is None else segment.cuda()
+        scores = ops.sample_scores(query.cuda(), key.cuda(), key_segment=moved)
+        expected = eager.sample_scores(query, key, segment, 64**-0.5, 0, 2, 128, 128)
+        torch.testing.assert_close([x.cpu() for x in scores], list(expected), atol=1e-3, rtol=1e-2)
+        ops.select_blocks(*scores, q_len=300, k_len=300, key_segment=moved)
+        ops.mask_blocks(query.cuda(), key.cuda(), key_segment=moved, window=100)
+        print("sampling", "plain" if segment is None else "padded", flush=True)
+
+
+def main() -> None:
+    """Run the grid; an AssertionError shows a wrong result, the sanitizer what it finds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("kernel", choices=[name for name in KERNELS if name != "pytorch"])
+    kernel = parser.parse_args().kernel
+    with preferring(kernel):
+        check_attention()
+    with preferring("triton" if kernel == "triton" else "pytorch"):
+        check_sampling()
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()

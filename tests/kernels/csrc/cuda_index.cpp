@@ -1,0 +1,241 @@
+// The index arithmetic of the CUDA kernels, on the host: where elements lie, what each lane reads, which runs of keys a
+// tile walks. Instructions are emulated as the PTX manual defines them. Exit status 1 and a message on the first error.
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <set>
+#include <vector>
+
+#include "sampleattn/cuda/walk.h"
+#include "sampleattn/sm80/products.h"
+
+using namespace sampleattn;
+
+#define REQUIRE(condition, ...)                                 \
+  if (!(condition)) {                                           \
+    std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+    std::printf(__VA_ARGS__);                                   \
+    std::printf("\n");                                          \
+    std::exit(1);                                               \
+  }
+
+// 32 lanes at once. Elements are small integers in 16 bits, so that all sums are exact.
+struct EmulatedWarp {
+  using Word = std::array<uint32_t, 32>;
+  using Float = std::array<float, 32>;
+
+  // Lane l of matrix i gets two elements of the row whose address lane 8 i + l / 4 gave.
+  template <class Offset>
+  void load(Word (&words)[4], int16_t const* tile, Offset offset) const {
+    for (int i = 0; i < 4; ++i) {
+      for (int lane = 0; lane < 32; ++lane) {
+        int16_t const* row = tile + offset(8 * i + lane / 4);
+        words[i][lane] = pair(row[lane % 4 * 2], row[lane % 4 * 2 + 1]);
+      }
+    }
+  }
+
+  // Transposed, it gets two rows' elements of column l / 4.
+  template <class Offset>
+  void load_transposed(Word (&words)[4], int16_t const* tile, Offset offset) const {
+    for (int i = 0; i < 4; ++i) {
+      for (int lane = 0; lane < 32; ++lane) {
+        int const row = lane % 4 * 2;
+        words[i][lane] = pair(tile[offset(8 * i + row) + lane / 4], tile[offset(8 * i + row + 1) + lane / 4]);
+      }
+    }
+  }
+
+  // mma.m16n8k16: group g = lane / 4, t = lane % 4.
+  void multiply(Float* c, Word const* a, Word const& b0, Word const& b1) const {
+    float left[16][16], right[16][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      int const g = lane / 4, t = lane % 4 * 2;
+      for (int i = 0; i < 4; ++i) {
+        for (int e = 0; e < 2; ++e) left[g + i % 2 * 8][t + i / 2 * 8 + e] = element(a[i][lane], e);
+      }
+      for (int e = 0; e < 2; ++e) {
+        right[t + e][g] = element(b0[lane], e);
+        right[t + 8 + e][g] = element(b1[lane], e);
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        for (int k = 0; k < 16; ++k) {
+          c[i][lane] += left[lane / 4 + i / 2 * 8][k] * right[k][lane % 4 * 2 + i % 2];
+        }
+      }
+    }
+  }
+
+  Word pack_pair(Float const& low, Float const& high) const {
+    Word word;
+    for (int lane = 0; lane < 32; ++lane) word[lane] = pair(int16_t(low[lane]), int16_t(high[lane]));
+    return word;
+  }
+
+  static uint32_t pair(int16_t low, int16_t high) { return uint16_t(low) | uint32_t(uint16_t(high)) << 16; }
+  static int16_t element(uint32_t word, int index) { return int16_t(word >> (16 * index)); }
+};
+
+template <int kRows, int kColumns>
+void check_layout() {
+  using Tile = sm80::SharedTile<kRows, kColumns>;
+  std::set<int> offsets;
+  for (int row = 0; row < kRows; ++row) {
+    for (int vector = 0; vector < Tile::kVectors; ++vector) {
+      int const offset = Tile::offset(row, vector);
+      REQUIRE(offset >= 0 && offset + sm80::kVector <= Tile::kElements && offset % sm80::kVector == 0, "%d", offset);
+      REQUIRE(offsets.insert(offset).second, "two vectors at %d", offset);
+    }
+  }
+  for (int row = 0; row < kRows; row += 8) {
+    for (int vector = 0; vector < Tile::kVectors; ++vector) {
+      std::set<int> banks;
+      for (int i = 0; i < 8; ++i) banks.insert(Tile::offset(row + i, vector) / sm80::kVector % 8);
+      REQUIRE(banks.size() == 8, "%d columns: rows %d to %d of vector %d share banks", kColumns, row, row + 7, vector);
+    }
+  }
+}
+
+template <class Layout, int kRows, int kColumns>
+std::vector<int16_t> stored(std::vector<std::array<int16_t, kColumns>>& matrix, std::mt19937& random) {
+  std::vector<int16_t> tile(Layout::kElements);
+  matrix.resize(kRows);
+  for (int row = 0; row < kRows; ++row) {
+    for (int column = 0; column < kColumns; ++column) {
+      matrix[row][column] = int16_t(random() % 7) - 3;
+      tile[Layout::offset(row, column / sm80::kVector) + column % sm80::kVector] = matrix[row][column];
+    }
+  }
+  return tile;
+}
+
+template <int kHeadDim, int kHeadDimV>
+void check_products() {
+  using C = sm80::Config<int16_t, kHeadDim, kHeadDimV>;
+  check_layout<kTileRows, kHeadDim>();
+  check_layout<kKeyRun, kHeadDim>();
+  check_layout<kKeyRun, kHeadDimV>();
+  std::mt19937 random(kHeadDim + kHeadDimV);
+  std::vector<std::array<int16_t, kHeadDim>> queries, keys;
+  std::vector<std::array<int16_t, kHeadDimV>> values;
+  auto const query = stored<typename C::Queries, kTileRows, kHeadDim>(queries, random);
+  auto const key = stored<typename C::Keys, kKeyRun, kHeadDim>(keys, random);
+  auto const value = stored<typename C::Values, kKeyRun, kHeadDimV>(values, random);
+  EmulatedWarp const warp;
+  for (int first = 0; first < kTileRows; first += 16) {
+    EmulatedWarp::Float scores[kKeyRun / 2] = {}, output[kHeadDimV / 2] = {};
+    EmulatedWarp::Word weights[kKeyRun / 4];
+    sm80::multiply_keys<C>(warp, scores, query.data(), first, key.data());
+    sm80::pack_weights(warp, weights, scores);
+    sm80::multiply_values<C>(warp, output, weights, value.data());
+    for (int row = 0; row < 16; ++row) {
+      float expected[kKeyRun] = {};
+      for (int n = 0; n < kKeyRun; ++n) {
+        for (int d = 0; d < kHeadDim; ++d) expected[n] += queries[first + row][d] * keys[n][d];
+        float const found = scores[n / 8 * 4 + row / 8 * 2 + n % 2][row % 8 * 4 + n % 8 / 2];
+        REQUIRE(found == expected[n], "score of row %d, key %d: %g, not %g", first + row, n, found, expected[n]);
+      }
+      for (int n = 0; n < kHeadDimV; ++n) {
+        float sum = 0;
+        for (int k = 0; k < kKeyRun; ++k) sum += expected[k] * values[k][n];
+        float const found = output[n / 8 * 4 + row / 8 * 2 + n % 2][row % 8 * 4 + n % 8 / 2];
+        REQUIRE(found == sum, "output of row %d, column %d: %g, not %g", first + row, n, found, sum);
+      }
+    }
+  }
+}
+
+// Every entry that the mask and the index leave is in a run that its tile walks; a run that needs no mask of positions
+// or segments by its flags holds no other entry.
+void check_walk(std::mt19937& random) {
+  auto draw = [&](int low, int high) { return int(low + random() % (high - low + 1)); };
+  Arguments args{};
+  args.batch = draw(1, 2);
+  args.heads_kv = draw(1, 2);
+  args.heads_q = args.heads_kv * draw(1, 3);
+  args.q_len = draw(1, 400);
+  args.k_len = draw(1, 1500);
+  args.q_offset = draw(-300, 1500);
+  args.window = draw(0, 2) == 0 ? draw(1, 900) : 0;
+  args.causal = draw(0, 3) > 0;
+  args.block_q = 128;
+  args.block_k = draw(0, 1) ? 64 : 128;
+  int const q_blocks = (args.q_len + 127) / 128, k_blocks = (args.k_len + args.block_k - 1) / args.block_k;
+  args.mask_words = (k_blocks + 31) / 32;
+  args.mask_head_stride = q_blocks * args.mask_words;
+  args.mask_batch_stride = args.heads_q * args.mask_head_stride;
+  std::vector<uint32_t> mask(args.batch * args.mask_batch_stride);
+  int const sparse = draw(0, 2);
+  for (uint32_t& word : mask) word = sparse == 2 ? random() & random() & random() : sparse == 1 ? random() : ~0u;
+  args.block_mask = mask.data();
+
+  std::vector<int32_t> segment(args.k_len);
+  std::vector<SegmentRange> key_range(args.key_runs()), query_range(args.q_tiles(), {0, 0});
+  if (draw(0, 1)) {  // padding at the front, and a hole
+    int const begin = draw(0, args.k_len), hole = draw(0, args.k_len);
+    for (int key = 0; key < args.k_len; ++key) segment[key] = key < begin || key / 10 == hole / 10 ? -1 : 0;
+    for (int run = 0; run < args.key_runs(); ++run) {
+      key_range[run] = {1, -2};
+      for (int key = run * kKeyRun; key < std::min((run + 1) * kKeyRun, args.k_len); ++key) {
+        key_range[run].lowest = std::min(key_range[run].lowest, segment[key]);
+        key_range[run].highest = std::max(key_range[run].highest, segment[key]);
+      }
+    }
+    args.key_segment = segment.data();
+    args.key_range = key_range.data();
+    args.query_range = query_range.data();
+  }
+
+  std::set<std::array<int, 3>> seen;
+  for (int index = 0; index < args.tiles(); ++index) {
+    Tile const tile = locate_tile(args, index);
+    REQUIRE(tile.head / (args.heads_q / args.heads_kv) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
+    REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
+    uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride +
+                            tile.head * args.mask_head_stride + tile.row / 128 * args.mask_words;
+    std::vector<int> flags(args.key_runs(), -1);
+    RunWalker walker(args, tile);
+    OpenKeys open{};
+    open.enter(args, tile);
+    int before = -1;
+    for (int run = walker.next(); run != kNoRun; run = walker.next()) {
+      REQUIRE(run % kKeyRun == 0 && run > before, "run %d after %d", run, before);
+      before = run;
+      int const block = run / args.block_k;
+      REQUIRE(words[block / 32] >> (block % 32) & 1, "run %d of a dropped block", run);
+      if (run < args.k_len) flags[run / kKeyRun] = open.flags(args, run);
+    }
+    for (int row = tile.row; row < std::min(tile.row + kTileRows, args.q_len); ++row) {
+      int const position = row + args.q_offset;
+      for (int key = 0; key < args.k_len; ++key) {
+        bool const positions = (!args.causal || key <= position) && (args.window == 0 || key > position - args.window);
+        int const block = key / args.block_k, flag = flags[key / kKeyRun];
+        if (positions && words[block / 32] >> (block % 32) & 1) {
+          REQUIRE(flag >= 0, "key %d of row %d is not walked", key, row);
+        }
+        if (flag < 0) continue;
+        REQUIRE(positions || flag & kMaskPositions, "key %d of row %d is not masked", key, row);
+        REQUIRE(segment[key] >= 0 || (flag & kMaskSegments && flag & kClearInvalidValues), "padding key %d", key);
+      }
+    }
+    for (int run = 0; run < args.key_runs(); ++run) {
+      bool const ragged = (run + 1) * kKeyRun > args.k_len;
+      REQUIRE(flags[run] < 0 || !ragged || flags[run] & kMaskPositions, "the end of run %d is not masked", run);
+    }
+  }
+  REQUIRE(int(seen.size()) == args.batch * args.heads_q * args.q_tiles(), "%zu tiles", seen.size());
+}
+
+int main() {
+  check_products<64, 64>();
+  check_products<96, 96>();
+  check_products<128, 128>();
+  check_products<192, 128>();
+  check_products<192, 192>();
+  check_products<256, 256>();
+  std::mt19937 random(std::random_device{}());
+  for (int i = 0; i < 500; ++i) check_walk(random);
+}

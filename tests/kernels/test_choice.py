@@ -1,0 +1,105 @@
+"""The table of CUDA kernels: which one takes a call, and what forcing one means."""
+
+import pytest
+import torch
+
+from sa_compile.kernels import choice
+from sa_compile.kernels.choice import Call, choose, preferring
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A function that pretends a GPU of some capability and a CUDA library with some kernels."""
+
+    def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448):
+        monkeypatch.setattr(choice, "_capability", lambda device: capability)
+        monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
+        names = [f"block_sparse_attention_{name}" for name in built]
+        monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
+        choice._first_fitting.cache_clear()
+
+    yield pretend
+    choice._first_fitting.cache_clear()
+
+
+def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=128):
+    return Call("block_sparse_attention", DEVICE, dtype, head_dims, block_q, block_k)
+
+
+@pytest.mark.parametrize(
+    "call, machine, expected",
+    [
+        pytest.param(attention(), {}, "cuda_sm90", id="hopper"),
+        pytest.param(attention(torch.float16, (192, 128), 128, 64), {}, "cuda_sm90", id="fp16 192/128"),
+        pytest.param(attention(torch.float32), {}, "pytorch", id="fp32"),
+        pytest.param(attention(head_dims=(80, 80)), {}, "pytorch", id="head dim without a kernel"),
+        pytest.param(attention(block_q=64), {}, "pytorch", id="short query blocks"),
+        pytest.param(attention(block_k=32), {}, "pytorch", id="narrow key blocks"),
+        pytest.param(attention(), {"capability": (10, 0)}, "pytorch", id="newer than hopper"),
+        pytest.param(attention(), {"capability": (8, 0)}, "pytorch", id="ampere: sm80 only on request"),
+        pytest.param(attention(), {"built": ("sm80",)}, "pytorch", id="library without sm90"),
+        pytest.param(Call("sample_scores", DEVICE, torch.bfloat16), {}, "pytorch", id="sampling"),
+        pytest.param(Call("select_blocks", DEVICE), {}, "pytorch", id="selection"),
+    ],
+)
+def test_the_default_takes_kernels_that_ran_on_a_gpu(call, machine, expected, gpu):
+    gpu(**machine)
+    assert choose(call) == expected
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
+def test_sm80_runs_on_request_on_every_later_generation(capability, gpu):
+    gpu(capability=capability)
+    with preferring("cuda_sm80"):
+        assert choose(attention()) == "cuda_sm80"
+
+
+def test_sm80_leaves_out_head_dims_that_do_not_fit_into_shared_memory(gpu):
+    gpu(capability=(8, 6), shared_memory=101376)
+    with preferring("cuda_sm80", "pytorch"):
+        assert choose(attention(head_dims=(192, 192))) == "cuda_sm80"
+        assert choose(attention(head_dims=(256, 256))) == "pytorch"
+
+
+def test_a_forced_kernel_that_does_not_fit_is_an_error_and_no_fallback(gpu):
+    gpu(capability=(7, 5))
+    with (
+        preferring("cuda_sm80"),
+        pytest.raises(ValueError, match="none of the kernels asked for .cuda_sm80."),
+    ):
+        choose(attention())
+    with preferring("cuda_sm80", "pytorch"):
+        assert choose(attention()) == "pytorch"
+
+
+def test_each_op_takes_the_first_kernel_that_has_it(gpu, monkeypatch):
+    gpu()
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    with preferring("cuda_sm90", "triton"):
+        assert choose(attention()) == "cuda_sm90"
+        assert choose(attention(head_dims=(80, 80))) == "triton"
+        assert choose(Call("sample_scores", DEVICE, torch.float16)) == "triton"
+        assert choose(Call("select_blocks", DEVICE)) == "triton"
+
+
+def test_the_environment_variable_names_the_order(gpu, monkeypatch):
+    gpu()
+    monkeypatch.setenv(choice.ENVIRONMENT, "cuda_sm80,pytorch")
+    choice._from_environment.cache_clear()
+    try:
+        assert choice.preference() == ("cuda_sm80", "pytorch")
+        assert choose(attention()) == "cuda_sm80"
+        monkeypatch.setenv(choice.ENVIRONMENT, "cuda")
+        choice._from_environment.cache_clear()
+        with pytest.raises(ValueError, match="must name kernels out of cuda_sm90, .* got .'cuda'."):
+            choice.preference()
+    finally:
+        choice._from_environment.cache_clear()
+
+
+def test_triton_on_request_must_be_installed(monkeypatch):
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="triton is not installed"), preferring("triton"):
+        pass

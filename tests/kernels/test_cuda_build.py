@@ -1,0 +1,69 @@
+"""The CUDA library compiles where nvcc is, and a kernel that ptxas had to slow down fails the build."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECK = ROOT / "cmake" / "check_ptxas.py"
+CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
+# Bindings, work list and one kernel of each architecture; all kernels take several minutes.
+OBJECTS = (
+    "_C_cuda.dir/kernels/csrc/cuda/bindings.cu.o",
+    "_C_cuda.dir/kernels/csrc/cuda/schedule.cu.o",
+    "sampleattn_sm80.dir/kernels/csrc/cuda/sm80/head_dim_256_256.cu.o",
+    "sampleattn_sm90.dir/kernels/csrc/cuda/sm90/head_dim_128_128.cu.o",
+)
+
+
+@pytest.mark.parametrize(
+    "said, status",
+    [
+        pytest.param(CLEAN, 0, id="clean"),
+        pytest.param("(C7510) Potential Performance Loss: wgmma serialized", 1, id="serialised products"),
+        pytest.param(CLEAN.replace("0 bytes spill stores", "26 bytes spill stores"), 1, id="spilled stores"),
+        pytest.param(CLEAN.replace("0 bytes spill loads", "8 bytes spill loads"), 1, id="spilled loads"),
+    ],
+)
+def test_what_ptxas_says_decides_the_build(said, status):
+    compiler = [sys.executable, "-c", f"print({said!r})"]
+    run = subprocess.run([sys.executable, str(CHECK), *compiler], capture_output=True, text=True)
+    assert run.returncode == status
+    assert ("check_ptxas: " in run.stderr) == bool(status)
+
+
+def test_the_compilers_own_failure_is_passed_on():
+    compiler = [sys.executable, "-c", "raise SystemExit(7)"]
+    assert subprocess.run([sys.executable, str(CHECK), *compiler], capture_output=True).returncode == 7
+
+
+def configure(build, archs):
+    """Runs cmake's configuration; skips without the tools."""
+    for tool in ("nvcc", "cmake", "ninja"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}")
+    if importlib.util.find_spec("cutlass_library") is None:
+        pytest.skip("needs CUTLASS's headers: pip install --no-deps nvidia-cutlass==4.2.0.0")
+    command = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
+    settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DSAMPLEATTN_CUDA_ARCHS={archs}"]
+    return subprocess.run([*command, *settings], capture_output=True, text=True)
+
+
+def test_bindings_work_list_and_a_kernel_of_each_architecture_compile(tmp_path):
+    configured = configure(tmp_path, "80,90a")
+    assert configured.returncode == 0, configured.stderr
+    objects = [f"CMakeFiles/{name}" for name in OBJECTS]
+    built = subprocess.run(
+        ["ninja", "-C", str(tmp_path), "-j", "2", *objects], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout
+
+
+def test_an_unknown_architecture_is_named(tmp_path):
+    configured = configure(tmp_path, "75,90a")
+    assert configured.returncode != 0
+    assert "must be a list of 80 and 90a" in configured.stderr and "75,90a" in configured.stderr
