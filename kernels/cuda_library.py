@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import eager
+from . import eager, eager_adaptive
 
 # Head dims (of query and key, of value) that the sm_90a kernels are compiled for.
 SM90_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
@@ -163,6 +163,56 @@ def select_blocks(
     )
 
 
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``block_representatives`` on CUDA tensors (see ``ops``)."""
+    run: Callable = eager_adaptive.block_representatives
+    if key.dtype in TRITON_DTYPES:
+        from .triton import adaptive
+
+        run = adaptive.block_representatives
+    return run(key, key_segment, block_k, landmarks)
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
+    run: Callable = eager_adaptive.select_adaptive
+    if query.dtype in TRITON_DTYPES:
+        from .triton import adaptive
+
+        run = adaptive.select_adaptive
+    return run(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        scale,
+        q_offset,
+        block_q,
+        block_k,
+        tau,
+        keep_sink,
+        window_slashes,
+    )
+
+
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
@@ -171,3 +221,5 @@ def register(implement: Callable[[str, str, Callable], None]) -> None:
     if uses_triton():
         implement("sample_scores", "CUDA", sample_scores)
         implement("select_blocks", "CUDA", select_blocks)
+        implement("block_representatives", "CUDA", block_representatives)
+        implement("select_adaptive", "CUDA", select_adaptive)
