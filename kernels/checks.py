@@ -93,7 +93,7 @@ def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, k_len: in
 def check_representatives(
     op: str, representatives: Tensor, log_weights: Tensor, spreads: Tensor, key: Tensor, block_k: int
 ) -> None:
-    """[B, Hkv, members, n_key_blocks, D] in key's dtype, and twice float32 [B, Hkv, members, n_key_blocks]."""
+    """[B, Hkv, members, n_key_blocks, D] in key's dtype, and two float32 without the last dimension."""
     if representatives.dim() != 5 or representatives.dtype != key.dtype:
         raise ValueError(
             f"{op}: 'representatives' must be a [B, Hkv, members, n_key_blocks, D] tensor of key's dtype "

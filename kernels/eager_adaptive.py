@@ -1,4 +1,4 @@
-"""The ops of method C in plain PyTorch, fp32 (see ``eager``): representatives of key blocks, and the selection."""
+"""The ops of method C in plain PyTorch, fp32 (see ``eager``)."""
 
 from __future__ import annotations
 
@@ -59,9 +59,7 @@ def select_adaptive(
         query, key, key_segment, scale, q_offset, block_q, block_k, keep_sink, window_slashes
     )
     kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
-    kept = kept & causal_blocks(
-        query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device
-    )
+    kept = kept & causal_blocks(query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device)
     if blocks.visible is not None:
         kept = kept & blocks.visible[:, None, None]
     return pack_bits(kept)
@@ -155,7 +153,9 @@ class AdaptiveBlocks:
             index, exists = (x.expand(valid.shape[0], -1, -1) for x in (index, exists))
             exists = exists & valid.gather(1, index.flatten(1)).reshape(index.shape)
         position = first[:, None] + torch.arange(self.block_q, device=query.device)
-        hidden = ~exists[:, :, None] | (index[:, :, None] > position[..., None])  # [B|1, blocks, block_q, keys]
+        hidden = ~exists[:, :, None] | (
+            index[:, :, None] > position[..., None]
+        )  # [B|1, blocks, block_q, keys]
         missing = -query.shape[2] % self.block_q
         by_block = torch.nn.functional.pad(query, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
         batch, kv_heads, _, dim = self.key.shape

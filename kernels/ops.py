@@ -41,9 +41,9 @@ _SCHEMAS = {
     "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
     "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
     "(Tensor representatives, Tensor log_weights, Tensor spreads)",
-    "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
-    "Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, bool keep_sink, "
-    "int window_slashes) -> Tensor",
+    "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
+    "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
+    "bool keep_sink, int window_slashes) -> Tensor",
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -527,9 +527,9 @@ def select_adaptive(
 ) -> Tensor:
     """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
 
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``representatives``: what :func:`block_representatives` gives for
-    key. A block is kept if the shares of attention that the rows give it reach ``tau`` in their 2-norm: one
-    row that gives it tau, or many that give it less. The sink block and ``window_slashes`` >= 1 block
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``representatives``: :func:`block_representatives` of key.
+    A block is kept if the shares of attention that the rows give it reach ``tau`` in their 2-norm: one row
+    that gives it tau, or many that give it less. The sink block and ``window_slashes`` >= 1 block
     diagonals are always kept and scored exactly, the others by their representatives. ``tau`` 0 keeps every
     block that causality allows. Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md.
     Raises ValueError for arguments that do not fit.

@@ -1,6 +1,6 @@
-"""The oracle of method C (``method="adaptive"``) in float64, to be read beside docs/accuracy.md. Slow on purpose.
+"""The oracle of method C in float64, to be read beside docs/accuracy.md. Slow on purpose.
 
-Functions have the ops' signatures (``ops`` documents the arguments), except that ``squared_shares`` gives what
+Functions have the ops' signatures (``ops`` documents the arguments); ``squared_shares`` gives what
 ``select_adaptive`` compares with tau squared.
 """
 
@@ -65,7 +65,9 @@ def squared_shares(
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
     n_query_blocks, n_key_blocks = -(-q_len // block_q), -(-k_len // block_k)
-    squares = torch.zeros(batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device)
+    squares = torch.zeros(
+        batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device
+    )
     forced = torch.zeros_like(squares, dtype=torch.bool)
     for b in range(batch):
         segment = None if key_segment is None else key_segment[b % key_segment.shape[0]][None]

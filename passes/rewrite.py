@@ -11,7 +11,7 @@ Sampled, before and after::
 With method "adaptive" the bits come from every row instead of sampled ones::
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
-    %bits = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, scale, q_offset, ...)
+    %bits = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, scale, ...)
 
 What computed the mask and the repeated heads has no reader any more; ``dead_code`` removes it.
 """

@@ -39,16 +39,18 @@ class SampleAttentionConfig:
         "(docs/accuracy.md).",
     )
     alpha_c: float = _option(
-        0.90, "Share of the sampled attention that the kept columns must reach (methods 'chunked' and 'stride'), "
+        0.90,
+        "Share of the sampled attention that the kept columns must reach (methods 'chunked' and 'stride'), "
         "in (0, 1].",
     )
     alpha_s: float = _option(
-        0.90, "Share of the sampled attention that the kept slashes must reach (method 'chunked'), in (0, 1].",
+        0.90,
+        "Share of the sampled attention that the kept slashes must reach (method 'chunked'), in (0, 1].",
     )
     chunk_n: int = _option(
         2,
-        "Number of query chunks whose tail rows are sampled (method 'chunked'; with stats, also the rows whose "
-        "CRA method 'adaptive' measures), >= 1.",
+        "Number of query chunks whose tail rows are sampled (method 'chunked'; with stats, also the rows "
+        "whose CRA method 'adaptive' measures), >= 1.",
     )
     tau: float = _option(
         ADAPTIVE_TAU,
@@ -57,7 +59,8 @@ class SampleAttentionConfig:
     )
     landmarks: int = _option(
         ADAPTIVE_LANDMARKS,
-        "Keys of largest norm that stand for a key block beside its mean (method 'adaptive'), in [0, block_k].",
+        "Keys of largest norm that stand for a key block beside its mean (method 'adaptive'), "
+        "in [0, block_k].",
     )
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
@@ -67,7 +70,8 @@ class SampleAttentionConfig:
     keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
     window_blocks: int = _option(
         2,
-        "Block diagonals that are always kept, the main one included (methods 'chunked' and 'adaptive'), >= 1.",
+        "Block diagonals that are always kept, the main one included (methods 'chunked' and "
+        "'adaptive'), >= 1.",
     )
     r_w: float = _option(
         0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."

@@ -1,9 +1,9 @@
 """Method C on the device: ``block_representatives`` and ``select_adaptive``.
 
-The selection scores a tile of query rows against one representative of many key blocks at a time, so that the
-sum over a block's representatives runs in registers: no product is reduced across columns. A row's shares need its
-total, which the end of the pass knows, so the pass stores one number per (row, key block) and a second kernel turns
-them into bits. Query blocks come in groups whose numbers fit in ``SCRATCH_BYTES``.
+The selection scores a tile of query rows against one representative of many key blocks at a time, so that
+the sum over a block's representatives runs in registers: no product is reduced across columns. A row's
+shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block) and
+a second kernel turns them into bits. Query blocks come in groups whose numbers fit in ``SCRATCH_BYTES``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def _represent(
     distance = tl.where(others[:, None], k - mean[None, :], 0.0)
     spread = tl.sum(tl.sum(distance * distance, 1), 0) / (tl.maximum(number, 1.0) * HEAD_DIM)
     tl.store(
-        representatives + first * HEAD_DIM + dim, mean.to(representatives.dtype.element_ty), mask=dim < HEAD_DIM
+        representatives + first * HEAD_DIM + dim,
+        mean.to(representatives.dtype.element_ty),
+        mask=dim < HEAD_DIM,
     )
     tl.store(log_weights + first, tl.where(number > 0, tl.log(tl.maximum(number, 1.0)), float("-inf")))
     tl.store(spreads + first, spread)
@@ -312,7 +314,7 @@ def select_adaptive(
     keep_sink: bool,
     window_slashes: int,
 ) -> Tensor:
-    """The op ``select_adaptive`` (see ``ops``). No host synchronisation; two launches a group of query blocks."""
+    """The op ``select_adaptive`` (see ``ops``). Two launches a group; no host synchronisation."""
     batch, heads, q_len, dim = query.shape
     heads_kv, k_len = key.shape[1:3]
     n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
@@ -389,7 +391,7 @@ def select_adaptive(
 def _visible_and_sinks(
     key_segment: Tensor | None, n: int, block_k: int, keep_sink: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """int8 [B|1, n]: the block holds a valid key; int32 [B|1]: the first of them, or n if it is not forced."""
+    """int8 [B|1, n]: the block holds a valid key; int32 [B|1]: the first such, n if not forced."""
     if key_segment is None:
         visible = torch.ones((1, n), dtype=torch.int8, device=device)
         return visible, torch.full((1,), 0 if keep_sink else n, dtype=torch.int32, device=device)

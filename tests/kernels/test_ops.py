@@ -36,7 +36,19 @@ def calls():
         represented = (x.key, key_segment, case.block_k, 4)
         yield f"block_representatives-{name}", ops.block_representatives_op, represented
         terms = ops.block_representatives_op(*represented)
-        adaptive = (x.query, x.key, *terms, key_segment, case.scale, 0, case.block_q, case.block_k, 0.3, True, 2)
+        adaptive = (
+            x.query,
+            x.key,
+            *terms,
+            key_segment,
+            case.scale,
+            0,
+            case.block_q,
+            case.block_k,
+            0.3,
+            True,
+            2,
+        )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
 
 
@@ -145,7 +157,10 @@ ERRORS = {
     "scores-dtype": (lambda: select(SCORES.double()), "'column_scores' must be a float32"),
     "scores-size": (lambda: select(SCORES[..., :3]), "'column_scores'.*size 4 in dimension 2"),
     "scores-batch": (lambda: select(slash=SCORES[:1]), "'slash_scores'.*size 2 in dimension 0"),
-    "landmarks": (lambda: ops.block_representatives(K, block_k=16, landmarks=17), "'landmarks' .* most block_k"),
+    "landmarks": (
+        lambda: ops.block_representatives(K, block_k=16, landmarks=17),
+        "'landmarks' .* most block_k",
+    ),
     "tau": (lambda: ops.select_adaptive(Q, K, TERMS, block_k=16, tau=-1.0), "'tau' must be >= 0, got -1.0"),
     "window": (lambda: adaptive(window_slashes=0), "'window_slashes' must be >= 1, got 0"),
     "terms-size": (lambda: adaptive((TERMS[0], TERMS[1][..., :3], TERMS[2])), "'log_weights'.*size 4 in dim"),

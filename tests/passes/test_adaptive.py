@@ -1,4 +1,4 @@
-"""method="adaptive": the ops it emits, and that tau = 0 is dense attention on every way through the passes."""
+"""method="adaptive": the ops it emits, and that tau = 0 is dense attention."""
 
 import pytest
 import torch
@@ -24,7 +24,9 @@ def padded(q, k, v, padding):
 
 def emitted(backend):
     names = [str(node.target) for node in backend.after[-1].graph.nodes if "sampleattn" in str(node.target)]
-    return {name: sum(name in target for target in names) for name in (*OPS, "sample_scores", "select_blocks")}
+    return {
+        name: sum(name in target for target in names) for name in (*OPS, "sample_scores", "select_blocks")
+    }
 
 
 def arguments(backend, name):
@@ -34,7 +36,10 @@ def arguments(backend, name):
 
 @pytest.mark.parametrize(
     ("function", "inputs"),
-    [pytest.param(causal, grouped(), id="plain"), pytest.param(padded, (*grouped(), left_padding()), id="padded")],
+    [
+        pytest.param(causal, grouped(), id="plain"),
+        pytest.param(padded, (*grouped(), left_padding()), id="padded"),
+    ],
 )
 def test_tau_zero_is_dense_attention(function, inputs):
     backend = compile_with_passes(function, *inputs, **EXACT)

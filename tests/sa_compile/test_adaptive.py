@@ -1,4 +1,4 @@
-"""options={"method": "adaptive"} on a model: exact at tau = 0, sparse above it, measured, reported, cached."""
+"""options={"method": "adaptive"} on a model: exact at tau = 0, sparse above it, measured, reported."""
 
 import pytest
 import torch

@@ -19,9 +19,9 @@ class Adaptive(Rule):
     """Method "adaptive", through the ops that compiled models run.
 
     A block is kept if the shares of attention that the query block's rows are estimated to give it reach
-    ``tau`` in their 2-norm. Every key block is represented by its ``landmarks`` keys of largest norm and
-    the mean of the others; the sink block (``sink``) and ``window`` block diagonals are kept and scored exactly.
-    Source: ours; docs/accuracy.md.
+    ``tau`` in their 2-norm. Every key block is represented by its ``landmarks`` keys of largest norm and the
+    mean of the others; the sink block (``sink``) and ``window`` block diagonals are kept and scored
+    exactly. Source: ours; docs/accuracy.md.
     """
 
     name: ClassVar[str] = "adaptive"

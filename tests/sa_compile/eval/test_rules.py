@@ -216,7 +216,9 @@ def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
     torch.testing.assert_close(before[:, :, :41], after[:, :, :41])
 
 
-@pytest.mark.parametrize("spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "adaptive:tau=0.0", "full"])
+@pytest.mark.parametrize(
+    "spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "adaptive:tau=0.0", "full"]
+)
 def test_asked_for_everything_a_rule_keeps_everything(spec):
     query, key = attention_inputs(q_len=96, k_len=96)
     mask = parse_rule(spec).select(query, key, block_q=16, block_k=16)
