@@ -90,6 +90,31 @@ def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, k_len: in
     _check_device(op, "slash_scores", slash_scores, column_scores)
 
 
+def check_representatives(
+    op: str, representatives: Tensor, log_weights: Tensor, spreads: Tensor, key: Tensor, block_k: int
+) -> None:
+    """[B, Hkv, members, n_key_blocks, D] in key's dtype, and two float32 without the last dimension."""
+    if representatives.dim() != 5 or representatives.dtype != key.dtype:
+        raise ValueError(
+            f"{op}: 'representatives' must be a [B, Hkv, members, n_key_blocks, D] tensor of key's dtype "
+            f"{key.dtype}, got {_describe(representatives)}"
+        )
+    _check_device(op, "representatives", representatives, key)
+    batch, heads, k_len, head_dim = key.shape
+    shape = (batch, heads, representatives.shape[2], ceil_div(k_len, block_k))
+    for dim, size in ((0, batch), (1, heads), (3, shape[3]), (4, head_dim)):
+        _check_size(op, "representatives", representatives, dim, (size,))
+    for name, tensor in (("log_weights", log_weights), ("spreads", spreads)):
+        if tensor.dim() != 4 or tensor.dtype != torch.float32:
+            raise ValueError(
+                f"{op}: {name!r} must be a float32 [B, Hkv, members, n_key_blocks] tensor, "
+                f"got {_describe(tensor)}"
+            )
+        _check_device(op, name, tensor, key)
+        for dim, size in enumerate(shape):
+            _check_size(op, name, tensor, dim, (size,))
+
+
 def check_block_size(op: str, **sizes: int) -> None:
     """Block sizes are one of BLOCK_SIZES."""
     for name, size in sizes.items():

@@ -25,7 +25,8 @@ CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 
 
 _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
-_ALL = ("sample_scores", "select_blocks", "block_sparse_attention")
+_SELECTION = ("sample_scores", "select_blocks", "block_representatives", "select_adaptive")
+_ALL = (*_SELECTION, *_ATTENTION)
 Capability = tuple[int, int]
 
 

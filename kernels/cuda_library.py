@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import choice, eager
+from . import choice, eager, eager_adaptive
 from .choice import Call
 
 
@@ -117,9 +117,65 @@ def select_blocks(
     )
 
 
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``block_representatives`` on CUDA tensors (see ``ops``)."""
+    run: Callable = eager_adaptive.block_representatives
+    if choice.choose(Call("block_representatives", key.device, key.dtype)) == "triton":
+        from .triton import adaptive
+
+        run = adaptive.block_representatives
+    return run(key, key_segment, block_k, landmarks)
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
+    run: Callable = eager_adaptive.select_adaptive
+    if choice.choose(Call("select_adaptive", query.device, query.dtype)) == "triton":
+        from .triton import adaptive
+
+        run = adaptive.select_adaptive
+    return run(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        scale,
+        q_offset,
+        block_q,
+        block_k,
+        tau,
+        keep_sink,
+        window_slashes,
+    )
+
+
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
-    for function in (block_sparse_attention, sample_scores, select_blocks):
+    for function in (
+        block_sparse_attention,
+        sample_scores,
+        select_blocks,
+        block_representatives,
+        select_adaptive,
+    ):
         implement(function.__name__, "CUDA", function)

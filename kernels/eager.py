@@ -67,7 +67,7 @@ def select_blocks(
     key_block = torch.arange(n_key_blocks, device=device)
     visible = None
     if key_segment is not None:
-        visible = _blocks_of_keys(key_segment == 0, block_k).any(-1)  # [B|1, n_key_blocks]
+        visible = blocks_of_keys(key_segment == 0, block_k).any(-1)  # [B|1, n_key_blocks]
     if keep_sink:
         if visible is None:
             columns = columns | (key_block == 0)
@@ -150,7 +150,7 @@ def block_sparse_attention(
         scores = torch.where(allowed, _scores(query[:, :, part], key, scale), -torch.inf)
         row_lse = scores.logsumexp(-1)
         weights = torch.where(allowed, torch.exp(scores - row_lse[..., None]), 0)
-        result = _grouped_product(weights, clean)
+        result = grouped_product(weights, clean)
         sees_poison = (allowed & poisoned[:, :, None]).any(-1, keepdim=True)
         out[:, :, part] = torch.where(sees_poison, torch.nan, result).to(out.dtype)
         lse[:, :, part] = row_lse
@@ -197,10 +197,10 @@ def _row_chunks(query: Tensor, key: Tensor, n_rows: int, multiple: int) -> list[
 
 def _scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """Scaled fp32 scores [B, Hq, rows, Sk], without repeating the keys."""
-    return _grouped_product(query.float() * scale, key.float().transpose(-1, -2))
+    return grouped_product(query.float() * scale, key.float().transpose(-1, -2))
 
 
-def _grouped_product(left: Tensor, right: Tensor) -> Tensor:
+def grouped_product(left: Tensor, right: Tensor) -> Tensor:
     """left [B, Hq, M, K] @ right [B, Hkv, K, N]: each KV head serves Hq // Hkv consecutive query heads."""
     batch, heads, rows, _ = left.shape
     kv_heads = right.shape[1]
@@ -249,12 +249,12 @@ def _block_mass(
     scores = torch.where(allowed, _scores(query[:, :, rows], key, scale), -torch.inf)
     row_max = scores.amax(-1, keepdim=True) if k_len else scores.new_zeros(())
     weights = torch.where(allowed, torch.exp(scores - row_max), 0)
-    mass = _blocks_of_keys(weights, block_k).sum(-1)
+    mass = blocks_of_keys(weights, block_k).sum(-1)
     total = mass.sum(-1, keepdim=True)
     return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
 
 
-def _blocks_of_keys(x: Tensor, block_k: int) -> Tensor:
+def blocks_of_keys(x: Tensor, block_k: int) -> Tensor:
     """[..., Sk] to [..., n_key_blocks, block_k], padded with zeros."""
     n_key_blocks = ceil_div(x.shape[-1], block_k)
     padded = torch.nn.functional.pad(x, (0, n_key_blocks * block_k - x.shape[-1]))

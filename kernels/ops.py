@@ -20,7 +20,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import checks, cuda_library, eager
+from . import checks, cuda_library, eager, eager_adaptive
+from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
 from .shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
@@ -38,6 +39,11 @@ _SCHEMAS = {
     "int block_q, int block_k) -> (Tensor out, Tensor lse)",
     "attention_mass": "(Tensor query, Tensor key, Tensor block_mask, Tensor? key_segment, float scale, "
     "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
+    "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
+    "(Tensor representatives, Tensor log_weights, Tensor spreads)",
+    "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
+    "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
+    "bool keep_sink, int window_slashes) -> Tensor",
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -140,6 +146,48 @@ def _attention_mass_fake(
     return query.new_empty(query.shape[:2], dtype=torch.float32)
 
 
+@_fake("block_representatives")
+def _block_representatives_fake(key, key_segment, block_k, landmarks):
+    _check_block_representatives(key, key_segment, block_k, landmarks)
+    batch, heads, k_len, head_dim = key.shape
+    shape = (batch, heads, 1 + landmarks, ceil_div(k_len, block_k))
+    floats = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return key.new_empty((*shape, head_dim)), *floats
+
+
+@_fake("select_adaptive")
+def _select_adaptive_fake(
+    query,
+    key,
+    representatives,
+    log_weights,
+    spreads,
+    key_segment,
+    scale,
+    q_offset,
+    block_q,
+    block_k,
+    tau,
+    keep_sink,
+    window_slashes,
+):
+    _check_select_adaptive(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        block_q,
+        block_k,
+        tau,
+        window_slashes,
+    )
+    batch, heads, q_len, _ = query.shape
+    shape = (batch, heads, ceil_div(q_len, block_q), n_words(ceil_div(key.shape[2], block_k)))
+    return query.new_empty(shape, dtype=torch.int32)
+
+
 def _check_sample_scores(
     query: Tensor, key: Tensor, key_segment: Tensor | None, chunk_n: int, sample_rows: int, block_k: int
 ) -> None:
@@ -219,6 +267,39 @@ def _check_attention_mass(
     checks.check_at_least(op, 1, chunk_n=chunk_n, sample_rows=sample_rows)
 
 
+def _check_block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> None:
+    op = "block_representatives"
+    checks.check_qkv(op, key, key)
+    checks.check_block_size(op, block_k=block_k)
+    checks.check_segment(op, "key_segment", key_segment, key.shape[0], key.shape[2], key)
+    checks.check_at_least(op, 0, landmarks=landmarks)
+    if landmarks > block_k:
+        raise ValueError(f"{op}: 'landmarks' must be at most block_k ({block_k}), got {landmarks}")
+
+
+def _check_select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    window_slashes: int,
+) -> None:
+    op = "select_adaptive"
+    checks.check_qkv(op, query, key)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_representatives(op, representatives, log_weights, spreads, key, block_k)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+    checks.check_at_least(op, 0, tau=tau)
+    checks.check_at_least(op, 1, window_slashes=window_slashes)
+
+
 def _no_backward(ctx: object, *grads: Tensor) -> None:
     raise NotImplementedError(
         "sampleattn.block_sparse_attention has no backward: it serves inference, run it under torch.no_grad()"
@@ -226,7 +307,8 @@ def _no_backward(ctx: object, *grads: Tensor) -> None:
 
 
 for _name in _SCHEMAS:
-    implement(_name, "CompositeExplicitAutograd", getattr(eager, _name))
+    _module = eager if hasattr(eager, _name) else eager_adaptive
+    implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
 torch.library.register_autograd(f"{NAMESPACE}::block_sparse_attention", _no_backward, lib=_library)
 _has_cpu_library = load_cpu_library()
 cuda_library.register(implement)
@@ -250,6 +332,8 @@ select_blocks_op = torch.ops.sampleattn.select_blocks.default
 mask_blocks_op = torch.ops.sampleattn.mask_blocks.default
 block_sparse_attention_op = torch.ops.sampleattn.block_sparse_attention.default
 attention_mass_op = torch.ops.sampleattn.attention_mass.default
+block_representatives_op = torch.ops.sampleattn.block_representatives.default
+select_adaptive_op = torch.ops.sampleattn.select_adaptive.default
 
 
 def declare_to_inductor() -> None:
@@ -409,4 +493,51 @@ def attention_mass(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return attention_mass_op(
         query, key, block_mask, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k
+    )
+
+
+def block_representatives(
+    key: Tensor, *, key_segment: Tensor | None = None, block_k: int = 128, landmarks: int = ADAPTIVE_LANDMARKS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys that stand for the key blocks: the mean of a block's keys, and its ``landmarks`` of largest norm.
+
+    key is [B, Hkv, Sk, D] in float32, bfloat16 or float16. Returns ``representatives`` [B, Hkv, 1 +
+    landmarks, n_key_blocks, D] in key's dtype, and float32 ``log_weights`` and ``spreads`` [B, Hkv, 1 +
+    landmarks, n_key_blocks]: the logarithm of the number of keys that a representative stands for (the mean:
+    the keys that are no landmarks; -inf: none), and the mean squared distance of these keys from it, per
+    dimension. Source: docs/accuracy.md. Raises ValueError for arguments that do not fit.
+    """
+    _check_block_representatives(key, key_segment, block_k, landmarks)
+    return block_representatives_op(key, key_segment, block_k, landmarks)
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: tuple[Tensor, Tensor, Tensor],
+    *,
+    key_segment: Tensor | None = None,
+    scale: float | None = None,
+    q_offset: int = 0,
+    block_q: int = 128,
+    block_k: int = 128,
+    tau: float = ADAPTIVE_TAU,
+    keep_sink: bool = True,
+    window_slashes: int = 2,
+) -> Tensor:
+    """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
+
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``representatives``: :func:`block_representatives` of key.
+    A block is kept if the shares of attention that the rows give it reach ``tau`` in their 2-norm: one row
+    that gives it tau, or many that give it less. The sink block and ``window_slashes`` >= 1 block
+    diagonals are always kept and scored exactly, the others by their representatives. ``tau`` 0 keeps every
+    block that causality allows. Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md.
+    Raises ValueError for arguments that do not fit.
+    """
+    rest = (block_q, block_k, tau, window_slashes)
+    _check_select_adaptive(query, key, *representatives, key_segment, *rest)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    offset = (key_segment, scale, q_offset)
+    return select_adaptive_op(
+        query, key, *representatives, *offset, block_q, block_k, tau, keep_sink, window_slashes
     )

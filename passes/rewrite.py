@@ -8,6 +8,11 @@ Sampled, before and after::
     %bits = sampleattn.select_blocks(%scores[0], %scores[1], %key_segment, q_len, k_len, q_offset, ...)
     %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
 
+With method "adaptive" the bits come from every row instead of sampled ones::
+
+    %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
+    %bits = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, scale, ...)
+
 What computed the mask and the repeated heads has no reader any more; ``dead_code`` removes it.
 """
 
@@ -29,7 +34,7 @@ from .fx_utils import Emitter, calls, fixed, same_shape, shape, value
 from .mask.predicate import MaskPredicate
 from .repeats import permutation
 from .segments import emit_segments
-from .selection import selection_arguments
+from .selection import forced_slashes, selection_arguments
 from .site import AttentionSite
 from .sizes import as_expr, emit_size
 from .stats import emit_stats
@@ -97,12 +102,29 @@ class _Writer:
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
 
     def sampled(self) -> fx.Node:
-        """sample_scores, select_blocks, block_sparse_attention."""
+        """The ops that choose blocks, then block_sparse_attention."""
+        if self.config.method == "adaptive":
+            block_mask, rows = self._adaptive()
+        else:
+            block_mask, rows = self._strips()
+        if self.collect_stats:
+            site, config = self.site, self.config
+            allowed = self._shared_mask_blocks()
+            offset = self._size(self.mask.causal_offset)
+            measured = (self._segments()[1], self.scale, offset, *rows, config.block_q, config.block_k)
+            self.stats = emit_stats(
+                self.emitter, block_mask, allowed, (site.query, site.key, block_mask, *measured)
+            )
+        return self._attention(block_mask)
+
+    def _strips(self) -> tuple[fx.Node, tuple[Any, int]]:
+        """sample_scores and select_blocks: the index, and chunk_n and sample_rows of what was sampled."""
         site, config = self.site, self.config
         q_len, kv_len = as_expr(shape(site.query)[2]), as_expr(shape(site.key)[2])
         chosen = selection_arguments(config, q_len, kv_len)
         offset = self._size(self.mask.causal_offset)
         _, key_segment = self._segments()
+        rows = (self._size(chosen.chunk_n), chosen.sample_rows)
         scores = self.emitter.function(
             ops.sample_scores_op,
             site.query,
@@ -110,8 +132,7 @@ class _Writer:
             key_segment,
             self.scale,
             offset,
-            self._size(chosen.chunk_n),
-            chosen.sample_rows,
+            *rows,
             config.block_k,
         )
         block_mask = self.emitter.function(
@@ -129,13 +150,30 @@ class _Writer:
             config.keep_sink,
             self._size(chosen.window_slashes),
         )
-        if self.collect_stats:
-            allowed = self._shared_mask_blocks()
-            sampled_rows = (self.scale, offset, self._size(chosen.chunk_n), chosen.sample_rows)
-            blocks = (config.block_q, config.block_k)
-            mass = (site.query, site.key, block_mask, key_segment, *sampled_rows, *blocks)
-            self.stats = emit_stats(self.emitter, block_mask, allowed, mass)
-        return self._attention(block_mask)
+        return block_mask, rows
+
+    def _adaptive(self) -> tuple[fx.Node, tuple[Any, int]]:
+        """block_representatives and select_adaptive: the index, and the rows whose CRA stats measure."""
+        site, config = self.site, self.config
+        _, key_segment = self._segments()
+        terms = self.emitter.function(
+            ops.block_representatives_op, site.key, key_segment, config.block_k, config.landmarks
+        )
+        block_mask = self.emitter.function(
+            ops.select_adaptive_op,
+            site.query,
+            site.key,
+            *(self.emitter.item(terms, number) for number in range(3)),
+            key_segment,
+            self.scale,
+            self._size(self.mask.causal_offset),
+            config.block_q,
+            config.block_k,
+            config.tau,
+            config.keep_sink,
+            forced_slashes(config),
+        )
+        return block_mask, (config.chunk_n, config.block_q)
 
     def block_sparse(self) -> fx.Node:
         """mask_blocks, once for all layers with this mask, and block_sparse_attention: exact."""

@@ -13,6 +13,11 @@ from sa_compile.config import SampleAttentionConfig
 _DENOMINATOR = 10**6  # shares are read to six decimals, so that lengths stay integer arithmetic
 
 
+def forced_slashes(config: SampleAttentionConfig) -> int:
+    """Block diagonals of ``block_k`` that ``window_blocks`` diagonals of ``block_q`` are."""
+    return max(1, config.window_blocks * config.block_q // config.block_k)
+
+
 @dataclass(frozen=True)
 class SelectionArguments:
     """Arguments of ``sample_scores`` and ``select_blocks``; sizes are expressions over the graph's
@@ -36,7 +41,7 @@ def selection_arguments(
             sample_rows=config.block_q,
             alpha_c=config.alpha_c,
             alpha_s=config.alpha_s,
-            window_slashes=sympy.Integer(max(1, config.window_blocks * config.block_q // config.block_k)),
+            window_slashes=sympy.Integer(forced_slashes(config)),
         )
     # A window of w keys reaches ceil((w - 1) / block_k) blocks behind the row's own.
     window = _share_of(config.r_w, kv_len)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
 from sa_compile.profile import LengthRange, Profile, load_profile
 
-METHODS = ("chunked", "stride")
+METHODS = ("chunked", "stride", "adaptive")
 BLOCK_SIZES = (16, 32, 64, 128)
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
 # Every other option says which blocks are kept: a profile sets those, for each range of lengths.
@@ -33,18 +34,37 @@ class SampleAttentionConfig:
     what came and what is allowed. Source: arXiv 2406.15486, DESIGN sections 4 and 7.
     """
 
-    method: Literal["chunked", "stride"] = _option(
+    method: Literal["chunked", "stride", "adaptive"] = _option(
         "chunked",
         "Selection rule: 'chunked' samples the tail rows of chunk_n chunks and keeps columns and slashes "
-        "(arXiv 2406.15486v3); 'stride' samples rows at a stride and keeps columns and a window (v2).",
+        "(arXiv 2406.15486v3); 'stride' samples rows at a stride and keeps columns and a window (v2); "
+        "'adaptive' scores all rows against a few keys of every block and keeps what they look for "
+        "(docs/accuracy.md).",
     )
     alpha_c: float = _option(
-        0.90, "Share of the sampled attention that the kept columns must reach, in (0, 1]."
+        0.90,
+        "Share of the sampled attention that the kept columns must reach (methods 'chunked' and 'stride'), "
+        "in (0, 1].",
     )
     alpha_s: float = _option(
-        0.90, "Share of the sampled attention that the kept slashes must reach, in (0, 1]."
+        0.90,
+        "Share of the sampled attention that the kept slashes must reach (method 'chunked'), in (0, 1].",
     )
-    chunk_n: int = _option(2, "Number of query chunks whose tail rows are sampled (method 'chunked'), >= 1.")
+    chunk_n: int = _option(
+        2,
+        "Number of query chunks whose tail rows are sampled (method 'chunked'; with stats, also the rows "
+        "whose CRA method 'adaptive' measures), >= 1.",
+    )
+    tau: float = _option(
+        ADAPTIVE_TAU,
+        "A block is kept if the shares of attention that a query block's rows give it reach this in their "
+        "2-norm; 0 keeps every block (method 'adaptive'), in [0, 1].",
+    )
+    landmarks: int = _option(
+        ADAPTIVE_LANDMARKS,
+        "Keys of largest norm that stand for a key block beside its mean (method 'adaptive'), "
+        "in [0, block_k].",
+    )
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
     min_seq_len: int = _option(
@@ -53,7 +73,8 @@ class SampleAttentionConfig:
     keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
     window_blocks: int = _option(
         2,
-        "Block diagonals that are always kept, the main one included (method 'chunked'), >= 1.",
+        "Block diagonals that are always kept, the main one included (methods 'chunked' and "
+        "'adaptive'), >= 1.",
     )
     r_w: float = _option(
         0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."
@@ -90,6 +111,9 @@ class SampleAttentionConfig:
             raise ValueError(f"option 'block_k' must be at most block_q ({self.block_q}), got {self.block_k}")
         for name in ("alpha_c", "alpha_s", "r_w", "r_row"):
             self._share(name)
+        self._in_range("tau", (int, float), 0, 1)
+        object.__setattr__(self, "tau", float(self.tau))
+        self._in_range("landmarks", int, 0, self.block_k)
         for name in ("chunk_n", "min_seq_len", "window_blocks"):
             self._at_least_one(name)
         for name in ("keep_sink", "stats"):
@@ -185,6 +209,11 @@ class SampleAttentionConfig:
         if not 0.0 < getattr(self, name) <= 1.0:
             self._fail(name, "in (0, 1]", ValueError)
         object.__setattr__(self, name, float(getattr(self, name)))
+
+    def _in_range(self, name: str, kind: type | tuple[type, ...], low: int, high: int) -> None:
+        self._typed(name, kind, f"{'an int' if kind is int else 'a number'} in [{low}, {high}]")
+        if not low <= getattr(self, name) <= high:
+            self._fail(name, f"in [{low}, {high}]", ValueError)
 
     def _at_least_one(self, name: str) -> None:
         self._typed(name, int, "an int >= 1")

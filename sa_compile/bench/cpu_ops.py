@@ -1,7 +1,8 @@
 """CPU ops against dense attention: ``python -m sa_compile bench cpu-ops [--json FILE]``.
 
 One prefill of one layer: dense causal SDPA, and block-sparse attention that keeps a given share of the causal
-blocks (sink and diagonal, the rest at random), plus sampling and selection. Runs alternate, medians are
+blocks (sink and diagonal, the rest at random), plus sampling and selection, and the selection of method
+"adaptive". Runs alternate, medians are
 compared.
 """
 
@@ -37,6 +38,7 @@ class Result:
     sparse_ms: float
     sample_ms: float
     select_ms: float
+    adaptive_ms: float  # block_representatives and select_adaptive
 
     @property
     def sparse_speedup(self) -> float:
@@ -64,7 +66,7 @@ def random_block_mask(n_blocks: int, heads: int, density: float, generator: torc
 def measure(
     dtype: str, heads: int, kv_heads: int, head_dim: int, seq_len: int, density: float, repeats: int
 ) -> Result:
-    """Alternating runs of the four, on [B, S, H, D] tensors transposed as models do."""
+    """Alternating runs of all, on [B, S, H, D] tensors transposed as models do."""
     generator = torch.Generator().manual_seed(0)
 
     def tensor(n_heads: int) -> Tensor:
@@ -81,6 +83,7 @@ def measure(
         "sparse": lambda: ops.block_sparse_attention(query, key, value, block_mask),
         "sample": lambda: ops.sample_scores(query, key),
         "select": lambda: ops.select_blocks(*scores, q_len=seq_len, k_len=seq_len),
+        "adaptive": lambda: ops.select_adaptive(query, key, ops.block_representatives(key)),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
@@ -92,9 +95,7 @@ def measure(
                     times[name].append(1e3 * (time.perf_counter() - start))
     median = {name: statistics.median(values) for name, values in times.items()}
     kept = blocks.density(block_mask, seq_len, seq_len, 0, BLOCK, BLOCK).mean().item()
-    return Result(
-        dtype, kv_heads, kept, median["dense"], median["sparse"], median["sample"], median["select"]
-    )
+    return Result(dtype, kv_heads, kept, *(median[name] for name in runs))
 
 
 def print_table(results: list[Result]) -> None:
@@ -108,6 +109,7 @@ def print_table(results: list[Result]) -> None:
         "dense/sparse",
         "sample ms",
         "select ms",
+        "adaptive ms",
     ]
     rows = [
         [
@@ -119,6 +121,7 @@ def print_table(results: list[Result]) -> None:
             f"{r.sparse_speedup:.1f}x",
             r.sample_ms,
             r.select_ms,
+            r.adaptive_ms,
             f"{r.overhead:.1%}",
         ]
         for r in results

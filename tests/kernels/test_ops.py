@@ -33,6 +33,23 @@ def calls():
         yield f"block_sparse_attention-{name}", ops.block_sparse_attention_op, attention
         mass = (x.query, x.key, x.block_mask, *sample, case.block_q, case.block_k)
         yield f"attention_mass-{name}", ops.attention_mass_op, mass
+        represented = (x.key, key_segment, case.block_k, 4)
+        yield f"block_representatives-{name}", ops.block_representatives_op, represented
+        terms = ops.block_representatives_op(*represented)
+        adaptive = (
+            x.query,
+            x.key,
+            *terms,
+            key_segment,
+            case.scale,
+            0,
+            case.block_q,
+            case.block_k,
+            0.3,
+            True,
+            2,
+        )
+        yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
 
 
 @pytest.mark.parametrize(
@@ -55,7 +72,9 @@ def attend(query, key, value):
     out, lse = ops.block_sparse_attention_op(query, key, value, mask, None, None, 0.2, True, 0, 0, 64, 32)
     window = ops.mask_blocks_op(query, key, None, None, True, 0, 40, 64, 32)
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
-    return out, lse, mask, window, mass
+    terms = ops.block_representatives_op(key, None, 32, 4)
+    adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2)
+    return out, lse, mask, window, mass, *terms, adaptive
 
 
 def test_one_dynamic_graph_serves_every_length():
@@ -100,6 +119,7 @@ K = torch.zeros(2, 2, 64, 16)
 MASK = torch.zeros(1, 1, 4, 1, dtype=torch.int32)
 SCORES = torch.zeros(2, 4, 4)
 SEGMENT = torch.zeros(2, 64, dtype=torch.int32)
+TERMS = ops.block_representatives(K, block_k=16, landmarks=2)
 
 
 def attention(query=Q, key=K, value=K, block_mask=MASK, **options):
@@ -112,6 +132,10 @@ def select(column=SCORES, slash=SCORES, **options):
     return ops.select_blocks(
         column, slash, **{"q_len": 64, "k_len": 64, "block_q": 16, "block_k": 16, **options}
     )
+
+
+def adaptive(terms=TERMS, **options):
+    return ops.select_adaptive(Q, K, terms, **{"block_q": 16, "block_k": 16, **options})
 
 
 ERRORS = {
@@ -133,6 +157,15 @@ ERRORS = {
     "scores-dtype": (lambda: select(SCORES.double()), "'column_scores' must be a float32"),
     "scores-size": (lambda: select(SCORES[..., :3]), "'column_scores'.*size 4 in dimension 2"),
     "scores-batch": (lambda: select(slash=SCORES[:1]), "'slash_scores'.*size 2 in dimension 0"),
+    "landmarks": (
+        lambda: ops.block_representatives(K, block_k=16, landmarks=17),
+        "'landmarks' .* most block_k",
+    ),
+    "tau": (lambda: ops.select_adaptive(Q, K, TERMS, block_k=16, tau=-1.0), "'tau' must be >= 0, got -1.0"),
+    "window": (lambda: adaptive(window_slashes=0), "'window_slashes' must be >= 1, got 0"),
+    "terms-size": (lambda: adaptive((TERMS[0], TERMS[1][..., :3], TERMS[2])), "'log_weights'.*size 4 in dim"),
+    "terms-dtype": (lambda: adaptive((TERMS[0], TERMS[1], TERMS[2].half())), "'spreads' must be a float32"),
+    "representatives": (lambda: adaptive((TERMS[0][0], *TERMS[1:])), "'representatives' must be a .B, Hkv"),
     "alpha": (lambda: select(alpha_c=-0.1), "'alpha_c' must be >= 0, got -0.1"),
     "alpha-nan": (lambda: select(alpha_s=float("nan")), "'alpha_s' must be >= 0, got nan"),
 }
@@ -153,6 +186,9 @@ def direct_calls():
     yield "segment", lambda: ops.block_sparse_attention_op(Q, K, K, MASK, None, SEGMENT[:, :3], *tail[2:])
     yield "dtype", lambda: ops.sample_scores_op(Q.double(), K.double(), None, 0.1, 0, 2, 8, 16)
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
+    yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)
+    terms = (TERMS[0], TERMS[1][..., :1], TERMS[2])
+    yield "terms", lambda: ops.select_adaptive_op(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2)
     yield "chunk_n", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 0, 8, 16)
     yield "scores", lambda: ops.select_blocks_op(SCORES, SCORES, None, 64, 99, 0, 16, 16, 0.9, 0.9, True, 2)
 

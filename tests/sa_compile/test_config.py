@@ -58,6 +58,17 @@ def test_whole_numbers_are_shares_too():
         pytest.param(
             {"block_q": 64, "block_k": 128}, ValueError, "'block_k' must be at most block_q", id="wide-keys"
         ),
+        pytest.param({"tau": -0.1}, ValueError, r"'tau' must be in \[0, 1\], got -0.1", id="tau-negative"),
+        pytest.param({"tau": float("nan")}, ValueError, "'tau'.*got nan", id="tau-nan"),
+        pytest.param({"tau": "0.2"}, TypeError, "'tau' must be a number in .0, 1., got '0.2'", id="tau-text"),
+        pytest.param({"landmarks": -1}, ValueError, r"'landmarks' must be in \[0, 128\]", id="no-landmarks"),
+        pytest.param(
+            {"landmarks": 17, "block_k": 16},
+            ValueError,
+            r"'landmarks' must be in \[0, 16\], got 17",
+            id="more-landmarks-than-keys",
+        ),
+        pytest.param({"landmarks": 4.0}, TypeError, "'landmarks' must be an int in", id="landmarks-float"),
         pytest.param({"keep_sink": 1}, TypeError, "'keep_sink' must be a bool, got 1", id="flag-number"),
         pytest.param({"trace": 1}, TypeError, "'trace' must be a folder's path", id="trace-number"),
         pytest.param(

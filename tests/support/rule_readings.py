@@ -280,37 +280,35 @@ def xattention(head, stride, tau):
     return kept
 
 
-def adaptive(head, tau, run, landmarks):
-    """Blocks to which some row gives ``tau`` of its attention, far keys replaced by means and landmarks."""
+def adaptive(head, tau, landmarks):
+    """Blocks whose shares of the rows' attention reach tau in their 2-norm; far keys stand for each other."""
     kept = np.zeros((head.blocks_q, head.blocks_k), bool)
     for i in range(head.blocks_q):
         for j in range(head.blocks_k):
             kept[i, j] = j == head.first_block() or head.block_of_first_row(i) - j < 2
     forced = kept.copy()
     for i in range(head.blocks_q):
+        squares = np.zeros(head.blocks_k)
         for r in head.rows(i):
-            exact = [
-                head.q[r] @ head.k[c] * head.scale
-                for c in range(head.n_k)
-                if head.sees(r, c) and forced[i, c // head.bk]
-            ]
+            q = head.q[r] * head.scale
+            exact = [q @ head.k[c] for c in range(head.n_k) if head.sees(r, c) and forced[i, c // head.bk]]
             far = {}
             for j in range(head.blocks_k):
                 if forced[i, j] or not head.any_valid(j) or j * head.bk > head.rows(i)[-1] + head.offset:
                     continue
-                keys = [c for c in head.keys(j) if head.valid[c]]
-                terms = [head.q[r] @ head.k[c] * head.scale for c in keys]
-                strongest = sorted(range(len(keys)), key=lambda n: -np.linalg.norm(head.k[keys[n]]))
-                mass = sum(np.exp(terms[n]) for n in strongest[:landmarks])
-                for start in range(j * head.bk, (j + 1) * head.bk, run):
-                    part = [c for c in keys if start <= c < start + run]
-                    if part:
-                        mean = np.mean([head.k[c] for c in part], 0)
-                        mass += len(part) * np.exp(head.q[r] @ mean * head.scale)
+                keys = sorted(
+                    (c for c in head.keys(j) if head.valid[c]), key=lambda c: -np.linalg.norm(head.k[c])
+                )
+                others = head.k[keys[landmarks:]]
+                mass = sum(np.exp(q @ head.k[c]) for c in keys[:landmarks])
+                if len(others):
+                    # A normal distribution of this mean and variance has this mean of exp(q . k).
+                    mass += len(others) * np.exp(q @ others.mean(0) + q @ q * others.var(0).mean() / 2)
                 far[j] = mass
             total = sum(np.exp(exact)) + sum(far.values())
             for j, mass in far.items():
-                kept[i, j] |= mass >= tau * total
+                squares[j] += (mass / total) ** 2
+        kept[i] |= ~forced[i] & (squares > 0) & (squares >= tau**2)
     return kept
 
 

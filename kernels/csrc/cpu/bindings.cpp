@@ -8,7 +8,9 @@
 #include <string>
 #include <tuple>
 
+#include "sampleattn/cpu/adaptive.h"
 #include "sampleattn/cpu/attention.h"
+#include "sampleattn/cpu/representatives.h"
 #include "sampleattn/cpu/sampling.h"
 #include "sampleattn/cpu/selection.h"
 
@@ -207,6 +209,71 @@ Tensor attention_mass_cpu(Tensor query, Tensor key, Tensor block_mask, OptionalT
   return mass;
 }
 
+std::tuple<Tensor, Tensor, Tensor> block_representatives_cpu(Tensor key, OptionalTensor key_segment, int64_t block_k,
+                                                             int64_t landmarks) {
+  const char* op = "block_representatives";
+  const Sizes sizes = sizes_of(op, key, key, block_k, block_k);
+  STD_TORCH_CHECK(landmarks >= 0 && landmarks <= block_k, op, ": 'landmarks' must be in [0, block_k], got ", landmarks);
+  key = last_dim_contiguous(key);
+  const RepresentativeArguments args{sizes, view(key, dtype_of(op, key)),
+                                     segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len), landmarks};
+  const int64_t members = 1 + landmarks;
+  Tensor representatives = empty(key, {sizes.batch, sizes.kv_heads, members, sizes.key_blocks(), sizes.head_dim});
+  Tensor log_weights = empty(key, {sizes.batch, sizes.kv_heads, members, sizes.key_blocks()}, ScalarType::Float);
+  Tensor spreads = empty(key, {sizes.batch, sizes.kv_heads, members, sizes.key_blocks()}, ScalarType::Float);
+  block_representatives(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
+                        static_cast<char*>(representatives.data_ptr()), log_weights.mutable_data_ptr<float>(),
+                        spreads.mutable_data_ptr<float>());
+  return {representatives, log_weights, spreads};
+}
+
+Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
+                           OptionalTensor key_segment, double scale, int64_t q_offset, int64_t block_q,
+                           int64_t block_k, double tau, bool keep_sink, int64_t window_slashes) {
+  const char* op = "select_adaptive";
+  const Sizes sizes = sizes_of(op, query, key, block_q, block_k);
+  const int64_t members = representatives.dim() == 5 ? representatives.size(2) : 0;
+  STD_TORCH_CHECK(representatives.dim() == 5 && representatives.is_cpu() &&
+                      representatives.scalar_type() == key.scalar_type() && representatives.size(0) == sizes.batch &&
+                      representatives.size(1) == sizes.kv_heads && members >= 1 &&
+                      representatives.size(3) == sizes.key_blocks() && representatives.size(4) == sizes.head_dim,
+                  op, ": 'representatives' must be a CPU tensor of key's dtype [", sizes.batch, ", ", sizes.kv_heads,
+                  ", members, ", sizes.key_blocks(), ", ", sizes.head_dim, "], got ", shape(representatives));
+  for (Tensor* terms : {&log_weights, &spreads}) {
+    STD_TORCH_CHECK(terms->dim() == 4 && terms->is_cpu() && terms->scalar_type() == ScalarType::Float &&
+                        terms->size(0) == sizes.batch && terms->size(1) == sizes.kv_heads &&
+                        terms->size(2) == members && terms->size(3) == sizes.key_blocks(),
+                    op, ": 'log_weights' and 'spreads' must be float32 CPU tensors [", sizes.batch, ", ",
+                    sizes.kv_heads, ", ", members, ", ", sizes.key_blocks(), "], got ", shape(*terms));
+    if (!terms->is_contiguous()) *terms = torch::stable::contiguous(*terms);
+  }
+  STD_TORCH_CHECK(window_slashes >= 1, op, ": 'window_slashes' must be >= 1, got ", window_slashes);
+  if (!representatives.is_contiguous()) representatives = torch::stable::contiguous(representatives);
+  query = last_dim_contiguous(query);
+  key = last_dim_contiguous(key);
+  const Dtype dtype = dtype_of(op, query);
+  const int64_t head = members * sizes.key_blocks() * sizes.head_dim;
+  const AdaptiveArguments args{sizes,
+                               view(query, dtype),
+                               view(key, dtype),
+                               {static_cast<char*>(representatives.data_ptr()), dtype, sizes.kv_heads * head, head,
+                                sizes.head_dim},
+                               log_weights.const_data_ptr<float>(),
+                               spreads.const_data_ptr<float>(),
+                               members,
+                               segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
+                               static_cast<float>(scale),
+                               q_offset,
+                               tau,
+                               keep_sink,
+                               window_slashes};
+  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), ceil_div(sizes.key_blocks(), 32)},
+                      ScalarType::Int);
+  select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
+                  reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
+  return mask;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
@@ -214,4 +281,6 @@ STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
   library.impl("sample_scores", TORCH_BOX(&sample_scores_cpu));
   library.impl("select_blocks", TORCH_BOX(&select_blocks_cpu));
   library.impl("attention_mass", TORCH_BOX(&attention_mass_cpu));
+  library.impl("block_representatives", TORCH_BOX(&block_representatives_cpu));
+  library.impl("select_adaptive", TORCH_BOX(&select_adaptive_cpu));
 }

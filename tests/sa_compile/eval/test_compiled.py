@@ -10,12 +10,17 @@ from sa_compile.eval.rules import parse_rule
 BLOCKS = {"block_q": 16, "block_k": 16}
 EVERY_OPTION = {"alpha_c": 0.5, "alpha_s": 0.8, "chunk_n": 3, "keep_sink": False, "window_blocks": 1}
 STRIDE = {"method": "stride", "alpha_c": 0.5, "r_row": 0.1, "r_w": 0.1}
+ADAPTIVE = {
+    **{"method": "adaptive", "tau": 0.3, "landmarks": 3},
+    **{"keep_sink": False, "window_blocks": 1, "chunk_n": 3},
+}
 CASES = [
     pytest.param("chunked:alpha=0.6", {"alpha_c": 0.6, "alpha_s": 0.6}, (2, 16), id="chunked"),
     pytest.param(
         "chunked:alpha_c=0.5,alpha_s=0.8,chunk_n=3,sink=0,window=1", EVERY_OPTION, (3, 16), id="options"
     ),
     pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (21, 1), id="stride"),
+    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1", ADAPTIVE, (3, 16), id="adaptive"),
 ]
 
 

@@ -75,8 +75,8 @@ READINGS = {
     "flexprefill:min_budget=512": lambda head: readings.flexprefill(head, 0.95, 0.1, 512),
     "xattention:stride=4,tau=0.8": lambda head: readings.xattention(head, 4, 0.8),
     "xattention:stride=8,tau=0.95": lambda head: readings.xattention(head, 8, 0.95),
-    "adaptive:tau=0.1,means=4,landmarks=2": lambda head: readings.adaptive(head, 0.1, 4, 2),
-    "adaptive:tau=0.04,means=2,landmarks=3": lambda head: readings.adaptive(head, 0.04, 8, 3),
+    "adaptive:tau=0.1,landmarks=2": lambda head: readings.adaptive(head, 0.1, 2),
+    "adaptive:tau=0.4": lambda head: readings.adaptive(head, 0.4, 16),
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1": lambda head: readings.flashprefill(
         head, 0.3, 1, 2, 1
     ),
@@ -185,7 +185,7 @@ PER_BLOCK = [
     "bigbird",
     "xattention:stride=4,tau=0.8",
     "hashsparse:buckets=4,rounds=2",
-    "adaptive:tau=0.1,means=4,landmarks=2",
+    "adaptive:tau=0.1,landmarks=2",
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1",
 ]
 
@@ -216,7 +216,9 @@ def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
     torch.testing.assert_close(before[:, :, :41], after[:, :, :41])
 
 
-@pytest.mark.parametrize("spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "full"])
+@pytest.mark.parametrize(
+    "spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "adaptive:tau=0.0", "full"]
+)
 def test_asked_for_everything_a_rule_keeps_everything(spec):
     query, key = attention_inputs(q_len=96, k_len=96)
     mask = parse_rule(spec).select(query, key, block_q=16, block_k=16)

@@ -4,11 +4,10 @@
 #include "sampleattn/cpu/half.h"
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/microkernel.h"
+#include "sampleattn/cpu/squared_shares.h"
 
 namespace sampleattn::cpu {
 namespace {
-
-constexpr float kInf = __builtin_inff();
 
 inline void read_row(float* to, const void* from, Dtype dtype, int64_t n) {
   if (dtype == Dtype::f32) {
@@ -244,8 +243,8 @@ bool normalise(const float* maximum, float* sum, int64_t n) {
 }
 
 constexpr Isa make_isa(const char* name) {
-  return Isa{name,   kLanes, kRowMultiple, pack_query, pack_keys, pack_values,
-             attend, finish, block_sums,   normalise};
+  return Isa{name,   kLanes, kRowMultiple, pack_query, pack_keys,         pack_values,
+             attend, finish, block_sums,   normalise,  add_squared_shares};
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ constexpr int kPanelVectors = 2;
 constexpr int kLanes = 4;
 constexpr int kPanelVectors = 2;
 #endif
+constexpr float kInf = __builtin_inff();
 constexpr int kPanel = kLanes * kPanelVectors;  // columns of a packed panel; the last one may be narrower
 
 // may_alias and an alignment of 4: vectors are read from and written to plain float arrays.

@@ -1,0 +1,229 @@
+// Method C's selection: every query row against the representatives of the key blocks behind the window.
+//
+// A row's shares refer to a total that is exact where blocks are forced (sink and window) and estimated elsewhere. All
+// rows of a query block see all keys of the blocks behind its window, so only forced blocks are masked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "sampleattn/cpu/attention.h"
+#include "sampleattn/cpu/isa.h"
+#include "sampleattn/cpu/selection.h"
+#include "sampleattn/cpu/types.h"
+#include "sampleattn/cpu/visibility.h"
+#include "sampleattn/cpu/work.h"
+
+namespace sampleattn::cpu {
+
+struct AdaptiveArguments {
+  Sizes sizes;
+  View query, key;
+  View representatives;      // [B, Hkv, members * n_key_blocks, D]
+  const float* log_weights;  // [B, Hkv, members, n_key_blocks] contiguous, as are spreads
+  const float* spreads;
+  int64_t members;
+  Segments key_segment;
+  float scale;
+  int64_t q_offset;
+  double tau;
+  bool keep_sink;
+  int64_t window_slashes;  // >= 1
+};
+
+namespace detail {
+
+// Packed keys and representatives of consecutive (batch, KV head) pairs, and what the latter add to scores.
+struct PackedRepresentatives {
+  PackedRepresentatives(const Sizes& sizes, const Isa& isa, int64_t members, int64_t pairs)
+      : blocks(sizes.key_blocks()), columns(round_up(blocks, isa.lanes)), members(members),
+        key_floats(sizes.head_dim * sizes.block_k), member_floats(sizes.head_dim * columns),
+        keys(pairs * blocks * key_floats), representatives(pairs * members * member_floats),
+        log2_weights(pairs * members * columns), half_spreads(pairs * members * columns) {}
+
+  float* key(int64_t pair, int64_t block) const { return keys.get() + (pair * blocks + block) * key_floats; }
+  float* member(int64_t pair, int64_t m) const {
+    return representatives.get() + (pair * members + m) * member_floats;
+  }
+  float* log2_weight(int64_t pair, int64_t m) const { return log2_weights.get() + (pair * members + m) * columns; }
+  float* half_spread(int64_t pair, int64_t m) const { return half_spreads.get() + (pair * members + m) * columns; }
+
+  int64_t blocks, columns, members, key_floats, member_floats;
+  Buffer keys, representatives, log2_weights, half_spreads;
+};
+
+// Which key blocks of a batch entry hold a valid key, and the first of them.
+struct VisibleBlocks {
+  VisibleBlocks(const AdaptiveArguments& args, int64_t b) : words(ceil_div(args.sizes.key_blocks(), 32), 0) {
+    const int32_t* ids = args.key_segment.row(b);
+    for (int64_t k = 0; k < args.sizes.k_len; ++k) {
+      if (ids && ids[k] != 0) continue;
+      if (args.keep_sink && sink < 0) sink = k / args.sizes.block_k;
+      set_bit(words.data(), k / args.sizes.block_k);
+    }
+  }
+
+  std::vector<uint32_t> words;
+  int64_t sink = -1;  // -1: none is forced
+};
+
+// The terms of one member in units of log2, for queries that are scaled by scale * log2(e). The sink is scored exactly.
+inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentatives& packed, int64_t pair, int64_t b,
+                       int64_t h, int64_t m, int64_t sink) {
+  const int64_t from = ((b * args.sizes.kv_heads + h) * args.members + m) * packed.blocks;
+  float* weights = packed.log2_weight(pair, m);
+  float* spreads = packed.half_spread(pair, m);
+  for (int64_t j = 0; j < packed.columns; ++j) {
+    const bool scored = j < packed.blocks && j != sink;
+    weights[j] = scored ? args.log_weights[from + j] * kLog2e : -__builtin_inff();
+    spreads[j] = scored ? args.spreads[from + j] * 0.5f / kLog2e : 0.0f;
+  }
+}
+
+class AdaptiveWorker {
+ public:
+  AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
+      : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes), columns_(columns),
+        query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim), scores_(kStripRows * sizes_.block_k),
+        member_scores_(args.members * kStripRows * columns), squares_(columns) {}
+
+  void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t h,
+           int64_t query_block, uint32_t* words) {
+    const int64_t n_blocks = packed.blocks, n_words = ceil_div(n_blocks, 32);
+    const int64_t first_row = query_block * sizes_.block_q;
+    const int64_t rows = std::min(sizes_.block_q, sizes_.q_len - first_row);
+    const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
+    const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
+    const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks scored
+    const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);                       // of the causal ones
+    std::fill_n(words, n_words, 0);
+    if (args_.tau <= 0.0) {
+      set_prefix(words, stop);
+    } else {
+      for (int64_t j = end; j < stop; ++j) set_bit(words, j);
+      if (visible.sink >= 0 && visible.sink < stop) set_bit(words, visible.sink);
+      if (end > 0) {
+        score(packed, visible.sink, pair, b, h, first_row, rows, end, stop);
+        const float threshold = static_cast<float>(args_.tau * args_.tau);
+        for (int64_t j = 0; j < end; ++j) {
+          if (squares_.get()[j] >= threshold) set_bit(words, j);
+        }
+      }
+    }
+    for (int64_t w = 0; w < n_words; ++w) words[w] &= visible.words[w];
+  }
+
+ private:
+  // Fills squares_[0, end): the squared shares that the rows give each block, summed.
+  void score(const PackedRepresentatives& packed, int64_t sink, int64_t pair, int64_t b, int64_t h,
+             int64_t first_row, int64_t rows, int64_t end, int64_t stop) {
+    row_index_.resize(rows);
+    std::iota(row_index_.begin(), row_index_.end(), first_row);
+    isa_.pack_query(query_.get(), args_.query, b, h, row_index_.data(), rows, round_up(rows, isa_.row_multiple),
+                    sizes_.head_dim, args_.scale * kLog2e);
+    forced_.clear();
+    if (sink >= 0 && sink < end) forced_.push_back(sink);
+    for (int64_t j = end; j < stop; ++j) forced_.push_back(j);
+    const int64_t n_forced = static_cast<int64_t>(forced_.size());
+    maximum_.resize(kStripRows * n_forced);
+    sum_.resize(kStripRows * n_forced);
+    std::fill_n(squares_.get(), columns_, 0.0f);
+    for (int64_t at = 0; at < rows; at += kStripRows) {
+      strip_.set(
+          std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
+          [&](int64_t r) { return first_row + at + r + args_.q_offset; }, [](int64_t) { return 0; });
+      const float* query = query_.get() + at * sizes_.head_dim;
+      for (int64_t f = 0; f < n_forced; ++f) add_forced(packed, pair, b, query, f, n_forced);
+      isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
+                              packed.member(pair, 0), args_.members, columns_, end, packed.log2_weight(pair, 0),
+                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_forced,
+                              member_scores_.get(), squares_.get());
+    }
+  }
+
+  void add_forced(const PackedRepresentatives& packed, int64_t pair, int64_t b, const float* query, int64_t f,
+                  int64_t n_forced) {
+    const int64_t block = forced_[f], first_key = block * sizes_.block_k;
+    const Visible visible = strip_.visible(first_key, sizes_.block_k, segments_, b, block);
+    if (visible == Visible::none) {
+      for (int64_t r = 0; r < strip_.padded_rows; ++r) {
+        maximum_[r * n_forced + f] = -__builtin_inff();
+        sum_[r * n_forced + f] = 0.0f;
+      }
+      return;
+    }
+    BlockMaskedRows masked;
+    if (visible == Visible::some) masked = mask_.relative(strip_, first_key, sizes_.block_k, segments_.row(b));
+    isa_.block_sums(strip_.padded_rows, query, sizes_.head_dim, packed.key(pair, block), sizes_.block_k,
+                    visible == Visible::some ? &masked : nullptr, scores_.get(), maximum_.data() + f, sum_.data() + f,
+                    n_forced);
+  }
+
+  const AdaptiveArguments& args_;
+  const Isa& isa_;
+  const KeySegments& segments_;
+  const Sizes& sizes_;
+  int64_t columns_;
+  Buffer query_, scores_, member_scores_, squares_;
+  std::vector<float> maximum_, sum_;  // of the forced blocks, [kStripRows, n_forced]
+  std::vector<int64_t> row_index_, forced_;
+  Strip strip_;
+  StripMask mask_;
+};
+
+}  // namespace detail
+
+// block_mask: [B, Hq, n_query_blocks, n_words] contiguous.
+template <class ParallelFor>
+void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const ParallelFor& parallel_for, int64_t threads,
+                     uint32_t* block_mask) {
+  using namespace detail;
+  const Sizes& sizes = args.sizes;
+  const int64_t pairs = sizes.batch * sizes.kv_heads, query_blocks = sizes.query_blocks();
+  const int64_t blocks = sizes.key_blocks(), words = ceil_div(blocks, 32);
+  if (pairs * sizes.group() * query_blocks * blocks == 0) return;
+  const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
+                             args.key_segment.data != nullptr);
+  std::vector<VisibleBlocks> visible;
+  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args, b);
+  const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
+  const int64_t step = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(pair_floats, 1), 1, pairs);
+  const PackedRepresentatives packed(sizes, isa, args.members, step);
+  for (int64_t first = 0; first < pairs; first += step) {
+    const int64_t count = std::min(step, pairs - first);
+    for_each_item(parallel_for, threads, count * (blocks + args.members), [&] {
+      return [&](int64_t item) {
+        const int64_t pair = item % count, part = item / count;
+        const int64_t b = (first + pair) / sizes.kv_heads, h = (first + pair) % sizes.kv_heads;
+        if (part < blocks) {
+          const int64_t first_key = part * sizes.block_k;
+          isa.pack_keys(packed.key(pair, part), args.key, b, h, first_key,
+                        std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.head_dim,
+                        segments.row(b));
+        } else {
+          const int64_t m = part - blocks;
+          isa.pack_keys(packed.member(pair, m), args.representatives, b, h, m * blocks, blocks, packed.columns,
+                        sizes.head_dim, nullptr);
+          pack_terms(args, packed, pair, b, h, m, visible[b].sink);
+        }
+      };
+    });
+    // Late query blocks have the most blocks behind them: they come first.
+    for_each_item(parallel_for, threads, count * sizes.group() * query_blocks, [&] {
+      return [&, worker = AdaptiveWorker(args, isa, segments, packed.columns)](int64_t item) mutable {
+        const int64_t heads = count * sizes.group();
+        const int64_t query_block = query_blocks - 1 - item / heads, head = item % heads;
+        const int64_t pair = head / sizes.group();
+        const int64_t b = (first + pair) / sizes.kv_heads;
+        const int64_t h = (first + pair) % sizes.kv_heads * sizes.group() + head % sizes.group();
+        worker.run(packed, visible[b], pair, b, h, query_block,
+                   block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words);
+      };
+    });
+  }
+}
+
+}  // namespace sampleattn::cpu

@@ -1,0 +1,80 @@
+// Scores of query rows against the representatives of key blocks, as shares of a row's attention; included once per
+// instruction set.
+#pragma once
+
+#include "sampleattn/cpu/isa.h"
+#include "sampleattn/cpu/microkernel.h"
+
+namespace sampleattn::cpu {
+namespace {
+
+// What the members of one query row's columns add to its scores, and the attention that lies elsewhere.
+struct MemberTerms {
+  int64_t members, columns, end;
+  const float* log2_weights;
+  const float* half_spreads;
+  float query_norm;  // squared; half_spreads are its factors
+  const float* forced_maximum;
+  const float* forced_sum;
+  int64_t n_forced;
+};
+
+// scores: member m's at scores + m * stride. Both passes run along the columns, so no sum crosses lanes until the end.
+inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms, float* squares) {
+  Vec highest = splat(-kInf);
+  for (int64_t m = 0; m < terms.members; ++m) {
+    float* row = scores + m * stride;
+    for (int64_t j = 0; j < terms.end; j += kLanes) {
+      const int64_t at = m * terms.columns + j;
+      const Vec weighted = load(row + j) + load(terms.log2_weights + at) + load(terms.half_spreads + at) * terms.query_norm;
+      const Vec score = iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
+      store(row + j, score);
+      highest = max(score, highest);
+    }
+  }
+  float reference = reduce_max(highest);
+  for (int64_t f = 0; f < terms.n_forced; ++f) {
+    reference = terms.forced_maximum[f] > reference ? terms.forced_maximum[f] : reference;
+  }
+  if (reference == -kInf) return;  // the row sees no key
+  float total = 0.0f;
+  for (int64_t f = 0; f < terms.n_forced; ++f) {
+    total += terms.forced_sum[f] * exp2_nonpositive(splat(terms.forced_maximum[f] - reference))[0];
+  }
+  Vec sum{};
+  for (int64_t j = 0; j < terms.end; j += kLanes) {
+    Vec mass{};
+    for (int64_t m = 0; m < terms.members; ++m) {
+      mass += exp2_nonpositive(load(scores + m * stride + j) - splat(reference));
+    }
+    store(scores + j, mass);
+    sum += mass;
+  }
+  const Vec factor = splat(1.0f / (total + reduce_sum(sum)));
+  for (int64_t j = 0; j < terms.end; j += kLanes) {
+    const Vec share = load(scores + j) * factor;
+    store(squares + j, share * share + load(squares + j));
+  }
+}
+
+void add_squared_shares(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
+                        int64_t members, int64_t columns, int64_t end, const float* log2_weights,
+                        const float* half_spreads, const float* forced_maximum, const float* forced_sum,
+                        int64_t n_forced, float* scores, float* squares) {
+  const int64_t stride = padded_rows * columns;
+  for (int64_t m = 0; m < members; ++m) {
+    product(padded_rows, query, head_dim, head_dim, 0, head_dim, packed + m * head_dim * columns, columns, 0, end,
+            scores + m * stride, columns, nullptr);
+  }
+  for (int r = 0; r < rows; ++r) {
+    float norm = 0.0f;
+    for (int64_t d = 0; d < head_dim; ++d) norm += query[r * head_dim + d] * query[r * head_dim + d];
+    row_squares(scores + r * columns, stride,
+                {members, columns, end, log2_weights, half_spreads, norm, forced_maximum + r * n_forced,
+                 forced_sum + r * n_forced, n_forced},
+                squares);
+  }
+}
+
+}  // namespace
+}  // namespace sampleattn::cpu

@@ -1,0 +1,168 @@
+"""The ops of method C in plain PyTorch, fp32 (see ``eager``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .blocks import causal_blocks, pack_bits
+from .shapes import ceil_div, query_block_positions
+
+
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, k_len, dim = key.shape
+    missing = -k_len % block_k
+    valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
+    if key_segment is not None:
+        valid = key_segment == 0
+    valid = torch.nn.functional.pad(valid, (0, missing)).unflatten(-1, (-1, block_k))[:, None]
+    keys = torch.nn.functional.pad(key, (0, 0, 0, missing)).unflatten(2, (-1, block_k))
+    keys = torch.where(valid[..., None], keys, 0)  # [B, Hkv, n_key_blocks, block_k, D]
+    norms = torch.where(valid, keys.double().square().sum(-1), -1.0)
+    # A stable sort of a block's few keys: which key of two equal ones stands first is the same everywhere.
+    order = norms.sort(dim=-1, descending=True, stable=True).indices[..., :landmarks]
+    marks = keys.gather(3, order[..., None].expand(*order.shape, dim))
+    chosen = torch.zeros_like(norms, dtype=torch.bool).scatter(-1, order, True)
+    others = (valid & ~chosen)[..., None]
+    count = others.sum(-2).double()  # [B, Hkv, n_key_blocks, 1]
+    mean = torch.where(others, keys, 0).double().sum(-2) / count.clamp(min=1)
+    distance = torch.where(others, keys - mean[..., None, :], 0)
+    spread = distance.square().sum((-1, -2)) / (count[..., 0].clamp(min=1) * max(dim, 1))
+    mark_weight = torch.where(norms.gather(-1, order) >= 0, 0.0, -torch.inf)
+    log_weights = torch.cat((count.log(), mark_weight), -1)
+    spreads = torch.cat((spread[..., None], torch.zeros_like(mark_weight)), -1)
+    representatives = torch.cat((mean.to(key.dtype)[..., None, :], marks), 3)
+    by_member = (tensor.transpose(2, 3).contiguous() for tensor in (representatives, log_weights, spreads))
+    representatives, log_weights, spreads = by_member
+    return representatives, log_weights.float(), spreads.float()
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    blocks = AdaptiveBlocks(
+        query, key, key_segment, scale, q_offset, block_q, block_k, keep_sink, window_slashes
+    )
+    kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
+    kept = kept & causal_blocks(query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device)
+    if blocks.visible is not None:
+        kept = kept & blocks.visible[:, None, None]
+    return pack_bits(kept)
+
+
+class AdaptiveBlocks:
+    """The blocks of one attention: which are forced, and what the rows are estimated to give the others."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        key_segment: Tensor | None,
+        scale: float,
+        q_offset: int,
+        block_q: int,
+        block_k: int,
+        keep_sink: bool,
+        window_slashes: int,
+    ) -> None:
+        self.query, self.key, self.scale = query, key, scale
+        self.block_q, self.block_k, self.window_slashes = block_q, block_k, window_slashes
+        self.n_key_blocks = ceil_div(key.shape[2], block_k)
+        self.first, self.last = query_block_positions(query.shape[2], q_offset, block_q, query.device)
+        self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
+        self.visible = None  # [B|1, n_key_blocks]: the block holds a valid key
+        key_block = torch.arange(self.n_key_blocks, device=query.device)
+        if self.valid is not None:
+            self.visible = eager.blocks_of_keys(self.valid, block_k).any(-1)
+        self.sink = None  # [B|1]: the first block that holds a valid key
+        near = (self.first // block_k)[:, None] - key_block < window_slashes
+        self.forced = near[None, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
+        if keep_sink:
+            self.sink = torch.zeros(1, dtype=torch.int64, device=query.device)
+            if self.visible is not None:
+                self.sink = self.visible.int().argmax(-1)
+            self.forced = self.forced | (key_block == self.sink[:, None])[:, None, None]
+
+    def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
+        """Squared shares summed over the rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
+        group = self.query.shape[1] // self.key.shape[1]
+        members = representatives.shape[2:4]
+        flat = representatives.flatten(2, 3).float().transpose(-1, -2)
+        log_weights, spreads = (x.repeat_interleave(group, 1)[:, :, None] for x in (log_weights, spreads))
+        parts = []
+        for rows, blocks in self._chunks(flat.shape[-1]):
+            query = self.query[:, :, rows].float() * self.scale
+            scores = eager.grouped_product(query, flat).unflatten(-1, members)
+            half_norm = 0.5 * query.square().sum(-1)[..., None, None]
+            scores = (scores + log_weights + half_norm * spreads).logsumexp(-2)
+            forced = self.forced[:, :, blocks].repeat_interleave(self.block_q, 2)[:, :, : query.shape[2]]
+            scores = scores.masked_fill(forced, -torch.inf)  # [B, Hq, rows, n_key_blocks]
+            total = torch.logaddexp(scores.logsumexp(-1), self._forced_log_sum(query, blocks))
+            shares = torch.where(total[..., None] > -torch.inf, torch.exp(scores - total[..., None]), 0)
+            missing = -query.shape[2] % self.block_q
+            shares = torch.nn.functional.pad(shares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
+            parts.append(shares.square().sum(3))
+        shape = (*self.query.shape[:2], 0, self.n_key_blocks)
+        return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
+
+    def _chunks(self, columns: int) -> list[tuple[slice, slice]]:
+        """Rows whose scores fit in ``eager.SCORE_BYTES`` and their query blocks."""
+        batch, heads, q_len, _ = self.query.shape
+        columns = max(columns, (self._reach + 1) * self.block_k)
+        step = max(eager.SCORE_BYTES // (4 * batch * heads * columns) // self.block_q, 1)
+        n_query_blocks = self.first.numel()
+        return [
+            (slice(at * self.block_q, min((at + step) * self.block_q, q_len)), slice(at, at + step))
+            for at in range(0, n_query_blocks, step)
+        ]
+
+    @property
+    def _reach(self) -> int:
+        """Key blocks that the window of a query block covers at most."""
+        return self.window_slashes + (self.block_q - 1) // self.block_k + 1
+
+    def _forced_log_sum(self, query: Tensor, blocks: slice) -> Tensor:
+        """Log of the exact mass of the forced blocks for scaled rows, [B, Hq, rows]."""
+        first, last = self.first[blocks], self.last[blocks]
+        low = first // self.block_k - self.window_slashes + 1
+        near = low[:, None] + torch.arange(self._reach, device=query.device)
+        near = torch.where((near >= 0) & (near <= (last // self.block_k)[:, None]), near, -1)[None]
+        if self.sink is not None:  # one that the window holds already counts once
+            apart = torch.where((near == self.sink[:, None, None]).any(-1), -1, self.sink[:, None])
+            near = torch.cat((near.expand(apart.shape[0], -1, -1), apart[..., None]), -1)
+        index = near[..., None] * self.block_k + torch.arange(self.block_k, device=query.device)
+        exists = ((near >= 0)[..., None] & (index < self.key.shape[2])).flatten(2)
+        index = torch.where(exists, index.flatten(2), 0)  # [B|1, blocks, keys]
+        if self.valid is not None:
+            valid = self.valid.expand(max(self.valid.shape[0], index.shape[0]), -1)
+            index, exists = (x.expand(valid.shape[0], -1, -1) for x in (index, exists))
+            exists = exists & valid.gather(1, index.flatten(1)).reshape(index.shape)
+        position = first[:, None] + torch.arange(self.block_q, device=query.device)
+        hidden = ~exists[:, :, None] | (
+            index[:, :, None] > position[..., None]
+        )  # [B|1, blocks, block_q, keys]
+        missing = -query.shape[2] % self.block_q
+        by_block = torch.nn.functional.pad(query, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
+        batch, kv_heads, _, dim = self.key.shape
+        flat = index.expand(batch, -1, -1).flatten(1)[:, None, :, None].expand(-1, kv_heads, -1, dim)
+        keys = self.key.gather(2, flat).unflatten(2, index.shape[1:]).float()
+        scores = eager.grouped_product(
+            by_block.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1).transpose(-1, -2)
+        )
+        scores = scores.unflatten(0, (batch, -1)).masked_fill(hidden[:, :, None], -torch.inf)
+        return scores.logsumexp(-1).transpose(1, 2).flatten(2)[..., : query.shape[2]]

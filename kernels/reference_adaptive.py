@@ -1,0 +1,149 @@
+"""The oracle of method C in float64, to be read beside docs/accuracy.md. Slow on purpose.
+
+Functions have the ops' signatures (``ops`` documents the arguments); ``squared_shares`` gives what
+``select_adaptive`` compares with tau squared.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import visible_entries
+
+
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every key block, the mean of its keys but those of largest norm, with its spread, and the latter."""
+    batch, heads, k_len, dim = key.shape
+    n_key_blocks = -(-k_len // block_k)
+    shape = (batch, heads, 1 + landmarks, n_key_blocks)
+    representatives = torch.zeros(*shape, dim, dtype=torch.float64, device=key.device)
+    log_weights = torch.full(shape, -torch.inf, dtype=torch.float64, device=key.device)
+    spreads = torch.zeros(shape, dtype=torch.float64, device=key.device)
+    for b in range(batch):
+        valid = list(range(k_len))
+        if key_segment is not None:
+            valid = (key_segment[b % key_segment.shape[0]] == 0).nonzero().flatten().tolist()
+        for h in range(heads):
+            keys = key[b, h].double()
+            norms = keys.norm(dim=-1).tolist()
+            for j in range(n_key_blocks):
+                own = sorted((k for k in valid if k // block_k == j), key=lambda k: (-norms[k], k))
+                for mark, k in enumerate(own[:landmarks], start=1):
+                    representatives[b, h, mark, j] = keys[k]
+                    log_weights[b, h, mark, j] = 0.0
+                if others := own[landmarks:]:
+                    mean = keys[others].mean(0)
+                    representatives[b, h, 0, j] = mean
+                    log_weights[b, h, 0, j] = math.log(len(others))
+                    spreads[b, h, 0, j] = (keys[others] - mean).square().mean()
+    return representatives, log_weights, spreads
+
+
+def squared_shares(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    keep_sink: bool,
+    window_slashes: int,
+) -> tuple[Tensor, Tensor]:
+    """Per block, the rows' squared estimated shares, summed: float64 [B, Hq, n_query_blocks, n_key_blocks].
+
+    And bool of the same shape: the block is forced. A forced block is scored exactly and has no share here.
+    """
+    batch, heads, q_len, _ = query.shape
+    k_len, group = key.shape[2], heads // key.shape[1]
+    n_query_blocks, n_key_blocks = -(-q_len // block_q), -(-k_len // block_k)
+    squares = torch.zeros(
+        batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device
+    )
+    forced = torch.zeros_like(squares, dtype=torch.bool)
+    for b in range(batch):
+        segment = None if key_segment is None else key_segment[b % key_segment.shape[0]][None]
+        ids = [0] * k_len if segment is None else segment[0].tolist()
+        visible_blocks = [j for j in range(n_key_blocks) if 0 in ids[j * block_k : (j + 1) * block_k]]
+        for i in range(n_query_blocks):
+            rows = torch.arange(i * block_q, min((i + 1) * block_q, q_len), device=query.device)
+            own = (i * block_q + q_offset) // block_k  # key block of the first row
+            last = int(rows[-1]) + q_offset
+            allowed = [j for j in visible_blocks if j * block_k <= last]
+            near = [j for j in allowed if own - j < window_slashes or (keep_sink and j == visible_blocks[0])]
+            forced[b, :, i, near] = True
+            far = [j for j in allowed if j not in near]
+            visible = visible_entries(rows, k_len, causal=True, q_offset=q_offset, key_segment=segment)[0]
+            for k in range(k_len):
+                if k // block_k not in near:
+                    visible[:, k] = False
+            for h in range(heads):
+                q = scale * query[b, h, rows].double()
+                exact = (q @ key[b, h // group].double().nan_to_num().T).masked_fill(~visible, -torch.inf)
+                half_norm = 0.5 * q.square().sum(-1)
+                estimated = [
+                    torch.logsumexp(
+                        q @ representatives[b, h // group, :, j].double().T
+                        + log_weights[b, h // group, :, j].double()
+                        + half_norm[:, None] * spreads[b, h // group, :, j].double(),
+                        -1,
+                    )
+                    for j in far
+                ]
+                if not far:
+                    continue
+                scores = torch.stack(estimated, -1)  # [rows, far]
+                total = torch.logsumexp(torch.cat((scores, exact), -1), -1, keepdim=True)
+                shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
+                squares[b, h, i, far] = shares.square().sum(0)
+    return squares, forced
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the rows' shares reach tau in their 2-norm."""
+    squares, forced = squared_shares(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        scale,
+        q_offset,
+        block_q,
+        block_k,
+        keep_sink,
+        window_slashes,
+    )
+    batch, _, n_query_blocks, n_key_blocks = squares.shape
+    allowed = torch.zeros(batch, 1, n_query_blocks, n_key_blocks, dtype=torch.bool, device=query.device)
+    for i in range(n_query_blocks):
+        last = min((i + 1) * block_q, query.shape[2]) - 1 + q_offset
+        for j in range(n_key_blocks):
+            keys = slice(j * block_k, (j + 1) * block_k)
+            for b in range(batch):
+                seen = key_segment is None or bool((key_segment[b % key_segment.shape[0], keys] == 0).any())
+                allowed[b, 0, i, j] = seen and j * block_k <= last
+    return (forced | (squares >= tau**2)) & allowed

@@ -1,0 +1,406 @@
+"""Method C on the device: ``block_representatives`` and ``select_adaptive``.
+
+The selection scores a tile of query rows against one representative of many key blocks at a time, so that
+the sum over a block's representatives runs in registers: no product is reduced across columns. A row's
+shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block) and
+a second kernel turns them into bits. Query blocks come in groups whose numbers fit in ``SCRATCH_BYTES``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shapes import WORD_BITS, ceil_div, n_words
+from .common import floor_div, tile_dim
+
+LOG2_E = 1.4426950408889634
+SCRATCH_BYTES = 256 << 20
+TILE_BLOCKS = WORD_BITS  # key blocks scored at a time: one word of the index
+
+
+@triton.jit
+def _represent(
+    key,
+    key_segment,
+    representatives,  # [B, Hkv, 1 + landmarks, n, D]
+    log_weights,  # [B, Hkv, 1 + landmarks, n], as is spreads
+    spreads,
+    k_batch,
+    k_head,
+    k_row,
+    segment_batch,
+    heads,
+    k_len,
+    n,
+    landmarks,
+    HEAD_DIM: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+):
+    block, batch_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K)
+    index = block * BLOCK_K + entry
+    valid = index < k_len
+    if HAS_SEGMENT:
+        valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
+    keys = key + batch * k_batch + head * k_head + dim
+    loaded = valid[:, None] & (dim < HEAD_DIM)[None, :]
+    k = tl.load(keys[None, :] + index[:, None].to(tl.int64) * k_row, mask=loaded, other=0.0).to(tl.float32)
+    left = tl.where(valid, tl.sum(k * k, 1), -1.0)  # norms of the keys that are not chosen yet
+    count = tl.sum(valid.to(tl.int32), 0)
+    first = (batch_head * (1 + landmarks)) * n + block
+    for mark in range(1, landmarks + 1):
+        place = first + mark * n
+        strongest = tl.argmax(left, 0)  # of equal ones the first
+        exists = count >= mark
+        row = tl.load(
+            keys + (block * BLOCK_K + strongest).to(tl.int64) * k_row,
+            mask=dim < tl.where(exists, HEAD_DIM, 0),
+            other=0.0,
+        )
+        tl.store(representatives + place * HEAD_DIM + dim, row, mask=dim < HEAD_DIM)
+        tl.store(log_weights + place, tl.where(exists, 0.0, float("-inf")))
+        tl.store(spreads + place, 0.0)
+        left = tl.where(entry == strongest, -1.0, left)
+    others = left >= 0
+    number = tl.sum(others.to(tl.float32), 0)
+    k = tl.where(others[:, None], k, 0.0)
+    mean = tl.sum(k, 0) / tl.maximum(number, 1.0)
+    distance = tl.where(others[:, None], k - mean[None, :], 0.0)
+    spread = tl.sum(tl.sum(distance * distance, 1), 0) / (tl.maximum(number, 1.0) * HEAD_DIM)
+    tl.store(
+        representatives + first * HEAD_DIM + dim,
+        mean.to(representatives.dtype.element_ty),
+        mask=dim < HEAD_DIM,
+    )
+    tl.store(log_weights + first, tl.where(number > 0, tl.log(tl.maximum(number, 1.0)), float("-inf")))
+    tl.store(spreads + first, spread)
+
+
+@triton.jit
+def _add(highest, total, value):
+    """Running maximum and sum of exp2 relative to it, with another value of the same shape."""
+    higher = tl.maximum(highest, value)
+    offset = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp2(highest - offset) + tl.exp2(value - offset)
+
+
+@triton.jit
+def _log_sum(highest, total):
+    offset = tl.where(highest == float("-inf"), 0.0, highest)
+    return offset + tl.log2(total)
+
+
+@triton.jit
+def _forced_block(
+    q, keys, key_segment, highest, total, block, position, dim, k_row, k_len, scale_log2,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds the exact scores of a key block to the rows' running totals."""
+    index = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    exists = (index >= 0) & (index < k_len)
+    k = tl.load(
+        keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
+        mask=exists[None, :] & (dim < HEAD_DIM)[:, None],
+        other=0.0,
+    )
+    visible = exists[None, :] & (index[None, :] <= position[:, None])
+    if HAS_SEGMENT:
+        segment = tl.load(key_segment + index, mask=exists, other=-1)
+        visible = visible & (segment == 0)[None, :]
+    scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+    scores = tl.where(visible, scores, float("-inf"))
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    offset = tl.where(higher == float("-inf"), 0.0, higher)
+    return higher, total * tl.exp2(highest - offset) + tl.sum(tl.exp2(scores - offset[:, None]), 1)
+
+
+@triton.jit
+def _score_blocks(
+    query,
+    key,
+    representatives,
+    log_weights,
+    spreads,
+    key_segment,
+    sinks,  # int32 [B|1]: the forced first block; n for none
+    log_sums,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
+    totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    segment_batch,
+    sink_batch,
+    heads,
+    group,
+    q_len,
+    k_len,
+    q_offset,
+    first_query_block,
+    n,
+    members,
+    window_slashes,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    LOG2_E: tl.constexpr,
+):
+    q_block = first_query_block + tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    kv_head = batch * (heads // group) + head // group
+    row = q_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    position = tl.where(row < q_len, row + q_offset, -1)
+    dim = tl.arange(0, TILE_DIM)
+    q = tl.load(
+        query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
+        mask=(row < q_len)[:, None] & (dim < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    scale_log2 = scale * LOG2_E
+    norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (0.5 * scale * scale_log2)
+    sink = tl.load(sinks + batch * sink_batch)
+    low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
+    high = floor_div(tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset, BLOCK_K)
+    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), n)
+
+    highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_Q,), tl.float32)
+    keys = key + batch * k_batch + (head // group) * k_head
+    segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
+    begin = tl.where(sink < end, end - 1, end)  # the sink takes the place before the window's blocks
+    for step in range(begin, tl.minimum(high + 1, n)):
+        block = tl.where(step < end, sink, step)
+        highest, total = _forced_block(
+            q, keys, segments, highest, total, block, position, dim, k_row, k_len, scale_log2,
+            HEAD_DIM, BLOCK_K, HAS_SEGMENT, PRECISION,
+        )  # fmt: skip
+
+    slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    for start in range(0, end, TILE_BLOCKS):
+        block = start + tl.arange(0, TILE_BLOCKS)
+        scored = (block < end) & (block != sink)
+        block_highest = tl.full((BLOCK_Q, TILE_BLOCKS), float("-inf"), tl.float32)
+        block_total = tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32)
+        for member in range(members):
+            place = (kv_head * members + member) * n + block
+            k = tl.load(
+                representatives + place[None, :] * HEAD_DIM + dim[:, None],
+                mask=scored[None, :] & (dim < HEAD_DIM)[:, None],
+                other=0.0,
+            )
+            weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
+            spread = tl.load(spreads + place, mask=scored, other=0.0)
+            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+            scores = scores + norm[:, None] * spread[None, :] + weight[None, :]
+            block_highest, block_total = _add(block_highest, block_total, scores)
+        log_sum = _log_sum(block_highest, block_total)
+        tl.store(log_sums + slot[:, None] * n + block[None, :], log_sum, mask=(block < end)[None, :])
+        higher = tl.maximum(highest, tl.max(log_sum, 1))
+        offset = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp2(highest - offset) + tl.sum(tl.exp2(log_sum - offset[:, None]), 1)
+        highest = higher
+    tl.store(totals + slot, tl.where(row < q_len, _log_sum(highest, total), float("-inf")))
+
+
+@triton.jit
+def _write_bits(
+    log_sums,
+    totals,
+    visible,  # int8 [B|1, n]: the block holds a valid key
+    sinks,
+    block_mask,
+    visible_batch,
+    sink_batch,
+    heads,
+    q_len,
+    q_offset,
+    first_query_block,
+    n_query_blocks,
+    n,
+    words,
+    window_slashes,
+    tau,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+):
+    q_block = first_query_block + tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, word = batch_head // heads, tl.program_id(2)
+    block = word * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+    low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
+    last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
+    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), n)
+    squares = tl.zeros((TILE_BLOCKS,), tl.float32)
+    if word * TILE_BLOCKS < end:
+        slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+        total = tl.load(totals + slot)
+        seen = total != float("-inf")
+        log_sum = tl.load(
+            log_sums + slot[:, None] * n + block[None, :],
+            mask=seen[:, None] & (block < end)[None, :],
+            other=float("-inf"),
+        )
+        share = tl.exp2(log_sum - tl.where(seen, total, 0.0)[:, None])
+        squares = tl.sum(share * share, 0)
+    keep = (squares >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
+    keep = keep & (block < n) & (block * BLOCK_K <= last)
+    keep = keep & (tl.load(visible + batch * visible_batch + block, mask=block < n, other=0) != 0)
+    bits = tl.sum(keep.to(tl.int32) << tl.arange(0, TILE_BLOCKS), 0)
+    tl.store(block_mask + (batch_head * n_query_blocks + q_block) * words + word, bits)
+
+
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``block_representatives`` (see ``ops``). One launch, no host synchronisation."""
+    batch, heads, k_len, dim = key.shape
+    n = ceil_div(k_len, block_k)
+    shape = (batch, heads, 1 + landmarks, n)
+    representatives = key.new_empty((*shape, dim))
+    log_weights, spreads = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    if log_weights.numel() == 0:
+        return representatives, log_weights, spreads
+    key = key if key.stride(-1) == 1 else key.contiguous()
+    _represent[(n, batch * heads)](
+        key,
+        key_segment,
+        representatives,
+        log_weights,
+        spreads,
+        *key.stride()[:3],
+        _batch_stride(key_segment),
+        heads,
+        k_len,
+        n,
+        landmarks,
+        HEAD_DIM=dim,
+        TILE_DIM=tile_dim(dim),
+        BLOCK_K=block_k,
+        HAS_SEGMENT=key_segment is not None,
+    )
+    return representatives, log_weights, spreads
+
+
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """The op ``select_adaptive`` (see ``ops``). Two launches a group; no host synchronisation."""
+    batch, heads, q_len, dim = query.shape
+    heads_kv, k_len = key.shape[1:3]
+    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
+    words = n_words(n)
+    block_mask = query.new_empty((batch, heads, n_query_blocks, words), dtype=torch.int32)
+    if block_mask.numel() == 0:
+        return block_mask
+    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    visible, sinks = _visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
+    per_block = batch * heads * block_q * n * 4
+    step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
+    log_sums = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
+    totals = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
+    for first in range(0, n_query_blocks, step):
+        count = min(step, n_query_blocks - first)
+        _score_blocks[(count, batch * heads)](
+            query,
+            key,
+            representatives.contiguous(),
+            log_weights.contiguous(),
+            spreads.contiguous(),
+            key_segment,
+            sinks,
+            log_sums,
+            totals,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            _batch_stride(key_segment),
+            _batch_stride(sinks),
+            heads,
+            heads // heads_kv,
+            q_len,
+            k_len,
+            q_offset,
+            first,
+            n,
+            representatives.shape[2],
+            window_slashes,
+            scale,
+            HEAD_DIM=dim,
+            TILE_DIM=tile_dim(dim),
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            TILE_BLOCKS=TILE_BLOCKS,
+            HAS_SEGMENT=key_segment is not None,
+            PRECISION="ieee",
+            LOG2_E=LOG2_E,
+            num_warps=8 if block_q == 128 else 4,
+        )
+        _write_bits[(count, batch * heads, words)](
+            log_sums,
+            totals,
+            visible,
+            sinks,
+            block_mask,
+            _batch_stride(visible),
+            _batch_stride(sinks),
+            heads,
+            q_len,
+            q_offset,
+            first,
+            n_query_blocks,
+            n,
+            words,
+            window_slashes,
+            tau,
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            TILE_BLOCKS=TILE_BLOCKS,
+        )
+    return block_mask
+
+
+def _visible_and_sinks(
+    key_segment: Tensor | None, n: int, block_k: int, keep_sink: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """int8 [B|1, n]: the block holds a valid key; int32 [B|1]: the first such, n if not forced."""
+    if key_segment is None:
+        visible = torch.ones((1, n), dtype=torch.int8, device=device)
+        return visible, torch.full((1,), 0 if keep_sink else n, dtype=torch.int32, device=device)
+    padded = torch.nn.functional.pad(key_segment == 0, (0, n * block_k - key_segment.shape[1]))
+    seen = padded.unflatten(-1, (n, block_k)).any(-1)
+    block = torch.arange(n, dtype=torch.int32, device=device)
+    sinks = torch.where(seen, block, n).amin(-1) if keep_sink else torch.full_like(seen[:, 0].int(), n)
+    return seen.to(torch.int8), sinks.int()
+
+
+def _batch_stride(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.shape[0] == 1 else tensor.stride(0)

@@ -1,0 +1,228 @@
+"""Method C: block_representatives and select_adaptive against their oracle, and the laws of the selection."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.attention_inputs import EPSILON, Case, make_inputs
+
+from sa_compile.kernels import blocks, eager, eager_adaptive, ops, reference_adaptive
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
+
+BASE = Case(q_len=200, k_len=200, block_q=32, block_k=16)
+CASES = [
+    pytest.param(BASE, id="fp32"),
+    pytest.param(BASE.but(dtype=torch.bfloat16), id="bf16"),
+    pytest.param(BASE.but(dtype=torch.float16, heads=6, kv_heads=3), id="fp16-gqa"),
+    pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
+    pytest.param(BASE.but(batch=3, segments="right_padding", block_k=32), id="right-padding"),
+    pytest.param(BASE.but(q_len=70, k_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
+    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=123), id="offset-inside-a-block"),
+    pytest.param(BASE.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(BASE.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
+    pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
+    pytest.param(BASE.but(block_q=16, block_k=64), id="keys-wider-than-rows"),
+    pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
+]
+REPRESENT = [
+    pytest.param(ops.block_representatives_op, id="op"),
+    pytest.param(eager_adaptive.block_representatives, id="eager"),
+]
+SELECT = [
+    pytest.param(ops.select_adaptive_op, id="op"),
+    pytest.param(eager_adaptive.select_adaptive, id="eager"),
+]
+LANDMARKS = 5
+# Shares are sums of fp32 exponentials of fp32 products; the oracle's are float64.
+TOLERANCE = {"rtol": 2e-5, "atol": 1e-7}
+
+
+def sharpened(case, seed=0):
+    """Inputs whose rows look for few keys, so that shares spread over orders of magnitude."""
+    inputs = make_inputs(case, seed)
+    inputs.query *= 2
+    return inputs
+
+
+def selection(case, inputs, keep_sink=True, window=2):
+    """Arguments of select_adaptive around tau: those before it and those after."""
+    representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, LANDMARKS)
+    before = (inputs.query, inputs.key, *representatives, inputs.key_segment, case.scale, case.q_offset)
+    return (*before, case.block_q, case.block_k), (keep_sink, window)
+
+
+def unpacked(mask, case):
+    return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
+
+
+@pytest.mark.parametrize("represent", REPRESENT)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("landmarks", [0, 5, 16])
+def test_representatives_equal_the_oracle(represent, case, landmarks):
+    inputs = make_inputs(case)
+    arguments = (inputs.key, inputs.key_segment, case.block_k, landmarks)
+    keys, log_weights, spreads = represent(*arguments)
+    exact_keys, exact_weights, exact_spreads = reference_adaptive.block_representatives(*arguments)
+    assert keys.dtype == case.dtype and log_weights.dtype == spreads.dtype == torch.float32
+    assert torch.equal(keys[:, :, 1:].double(), exact_keys[:, :, 1:])  # landmarks are the keys themselves
+    bound = 1.01 * EPSILON[case.dtype] * exact_keys[:, :, 0].abs() + 1e-7
+    assert ((keys[:, :, 0].double() - exact_keys[:, :, 0]).abs() <= bound).all()
+    torch.testing.assert_close(log_weights.double(), exact_weights, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(spreads.double(), exact_spreads, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("forced", [(True, 2), (False, 1), (True, 4)], ids=["default", "least", "wide"])
+def test_shares_equal_the_oracle(case, forced):
+    before, after = selection(case, sharpened(case), *forced)
+    expected, _ = reference_adaptive.squared_shares(*before, *after)
+    query, key, *terms = before[:5]
+    shares = eager_adaptive.AdaptiveBlocks(query, key, *before[5:], *after).squared_shares(*terms)
+    torch.testing.assert_close(shares.double(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("forced", [(True, 2), (False, 1)], ids=["default", "least"])
+@pytest.mark.parametrize("tau", [0.0, 0.05, 0.2, 0.6])
+def test_blocks_equal_the_oracle(select, case, forced, tau):
+    before, after = selection(case, sharpened(case), *forced)
+    squares, _ = reference_adaptive.squared_shares(*before, *after)
+    expected = reference_adaptive.select_adaptive(*before, tau, *after)
+    kept = unpacked(select(*before, tau, *after), case)
+    near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
+    assert torch.equal(kept | near_tau, expected | near_tau)
+    assert near_tau.float().mean() < 0.05 or tau == 0
+
+
+@pytest.mark.parametrize("select", SELECT)
+def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch):
+    case = BASE.but(q_len=600, k_len=600, batch=2, segments="left_padding")
+    before, after = selection(case, sharpened(case))
+    whole = select(*before, 0.2, *after)
+    monkeypatch.setattr(eager, "SCORE_BYTES", 1)
+    assert torch.equal(select(*before, 0.2, *after), whole)
+
+
+def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
+    case = BASE.but(block_k=16)
+    inputs = sharpened(case)
+    terms = ops.block_representatives(inputs.key, block_k=16, landmarks=16)
+    rest = (None, case.scale, 0, case.block_q, 16, True, 2)
+    squares, forced = reference_adaptive.squared_shares(inputs.query, inputs.key, *terms, *rest)
+    scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
+    visible = torch.ones(200, 200, dtype=torch.bool).tril()
+    mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    by_block = torch.nn.functional.pad(mass, (0, 8)).unflatten(-1, (-1, 16)).sum(-1)
+    exact = torch.nn.functional.pad(by_block, (0, 0, 0, 24)).unflatten(2, (-1, 32)).square().sum(3)
+    torch.testing.assert_close(squares, exact.masked_fill(forced, 0), rtol=1e-5, atol=1e-9)
+
+
+SMALL = {
+    "seed": st.integers(0, 1000),
+    "q_offset": st.sampled_from([0, 0, 37, 64]),
+    "block": st.sampled_from([(16, 16), (32, 16), (64, 32)]),
+    "padding": st.sampled_from(["none", "left_padding", "right_padding"]),
+}
+
+
+def drawn(seed, q_offset, block, padding):
+    case = BASE.but(batch=2, q_len=130, k_len=130 + q_offset, q_offset=q_offset, segments=padding)
+    case = case.but(block_q=block[0], block_k=block[1])
+    return case, *selection(case, sharpened(case, seed))
+
+
+@given(**SMALL, taus=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
+@settings(max_examples=30, deadline=None)
+def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, block, padding, taus):
+    case, before, after = drawn(seed, q_offset, block, padding)
+    low, high = (unpacked(ops.select_adaptive_op(*before, tau, *after), case) for tau in sorted(taus))
+    assert not (high & ~low).any()
+    _, forced = reference_adaptive.squared_shares(*before, *after)
+    assert not (forced & ~high).any()
+    only_forced = unpacked(ops.select_adaptive_op(*before, 1e3, *after), case)
+    assert torch.equal(only_forced, forced)
+
+
+@given(**SMALL)
+@settings(max_examples=15, deadline=None)
+def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset, block, padding):
+    case, before, after = drawn(seed, q_offset, block, padding)
+    kept = unpacked(ops.select_adaptive_op(*before, 0.0, *after), case)
+    allowed = blocks.causal_blocks(130, case.k_len, q_offset, *block, torch.device("cpu"))
+    segment = before[5]
+    if segment is not None:
+        missing = -case.k_len % block[1]
+        valid = torch.nn.functional.pad(segment == 0, (0, missing)).unflatten(-1, (-1, block[1])).any(-1)
+        allowed = allowed & valid[:, None, None]
+    assert torch.equal(kept, allowed.expand_as(kept))
+
+
+@given(seed=st.integers(0, 1000), permutation=st.permutations(range(3)))
+@settings(max_examples=10, deadline=None)
+def test_batches_and_heads_do_not_interact(seed, permutation):
+    inputs = sharpened(Case(batch=3, heads=3, kv_heads=3, q_len=150, k_len=150), seed)
+    index = torch.tensor(permutation)
+
+    def run(query, key):
+        terms = ops.block_representatives(key, block_k=16)
+        return ops.select_adaptive(query, key, terms, block_q=16, block_k=16, tau=0.1)
+
+    mask = run(inputs.query, inputs.key)
+    assert torch.equal(run(inputs.query[index], inputs.key[index]), mask[index])
+    assert torch.equal(run(inputs.query[:, index], inputs.key[:, index]), mask[:, index])
+
+
+@given(seed=st.integers(0, 1000), cut=st.integers(1, 8))
+@settings(max_examples=15, deadline=None)
+def test_later_tokens_do_not_matter_to_earlier_query_blocks(seed, cut):
+    inputs = sharpened(Case(q_len=144, k_len=144), seed)
+    query, key = inputs.query.clone(), inputs.key.clone()
+    query[:, :, 16 * cut :], key[:, :, 16 * cut :] = 5.0, -3.0
+
+    def run(query, key):
+        terms = ops.block_representatives(key, block_k=16)
+        return ops.select_adaptive(query, key, terms, block_q=16, block_k=16, tau=0.1)[:, :, :cut]
+
+    assert torch.equal(run(query, key), run(inputs.query, inputs.key))
+
+
+def test_queries_in_two_chunks_on_a_cache_choose_what_one_prefill_chooses():
+    inputs = sharpened(Case(q_len=192, k_len=192))
+    whole_terms = ops.block_representatives(inputs.key, block_k=16)
+    options = {"block_q": 16, "block_k": 16, "tau": 0.1}
+    whole = ops.select_adaptive(inputs.query, inputs.key, whole_terms, **options)
+    late = ops.select_adaptive(inputs.query[:, :, 64:], inputs.key, whole_terms, q_offset=64, **options)
+    key = inputs.key[:, :, :64]
+    early = ops.select_adaptive(
+        inputs.query[:, :, :64], key, ops.block_representatives(key, block_k=16), **options
+    )
+    assert torch.equal(torch.cat((early, late), 2), whole)
+
+
+def test_one_row_that_looks_for_a_block_is_enough_to_keep_it():
+    """In a sum over the query block's rows it would be 1 / 128 of the attention."""
+    torch.manual_seed(0)
+    key = torch.randn(1, 1, 1024, 64)
+    query = 4 * key[:, :, :1] + 0.1 * torch.randn(1, 1, 1024, 64)  # all rows look at the sink
+    needle, row = 300, 900
+    key[0, 0, needle] *= 1.5  # what is to be found again stands out: it is one of the landmarks
+
+    def kept(query):
+        mask = ops.select_adaptive(query, key, ops.block_representatives(key))
+        return blocks.unpack_bits(mask, 8)[0, 0]
+
+    assert not kept(query)[row // 128, needle // 128]
+    query[0, 0, row] = 4 * key[0, 0, needle]
+    expected = kept(query)
+    assert expected[row // 128, needle // 128]
+    assert expected.sum() == 8 + 7 + 6 + 1  # diagonals, sink, and this block
+
+
+def test_the_ops_defaults_are_the_settings_that_were_chosen():
+    key = torch.randn(1, 1, 256, 8)
+    representatives, _, _ = ops.block_representatives(key)
+    assert representatives.shape[2] == 1 + ADAPTIVE_LANDMARKS
+    terms = ops.block_representatives(key)
+    chosen = ops.select_adaptive(key, key, terms)
+    assert torch.equal(chosen, ops.select_adaptive(key, key, terms, tau=ADAPTIVE_TAU))

@@ -1,0 +1,70 @@
+"""method="adaptive": the ops it emits, and that tau = 0 is dense attention."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.attention import grouped, left_padding
+from support.graphs import PassesBackend, compile_with_passes
+
+OPS = {"block_representatives": 1, "select_adaptive": 1, "block_sparse_attention": 1}
+EXACT = {"method": "adaptive", "tau": 0.0, "min_seq_len": 32}
+
+
+def causal(q, k, v):
+    offset = k.shape[2] - q.shape[2]
+    mask = torch.arange(k.shape[2]) <= torch.arange(q.shape[2])[:, None] + offset
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def padded(q, k, v, padding):
+    length = q.shape[2]
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None] & padding.bool()[:, None, None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def emitted(backend):
+    names = [str(node.target) for node in backend.after[-1].graph.nodes if "sampleattn" in str(node.target)]
+    return {
+        name: sum(name in target for target in names) for name in (*OPS, "sample_scores", "select_blocks")
+    }
+
+
+def arguments(backend, name):
+    (node,) = (node for node in backend.after[-1].graph.nodes if name in str(node.target))
+    return node.args
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        pytest.param(causal, grouped(), id="plain"),
+        pytest.param(padded, (*grouped(), left_padding()), id="padded"),
+    ],
+)
+def test_tau_zero_is_dense_attention(function, inputs):
+    backend = compile_with_passes(function, *inputs, **EXACT)
+    assert backend.outcomes == [("sampled", "sampled")]
+    assert emitted(backend) == {**OPS, "sample_scores": 0, "select_blocks": 0}
+    assert backend.score_shaped() == []
+
+
+def test_options_reach_the_ops():
+    options = {"method": "adaptive", "tau": 0.25, "landmarks": 3, "window_blocks": 3, "keep_sink": False}
+    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
+    assert arguments(backend, "block_representatives")[2:] == (16, 3)
+    assert arguments(backend, "select_adaptive")[-5:] == (16, 16, 0.25, False, 3)
+    options = {"method": "adaptive", "block_q": 64, "block_k": 16, "window_blocks": 2}
+    wide = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
+    assert arguments(wide, "select_adaptive")[-1] == 8  # two diagonals of 64 rows are eight of 16 keys
+
+
+def test_one_dynamic_graph_serves_later_chunks_of_any_length():
+    backend = PassesBackend(EXACT)
+    compiled = torch.compile(causal, backend=backend, dynamic=True)
+    with torch.no_grad():
+        for queries, keys in ((70, 140), (80, 100), (90, 700)):
+            q = torch.randn(2, 4, queries, 16)
+            k, v = torch.randn(2, 2, 2, keys, 16)
+            torch.testing.assert_close(compiled(q, k, v), causal(q, k, v), rtol=1e-4, atol=1e-5)
+    assert backend.outcomes == [("sampled", "sampled")]
+    assert emitted(backend) == {**OPS, "sample_scores": 0, "select_blocks": 0}
