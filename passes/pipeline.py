@@ -81,11 +81,11 @@ class _Run:
         mask, from_parent = self._prove(site)
         device = value(site.output).device.type
         decision = decide(site, mask, self.config, is_training(site), device)
+        config = decision.config or self.config
         stats = None
         if decision.rewrites:
             assert isinstance(mask, MaskPredicate)
             predicate = from_parent.hand_over() if from_parent else mask
-            config = decision.config or self.config
             collect_stats = config.stats and self.child is None
             try:
                 out, stats = rewrite(site, predicate, decision, config, self.shared, collect_stats)
@@ -94,7 +94,7 @@ class _Run:
                 decision = Decision("kept", "", str(error))
         if stats is not None:
             self.stats.append(stats)
-        self.records.append(record(site, mask, decision, self.config, has_stats=stats is not None))
+        self.records.append(record(site, mask, decision, config, has_stats=stats is not None))
         return list(site.covered) if decision.rewrites else []
 
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:

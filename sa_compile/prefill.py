@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import popcount
-from sa_compile.passes.selection import SelectionArguments, selection_arguments
+from sa_compile.passes.selection import forced_slashes, selection_arguments
 
 
 @dataclass(frozen=True)
@@ -45,31 +46,44 @@ class CausalAttention:
         return CausalAttention(self.query, key, value, self.scale, self.q_offset, self.window, valid)
 
 
-def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
-    """sample_scores, select_blocks, block_sparse_attention: out [B, Hq, Sq, Dv], and its stats.
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen: block_mask int32 [B, Hq, n_query_blocks, n_words].
 
-    The stats are those of ``passes.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The attention must
-    have no window.
+    Stats measure the CRA of the last ``sample_rows`` rows of ``chunk_n`` chunks.
     """
-    a, segment = attention, attention.key_segment
-    q_len, kv_len = a.query.shape[2], a.key.shape[2]
-    chosen = selection_arguments(config, sympy.Integer(q_len), sympy.Integer(kv_len))
-    scores = ops.sample_scores(
-        a.query,
-        a.key,
-        key_segment=segment,
-        scale=a.scale,
-        q_offset=a.q_offset,
-        chunk_n=int(chosen.chunk_n),
-        sample_rows=chosen.sample_rows,
-        block_k=config.block_k,
-    )
+
+    block_mask: Tensor
+    chunk_n: int
+    sample_rows: int
+
+
+def select(
+    query: Tensor,
+    key: Tensor,
+    config: SampleAttentionConfig,
+    *,
+    scale: float | None = None,
+    q_offset: int = 0,
+    key_segment: Tensor | None = None,
+) -> Selection:
+    """The blocks that ``config`` keeps of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D], by the backend's ops.
+
+    ``scale`` None is 1/sqrt(D); ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for padding.
+    """
+    where: dict[str, Any] = {"key_segment": key_segment, "scale": scale, "q_offset": q_offset}
+    if config.method == "adaptive":
+        return _select_by_rows(query, key, config, where)
+    q_len, k_len = query.shape[2], key.shape[2]
+    chosen = selection_arguments(config, sympy.Integer(q_len), sympy.Integer(k_len))
+    rows = {"chunk_n": int(chosen.chunk_n), "sample_rows": chosen.sample_rows}
+    scores = ops.sample_scores(query, key, **where, **rows, block_k=config.block_k)
     block_mask = ops.select_blocks(
         *scores,
         q_len=q_len,
-        k_len=kv_len,
-        key_segment=segment,
-        q_offset=a.q_offset,
+        k_len=k_len,
+        key_segment=key_segment,
+        q_offset=q_offset,
         block_q=config.block_q,
         block_k=config.block_k,
         alpha_c=chosen.alpha_c,
@@ -77,8 +91,39 @@ def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[
         keep_sink=config.keep_sink,
         window_slashes=int(chosen.window_slashes),
     )
-    stats = _stats(a, config, chosen, block_mask, segment) if config.stats else None
-    return _attend(a, config, block_mask, segment), stats
+    return Selection(block_mask, **rows)
+
+
+def _select_by_rows(
+    query: Tensor, key: Tensor, config: SampleAttentionConfig, where: dict[str, Any]
+) -> Selection:
+    representatives = ops.block_representatives(
+        key, key_segment=where["key_segment"], block_k=config.block_k, landmarks=config.landmarks
+    )
+    block_mask = ops.select_adaptive(
+        query,
+        key,
+        representatives,
+        **where,
+        block_q=config.block_q,
+        block_k=config.block_k,
+        tau=config.tau,
+        keep_sink=config.keep_sink,
+        window_slashes=forced_slashes(config),
+    )
+    return Selection(block_mask, config.chunk_n, config.block_q)
+
+
+def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
+    """:func:`select`, then block_sparse_attention: out [B, Hq, Sq, Dv], and its stats.
+
+    The stats are those of ``passes.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The attention must
+    have no window.
+    """
+    a, segment = attention, attention.key_segment
+    chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
+    stats = _stats(a, config, chosen, segment) if config.stats else None
+    return _attend(a, config, chosen.block_mask, segment), stats
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
@@ -118,26 +163,22 @@ def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: 
 
 
 def _stats(
-    a: CausalAttention,
-    config: SampleAttentionConfig,
-    chosen: SelectionArguments,
-    block_mask: Tensor,
-    segment: Tensor | None,
+    a: CausalAttention, config: SampleAttentionConfig, chosen: Selection, segment: Tensor | None
 ) -> Tensor:
     """density, smallest CRA and mean CRA over the batch, fp32 [Hq, 3], as ``passes.stats`` defines them."""
     mass = ops.attention_mass(
         a.query,
         a.key,
-        block_mask,
+        chosen.block_mask,
         key_segment=segment,
         scale=a.scale,
         q_offset=a.q_offset,
-        chunk_n=int(chosen.chunk_n),
+        chunk_n=chosen.chunk_n,
         sample_rows=chosen.sample_rows,
         block_q=config.block_q,
         block_k=config.block_k,
     )
-    kept = popcount(block_mask).sum((2, 3), dtype=torch.float32)
+    kept = popcount(chosen.block_mask).sum((2, 3), dtype=torch.float32)
     allowed = popcount(_allowed_blocks(a, config, segment)).sum((2, 3), dtype=torch.float32)
     density = (kept / allowed.clamp(min=1.0)).mean(0)
     return torch.stack([density, mass.amin(0), mass.mean(0)], 1)

@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from sa_compile.hf.attention import sampleattn_attention
 from sa_compile.hf.masks import CausalMask, mask_function_for_sampleattn
 from sa_compile.hf.state import ATTRIBUTE, check_options, forget, name_modules, report_of
+from sa_compile.inspection import check_profile
 from sa_compile.report import Report
 
 __all__ = ["NAME", "CausalMask", "configure", "register", "report", "reset_report"]
@@ -39,9 +40,12 @@ def configure(model: nn.Module, options: Mapping[str, Any] | None = None) -> Non
 
     None: the defaults. They are kept in ``model.config.sampleattn`` and its sub-configs, so copies of the
     model and ``save_pretrained`` keep them too. Raises ``TypeError`` and ``ValueError`` as
-    :class:`SampleAttentionConfig` does, and for an option that only a compiler could follow.
+    :class:`SampleAttentionConfig` does, and for an option that only a compiler could follow; a ``profile`` is
+    checked against the whole model (:func:`sa_compile.check_profile`).
     """
-    check_options(options)
+    checked = check_options(options)
+    if checked.profile is not None:
+        check_profile(model, checked.profile)
     configs = {id(m.config): m.config for m in model.modules() if getattr(m, "config", None) is not None}
     if not configs:
         raise TypeError(

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
@@ -24,6 +25,7 @@ from sa_compile.hf.masks import CausalMask
 from sa_compile.hf.state import site_of
 from sa_compile.kernels import ops
 from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
+from sa_compile.passes.length_range import settings_for
 from sa_compile.passes.record import SiteRecord
 from sa_compile.prefill import CausalAttention
 
@@ -65,17 +67,18 @@ def sampleattn_attention(
         return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
     meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
     decision = decide(meaning, attention_mask, site.config, query, key, value)
-    record = _record(query, key, value, decision, _mask_text(meaning), site.config)
+    config = decision.config or site.config
+    record = _record(query, key, value, decision, _mask_text(meaning), config)
     site.note(record)
     if decision.form == "sampled":
         assert isinstance(meaning, CausalAttention)
-        out, stats = prefill.sampled(meaning.without_unseen_keys(), site.config)
+        out, stats = prefill.sampled(meaning.without_unseen_keys(), config)
         if stats is not None:
             site.add_stats(record, stats)
         return out.transpose(1, 2), None
     if decision.form == "block_sparse":
         assert isinstance(meaning, CausalAttention)
-        return prefill.exact(meaning.without_unseen_keys(), site.config).transpose(1, 2), None
+        return prefill.exact(meaning.without_unseen_keys(), config).transpose(1, 2), None
     mask = attention_mask.dense() if isinstance(attention_mask, CausalMask) else attention_mask
     return sdpa_attention_forward(module, query, key, value, mask, is_causal=is_causal, **arguments)
 
@@ -144,17 +147,18 @@ def decide(
     """sampled, exact or kept, by the table of ``passes.decide``."""
     if isinstance(meaning, str):
         return Decision("kept", "", meaning)
-    blocked = _why_not_block_sparse(config, query, key, value)
+    chosen = settings_for(config, sympy.Integer(query.shape[2]), bool)
+    blocked = _why_not_block_sparse(chosen.config, query, key, value)
     if blocked is not None:
         why = blocked
     elif meaning.window:
         why = f"not plain causal: {_mask_text(meaning)}"
-    elif query.shape[2] < config.min_seq_len:
-        why = f"shorter than min_seq_len ({config.min_seq_len})"
+    elif chosen.exact:
+        why = chosen.reason
     elif meaning.q_offset + query.shape[2] > key.shape[2]:
         why = "queries reach past the keys"
     else:
-        return Decision("sampled", "sampled", f"q_len >= min_seq_len ({config.min_seq_len})")
+        return Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range)
     if attention_mask is None:
         return Decision("exact", "unchanged", f"already the cheapest exact form; {why}")
     return Decision("kept", "", why) if blocked else Decision("exact", "block_sparse", why)
@@ -195,6 +199,7 @@ def _record(
         form=decision.form,
         reason=decision.reason,
         kernel=kernel,
+        profile_range=decision.profile_range,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sa_compile import prefill
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.kernels import ops
 from sa_compile.tune.space import Candidate, blocks_text
@@ -64,7 +65,7 @@ def measure_costs(
             attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
             costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
         for name, candidate in distinct.items():
-            select = partial(candidate.family.select, candidate.config, query, key)
+            select = partial(prefill.select, query, key, candidate.config)
             costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + timed(select)
     costs.seconds = time.monotonic() - begin
     return costs

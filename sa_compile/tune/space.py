@@ -1,7 +1,7 @@
 """The settings that tuning tries, as data: a method is one entry of ``FAMILIES``.
 
-An entry says which options it varies, how the harness names those settings, and how the backend's ops select
-with them, so that selection can be timed.
+An entry says which options it varies, which of them the time of selection depends on, and how the harness
+names the settings.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from torch import Tensor
-
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.eval.rules.adaptive import Adaptive
 from sa_compile.eval.rules.sample import Chunked, Stride
-from sa_compile.kernels import ops
-from sa_compile.passes.selection import selection_arguments
+from sa_compile.passes.selection import forced_slashes
 
 Axis = tuple[Mapping[str, Any], ...]
 
@@ -26,14 +24,12 @@ BLOCKS = ((128, 128), (128, 64))  # rows and keys of a block
 @dataclass(frozen=True)
 class Family:
     """A method's settings. ``axes``: one entry of each is taken; ``timed``: options that the time of
-    selection depends on, beside the block sizes; ``rule``: the harness's name of the settings; ``select``:
-    block_mask of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D], Sq == Sk, by the ops of the backend."""
+    selection depends on, beside the block sizes; ``rule``: the harness's name of the settings."""
 
     method: str
     axes: tuple[Axis, ...]
     timed: tuple[str, ...]
     rule: Callable[[SampleAttentionConfig], str]
-    select: Callable[[SampleAttentionConfig, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,7 @@ def _chunked_rule(config: SampleAttentionConfig) -> str:
         alpha_s=config.alpha_s,
         chunk_n=config.chunk_n,
         sink=config.keep_sink,
-        window=max(1, config.window_blocks * config.block_q // config.block_k),
+        window=forced_slashes(config),
     )
     return rule.spec
 
@@ -93,28 +89,8 @@ def _stride_rule(config: SampleAttentionConfig) -> str:
     return Stride(config.alpha_c, config.r_row, config.r_w, config.keep_sink).spec
 
 
-def _select_strips(config: SampleAttentionConfig, query: Tensor, key: Tensor) -> Tensor:
-    """sample_scores and select_blocks with the arguments that a rewritten graph passes."""
-    q_len, k_len = query.shape[2], key.shape[2]
-    chosen = selection_arguments(config, q_len, k_len)
-    scores = ops.sample_scores(
-        query,
-        key,
-        chunk_n=int(chosen.chunk_n),
-        sample_rows=chosen.sample_rows,
-        block_k=config.block_k,
-    )
-    return ops.select_blocks(
-        *scores,
-        q_len=q_len,
-        k_len=k_len,
-        block_q=config.block_q,
-        block_k=config.block_k,
-        alpha_c=chosen.alpha_c,
-        alpha_s=chosen.alpha_s,
-        keep_sink=config.keep_sink,
-        window_slashes=int(chosen.window_slashes),
-    )
+def _adaptive_rule(config: SampleAttentionConfig) -> str:
+    return Adaptive(config.tau, config.landmarks, config.keep_sink, forced_slashes(config)).spec
 
 
 # Columns and slashes need not share an alpha: columns carry what is looked up, slashes what is near.
@@ -126,13 +102,17 @@ FAMILIES: tuple[Family, ...] = (
         (tuple({"alpha_c": c, "alpha_s": s} for c, s in _ALPHAS), axis("chunk_n", 1, 2, 4)),
         timed=("chunk_n",),
         rule=_chunked_rule,
-        select=_select_strips,
     ),
     Family(
         "stride",
         (axis("alpha_c", 0.9, 0.95, 0.98), axis("r_row", 0.02, 0.05)),
         timed=("r_row",),
         rule=_stride_rule,
-        select=_select_strips,
+    ),
+    Family(
+        "adaptive",
+        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4),),
+        timed=("landmarks",),
+        rule=_adaptive_rule,
     ),
 )

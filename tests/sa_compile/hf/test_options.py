@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from support.models import LOSSLESS, SMALL_BLOCKS, tiny_llama
+from support.profiles import model_of, write_profile
 from transformers import AutoModelForCausalLM
 
 import sa_compile
@@ -113,3 +114,37 @@ def test_errors_name_the_option(model, options, error, message):
 def test_a_module_without_a_config_is_refused():
     with pytest.raises(TypeError, match="needs a transformers model"):
         sa_compile.hf.configure(torch.nn.Linear(2, 2), LOSSLESS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["chunked", "stride", "adaptive"])
+def test_every_method_gives_what_the_compiled_model_gives(model, tokens, method):
+    options = {**SPARSE, "method": method}
+    sa_compile.hf.configure(model, options)
+    compiled = torch.compile(tiny_llama(), backend="sampleattn", options={**options, "inner": "eager"})
+    torch.testing.assert_close(model(tokens).logits, compiled(tokens).logits, atol=1e-5, rtol=1e-4)
+    assert {site.outcome for site in sa_compile.hf.report(model).sites} == {"sampled"}
+
+
+@torch.no_grad()
+def test_a_profile_sets_the_options_of_each_range(model, tmp_path):
+    known = model_of(tiny_llama(), torch.arange(64)[None])
+    ranges = [(32, 79, {"block_q": 16, "block_k": 16, "alpha_c": 0.3}), (80, None, None)]
+    sa_compile.hf.configure(model, {"profile": write_profile(tmp_path / "profile.json", known, ranges)})
+    for length in (31, 32, 80):
+        model(torch.arange(length)[None])
+    rows = sa_compile.hf.report(model).sites
+    assert [(row.q_len, row.outcome, row.profile_range) for row in rows[::2]] == [
+        (31, "exact", ""),
+        (32, "sampled", "32 to 79"),
+        (80, "exact", ""),
+    ]
+
+
+def test_a_profile_of_another_model_is_refused(model, tmp_path):
+    known = model_of(tiny_llama(), torch.arange(64)[None])
+    file = write_profile(
+        tmp_path / "profile.json", {**known, "model_class": "GPT2LMHeadModel"}, [(32, None, None)]
+    )
+    with pytest.raises(ValueError, match="GPT2LMHeadModel"):
+        sa_compile.hf.configure(model, {"profile": file})
