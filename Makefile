@@ -9,6 +9,9 @@ INSTALLED := $(VENV)/.installed
 # A second, older transformers beside the newest: its graphs differ, and the passes must prove both.
 OLDER := $(VENV)/transformers-5.17
 OLDER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0
+# Where nvcc is, the tests compile the CUDA library too; its headers come from a pinned wheel.
+CUTLASS := $(VENV)/.cutlass
+CUTLASS_WHEEL := nvidia-cutlass==4.2.0.0
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*/* kernels/csrc/include/sampleattn/*/*)
 
 .PHONY: setup demo test lint unit older docs clean
@@ -27,6 +30,10 @@ $(OLDER)/.installed: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDER) $(OLDER_PACKAGES)
 	touch $@
 
+$(CUTLASS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps "$(CUTLASS_WHEEL)"
+	touch $@
+
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 
@@ -37,7 +44,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-unit: $(INSTALLED)
+unit: $(INSTALLED) $(if $(shell command -v nvcc),$(CUTLASS))
 	$(BIN)/python -m pytest tests
 
 older: $(OLDER)/.installed

@@ -32,9 +32,8 @@ def sampleattn(
 ) -> CompiledGraph:
     """Rewrite the attention of a Dynamo graph and hand the graph to the inner backend.
 
-    ``options``: names and values of :class:`SampleAttentionConfig`; ``mode``: Inductor's modes. Errors
-    name the
-    argument, what came and what is allowed.
+    ``options``: names and values of :class:`SampleAttentionConfig`; ``mode``: Inductor's modes. Errors name
+    the argument, what came and what is allowed.
     """
     config = SampleAttentionConfig.from_options(options)
     inner.check(config, mode)

@@ -1,10 +1,8 @@
 """What makes compiled code stale: our ops' code is not in PyTorch's cache keys, so we put it there.
 
 The FX-graph and AOTAutograd caches are keyed on the graph, which holds the *names* of our ops, not what
-they do
-(pytorch#160472). A graph pass that does nothing but has a ``uuid()`` of the package's version and sources
-closes the
-hole: a changed kernel misses, an unchanged one hits.
+they do (pytorch#160472). A graph pass that does nothing but has a ``uuid()`` of the package's version and
+sources closes the hole: a changed kernel misses, an unchanged one hits.
 """
 
 from __future__ import annotations
@@ -50,10 +48,8 @@ class KernelFingerprintPass(CustomGraphPass):
     """Leaves the graph to the pass that was set before (if any); its uuid makes the caches ours.
 
     ``wrapped``: what ``post_grad_custom_post_pass`` held already, run unchanged. Without a uuid of its own
-    the
-    caches are bypassed, as they would be without us. ``profile``: digest of the tuned profile in use, so
-    that a
-    changed file misses.
+    the caches are bypassed, as they would be without us. ``profile``: digest of the tuned profile in use,
+    so that a changed file misses.
     """
 
     def __init__(self, wrapped: Callable[[fx.Graph], Any] | None = None, profile: str = "") -> None:

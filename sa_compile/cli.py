@@ -115,9 +115,8 @@ def explain_config(
 ) -> Report:
     """The report for a Hugging Face causal LM prefilling ``[batch, seq_len]`` tokens, from its config alone.
 
-    The model is built of fake tensors: no weights, no memory, no computation. Errors: ``OSError`` if
-    the folder
-    or file is not there, ``ValueError`` if it describes no causal LM.
+    The model is built of fake tensors: no weights, no memory, no computation. Errors: ``OSError`` if the
+    folder or file is not there, ``ValueError`` if it describes no causal LM.
     """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode

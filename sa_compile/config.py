@@ -28,10 +28,8 @@ class SampleAttentionConfig:
     """Every option of ``torch.compile(model, backend="sampleattn", options={...})``.
 
     Values are plain comparable data, because Dynamo compares ``options`` to decide whether compiled code
-    can be
-    shared. Raises ``TypeError`` for a wrong type and ``ValueError`` for a value out of range; both name
-    the option,
-    what came and what is allowed. Source: arXiv 2406.15486, DESIGN sections 4 and 7.
+    can be shared. Raises ``TypeError`` for a wrong type and ``ValueError`` for a value out of range; both
+    name the option, what came and what is allowed. Source: arXiv 2406.15486, DESIGN sections 4 and 7.
     """
 
     method: Literal["chunked", "stride", "adaptive"] = _option(

@@ -19,11 +19,10 @@ from sa_compile.report import Report
 def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
     """Run ``model(*args, **kwargs)`` once through the backend and report every attention found.
 
-    ``options``: as for ``torch.compile(options=...)``; the rewritten graph runs with ``inner="eager"`` unless
-    the options say otherwise, so nothing is compiled for speed. Code that is already compiled is left alone.
-    Grad mode
-    counts: call it under ``torch.no_grad()`` to see what inference does. A ``profile`` is checked against the
-    whole model, as :func:`check_profile` does.
+    ``options``: as for ``torch.compile(options=...)``; the rewritten graph runs with ``inner="eager"``
+    unless the options say otherwise, so nothing is compiled for speed. Code that is already compiled is
+    left alone. Grad mode counts: call it under ``torch.no_grad()`` to see what inference does. A
+    ``profile`` is checked against the whole model, as :func:`check_profile` does.
     """
     config = SampleAttentionConfig.from_options({"inner": "eager", **(options or {})})
     if config.tuned is not None and isinstance(model, torch.nn.Module):

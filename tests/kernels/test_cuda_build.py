@@ -41,15 +41,23 @@ def test_the_compilers_own_failure_is_passed_on():
     assert subprocess.run([sys.executable, str(CHECK), *compiler], capture_output=True).returncode == 7
 
 
+def tool(name):
+    """The path of a program, which may stand beside this Python; skips without it."""
+    path = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
+    return path or pytest.skip(f"needs {name}")
+
+
 def configure(build, archs):
     """Runs cmake's configuration; skips without the tools."""
-    for tool in ("nvcc", "cmake", "ninja"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}")
+    tool("nvcc")
     if importlib.util.find_spec("cutlass_library") is None:
         pytest.skip("needs CUTLASS's headers: pip install --no-deps nvidia-cutlass==4.2.0.0")
-    command = ["cmake", "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
-    settings = [f"-DPython_EXECUTABLE={sys.executable}", f"-DSAMPLEATTN_CUDA_ARCHS={archs}"]
+    command = [tool("cmake"), "-G", "Ninja", "-S", str(ROOT), "-B", str(build), "-DCMAKE_BUILD_TYPE=Release"]
+    settings = [
+        f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+        f"-DSAMPLEATTN_CUDA_ARCHS={archs}",
+    ]
     return subprocess.run([*command, *settings], capture_output=True, text=True)
 
 
@@ -58,7 +66,7 @@ def test_bindings_work_list_and_a_kernel_of_each_architecture_compile(tmp_path):
     assert configured.returncode == 0, configured.stderr
     objects = [f"CMakeFiles/{name}" for name in OBJECTS]
     built = subprocess.run(
-        ["ninja", "-C", str(tmp_path), "-j", "2", *objects], capture_output=True, text=True
+        [tool("ninja"), "-C", str(tmp_path), "-j", "2", *objects], capture_output=True, text=True
     )
     assert built.returncode == 0, built.stdout
 
