@@ -104,6 +104,12 @@ def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 raise ValueError(
                     f"the results differ in {name!r}: {first['plan'][name]}, {result['plan'][name]}"
                 )
+        for kind in first["haystack"].keys() & result["haystack"].keys():
+            if result["haystack"][kind] != first["haystack"][kind]:
+                raise ValueError(
+                    f"the results saw different {kind} documents (digests {first['haystack'][kind]} and "
+                    f"{result['haystack'][kind]}): the installed packages or the files differ"
+                )
         merged["scores"] += result["scores"]
         merged["questions"].update(result["questions"])
         merged["pictures"] += result.get("pictures", [])

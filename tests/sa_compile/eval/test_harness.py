@@ -161,7 +161,8 @@ def a_result(marks):
     plan = {"model": "m", "rules": list(marks), "lengths": [4096], "tasks": ["kv"],
             "places": ["end"], "split": "dev", "seed": 0, "block_q": 128, "block_k": 128,
             "haystack": [], "domains": []}  # fmt: skip
-    return {"plan": plan, "questions": questions, "scores": scores, "provenance": {}}
+    digests = {"facts": "0123abcd"}
+    return {"plan": plan, "haystack": digests, "questions": questions, "scores": scores, "provenance": {}}
 
 
 def test_relative_accuracy_counts_solved_tasks_only():
@@ -181,6 +182,9 @@ def test_results_of_the_same_documents_merge_and_others_do_not():
     assert merged["plan"]["rules"] == ["full", "stride"] and len(merged["scores"]) == 4
     second["plan"]["seed"] = 1
     with pytest.raises(ValueError, match="differ in 'seed'"):
+        report.merge([first, second])
+    second = {**a_result({"stride": ["10", "01"]}), "haystack": {"facts": "4567cdef"}}
+    with pytest.raises(ValueError, match="different facts documents .* 0123abcd and 4567cdef"):
         report.merge([first, second])
 
 
