@@ -42,8 +42,8 @@ def test_the_compilers_own_failure_is_passed_on():
 
 
 def tool(name):
-    """The path of a program, which may stand beside this Python; skips without it."""
-    path = shutil.which(name) or shutil.which(name, path=Path(sys.executable).parent)
+    """The path of a program, beside this Python first: the system's cmake may be too old; or skips."""
+    path = shutil.which(name, path=Path(sys.executable).parent) or shutil.which(name)
     return path or pytest.skip(f"needs {name}")
 
 
