@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_compile import prefill
+from sa_compile.bench.ops import timing
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.kernels import ops
 from sa_compile.tune.space import Candidate, blocks_text
@@ -74,9 +75,7 @@ def measure_costs(
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = _REPEATS) -> float:
     """Median time of ``run`` after one call that is not timed."""
     if device.type == "cuda":
-        from sa_compile.bench.gpu_attention import milliseconds as on_gpu
-
-        return statistics.median(on_gpu(run, repeats))
+        return statistics.median(timing.milliseconds(run, repeats))
     run()
     times = []
     for _ in range(repeats):
