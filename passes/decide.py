@@ -120,6 +120,7 @@ class _Sizes:
             return True
         if condition in (sympy.false, False):
             return False
+        assert self._shape_env is not None
         return bool(self._shape_env.evaluate_expr(condition))
 
 

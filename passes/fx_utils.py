@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -17,7 +17,7 @@ def value(node: fx.Node) -> Any:
     return node.meta.get("example_value")
 
 
-def is_tensor(node: Any) -> bool:
+def is_tensor(node: Any) -> TypeGuard[fx.Node]:
     """The node holds one tensor."""
     return isinstance(node, fx.Node) and isinstance(value(node), torch.Tensor)
 
@@ -42,7 +42,7 @@ def number(argument: Any) -> float | None:
     return float(argument)
 
 
-def calls(node: Any, *names: str) -> bool:
+def calls(node: Any, *names: str) -> TypeGuard[fx.Node]:
     """The node calls a function or a method of one of these names (``operator.add`` is "add", as
     ``Tensor.add`` is)."""
     return isinstance(node, fx.Node) and op_name(node) in names

@@ -63,7 +63,7 @@ def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
     mask = argument(node, 3, "attn_mask")
     dropout_p = argument(node, 4, "dropout_p", 0.0)
     is_causal = argument(node, 5, "is_causal", False)
-    scale = node.kwargs.get("scale")
+    scale: Any = node.kwargs.get("scale")
     known_scale = number(scale) if scale is not None else None
     repeats = False
     obstacle = "pinned SDPA backend" if pinned else _obstacle(query, key, value, mask, is_causal)

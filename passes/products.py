@@ -44,7 +44,7 @@ def score_operands(emitter: Emitter, node: fx.Node, heads: Heads | None) -> tupl
     left, right = _factors(node)
     query = split_heads(emitter, left, heads)
     if _swaps_last_two(right):
-        key = split_heads(emitter, right.args[0], heads)
+        key = split_heads(emitter, argument(right, 0, "input"), heads)
     else:
         key = transposed(emitter, split_heads(emitter, right, heads))
     return query, key
@@ -88,7 +88,7 @@ def split_heads(emitter: Emitter, node: fx.Node, heads: Heads | None) -> fx.Node
 
 def transposed(emitter: Emitter, node: fx.Node) -> fx.Node:
     """``node`` with its last two dimensions swapped."""
-    return node.args[0] if _swaps_last_two(node) else emitter.method("transpose", node, -1, -2)
+    return argument(node, 0, "input") if _swaps_last_two(node) else emitter.method("transpose", node, -1, -2)
 
 
 def _swaps_last_two(node: fx.Node) -> bool:

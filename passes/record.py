@@ -52,16 +52,20 @@ def record(
     has_stats: bool = False,
 ) -> SiteRecord:
     """The row of one site."""
-    sizes: list[int | str] = ["?"] * 6
-    value_head_dim: int | str = "?"
+    batch: int | str = "?"
+    q_heads, kv_heads, head_dim, value_head_dim, q_len, kv_len = [batch] * 6
     if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key, site.value)) and not site.obstacle:
         batch, q_heads, q_len, head_dim = map(plain, shape(site.query))
-        sizes = [batch, q_heads, plain(shape(site.key)[1]), head_dim, q_len, plain(shape(site.key)[2])]
-        value_head_dim = plain(shape(site.value)[3])
+        kv_heads, kv_len, value_head_dim = map(plain, (*shape(site.key)[1:3], shape(site.value)[3]))
     return SiteRecord(
         site.module_path,
         site.spelling,
-        *sizes,
+        batch=batch,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        q_len=q_len,
+        kv_len=kv_len,
         dtype=str(value(site.output).dtype).removeprefix("torch."),
         mask=_mask_text(site, mask),
         outcome=decision.outcome,

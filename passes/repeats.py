@@ -53,11 +53,11 @@ def unrepeat(emitter: Emitter, node: fx.Node, dim: int = 1) -> fx.Node | None:
 def _through_layout(emitter: Emitter, node: fx.Node, dim: int) -> fx.Node | None:
     """``transpose(repeat(x))`` is ``repeat(transpose(x))``; the same for permute and contiguous."""
     if calls(node, "contiguous"):
-        return unrepeat(emitter, node.args[0], dim)
+        return unrepeat(emitter, argument(node, 0, "input"), dim)
     order = permutation(node)
     if order is None:
         return None
-    found = unrepeat(emitter, node.args[0], order[dim])
+    found = unrepeat(emitter, argument(node, 0, "input"), order[dim])
     return None if found is None else emitter.permute(found, order)
 
 
@@ -93,7 +93,7 @@ def _repeat_interleave(emitter: Emitter, node: fx.Node, dim: int) -> fx.Node | N
     repeats, along = argument(node, 1, "repeats"), argument(node, 2, "dim")
     if not isinstance(repeats, int) or not isinstance(along, int):
         return None
-    source = node.args[0]
+    source = argument(node, 0, "input")
     return source if normal_dim(along, rank(node)) == dim else None
 
 
@@ -115,9 +115,9 @@ def _expanded_and_merged(emitter: Emitter, node: fx.Node, dim: int) -> fx.Node |
     if not is_tensor(single) or not same_shape(shape(single), (*sizes[: dim + 1], 1, *sizes[dim + 2 :])):
         return None
     if calls(single, "unsqueeze") and normal_dim(argument(single, 1, "dim"), rank(single)) == dim + 1:
-        return single.args[0]
+        return argument(single, 0, "input")
     if calls(single, "getitem") and _is_new_axis(single.args[1], dim + 1, rank(single)):
-        return single.args[0]
+        return argument(single, 0, "input")
     return emitter.method("squeeze", single, dim + 1)
 
 

@@ -184,7 +184,9 @@ class _Walk:
         return scores
 
     def _undo_where(self, node: fx.Node) -> fx.Node:
-        condition, then, other = node.args
+        condition, then, other = (
+            argument(node, i, name) for i, name in enumerate(("condition", "input", "other"))
+        )
         if self._is_scores(then):
             self._mask_by_fill(node, condition, other, fill_where=False)
             return then

@@ -46,7 +46,7 @@ def _distribute(term: Bool) -> list[Clause]:
             count *= max(len(part), 1)
         if count > _MOST_CLAUSES:
             raise TooComplex("the mask is too complex a combination of conditions")
-        result = []
+        result: list[Clause] = []
         for chosen in product(*parts):
             merged = disjunction(literal for clause in chosen for literal in clause)
             if merged == TRUE:

@@ -7,6 +7,7 @@ without a user they are dead code like any other.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import sympy
 import torch
@@ -129,7 +130,7 @@ class Materialiser:
             if writes or not self._holds_rows(node, index, batch, axis, size):
                 continue
             terms = element.terms if isinstance(element, And) else {element}
-            clauses = {frozenset(t.terms) if isinstance(t, Or) else frozenset([t]) for t in terms}
+            clauses: set[Any] = {frozenset(t.terms) if isinstance(t, Or) else frozenset([t]) for t in terms}
             if not clauses <= conditions or self.interpreter.mutations.between(node, self.anchor):
                 continue
             gain = clauses & wanted

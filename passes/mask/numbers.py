@@ -11,7 +11,7 @@ import sympy
 import torch
 from sympy.core.function import AppliedUndef
 
-from .expression import Bool, Element, Real, Rounded, Truth, Unknown, choose, lift, negation
+from .expression import Bool, Case, Element, Real, Rounded, Truth, Unknown, choose, lift, negation
 from .facts import Facts
 from .interpreter import GiveUp
 
@@ -58,6 +58,13 @@ def cast(element: Element, source: torch.dtype, target: torch.dtype, facts: Fact
     return lift(lambda e: _cast_number(e, source, target, facts), as_number(element, target))
 
 
+def _expression(element: Element) -> sympy.Expr:
+    """An integer element as the expression that it is."""
+    if isinstance(element, Bool | Real | Rounded | Unknown | Case):
+        raise GiveUp("something else than an integer in integer arithmetic")
+    return element
+
+
 def _cast_number(element: Element, source: torch.dtype, target: torch.dtype, facts: Facts) -> Element:
     if target.is_complex:
         raise GiveUp("complex numbers")
@@ -75,6 +82,7 @@ def _cast_number(element: Element, source: torch.dtype, target: torch.dtype, fac
         if not math.isfinite(element.value):
             raise GiveUp("an infinite float is converted to an integer")
         element = sympy.Integer(int(element.value))
+    element = _expression(element)
     info = torch.iinfo(target)
     if element.is_Integer:
         if not info.min <= int(element) <= info.max:
@@ -109,7 +117,7 @@ def compare(name: str, left: Element, right: Element, facts: Facts) -> Bool:
         return _compare_with_float(name, left, right.value, facts)
     if isinstance(left, Rounded) or isinstance(right, Rounded):
         raise GiveUp("rounded integers are compared")
-    difference = left - right
+    difference = _expression(left) - _expression(right)
     if name == "le":
         return facts.less_equal_zero(difference)
     if name == "lt":
@@ -165,6 +173,7 @@ def arithmetic(name: str, left: Element, right: Element, dtype: torch.dtype, fac
         return _float_arithmetic(name, left, right, dtype, facts)
     if isinstance(left, Rounded | Real) or isinstance(right, Rounded | Real):
         raise GiveUp("a float in integer arithmetic")
+    left, right = _expression(left), _expression(right)
     if name in ("minimum", "maximum"):
         if facts.never_positive(left - right):
             return left if name == "minimum" else right
@@ -191,7 +200,7 @@ def _float_arithmetic(name: str, left: Element, right: Element, dtype: torch.dty
     constant = next((c for c in constants if c is not None), None)
     if constant is None or not abs(constant) < _EXACT_IN_ALL or constant % 1 != 0:
         raise GiveUp("float arithmetic on integers of unknown size")
-    terms = [
+    terms: list[Any] = [
         t.expr if isinstance(t, Rounded) else t if c is None else sympy.Integer(int(c))
         for t, c in zip((left, right), constants, strict=True)
     ]

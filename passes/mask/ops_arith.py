@@ -126,6 +126,14 @@ for _name, _spellings in {
     rule(*_spellings)(_comparison_rule(_name))
 
 
+def _truth(frame: Frame, element: Element, value: Any) -> Bool:
+    """An element of the argument ``value`` as a truth value."""
+    truth = cast(element, frame.dtype_of(value), torch.bool, frame.facts)
+    if not isinstance(truth, Bool):
+        raise GiveUp("a truth value that is not known when compiling")
+    return truth
+
+
 def _logic_rule(combine: Callable[[list[Bool]], Bool], bitwise: bool) -> Rule:
     def run(frame: Frame, index: Index) -> Element:
         if bitwise and frame.dtype != torch.bool:
@@ -133,8 +141,7 @@ def _logic_rule(combine: Callable[[list[Bool]], Bool], bitwise: bool) -> Rule:
         elements = []
         for position, name in enumerate(("input", "other")):
             value = frame.arg(position, name)
-            element = frame.broadcast(value, index)
-            elements.append(cast(element, frame.dtype_of(value), torch.bool, frame.facts))
+            elements.append(_truth(frame, frame.broadcast(value, index), value))
         return combine(elements)
 
     return run
@@ -162,7 +169,7 @@ def logical_not(frame: Frame, index: Index) -> Element:
     source = frame.tensor()
     if frame.dtype != torch.bool:
         raise GiveUp("bitwise negation of integers")
-    return negation(cast(frame.read(source, index), frame.dtype_of(source), torch.bool, frame.facts))
+    return negation(_truth(frame, frame.read(source, index), source))
 
 
 @rule(
@@ -182,7 +189,7 @@ def where(frame: Frame, index: Index) -> Element:
     condition, then, other = frame.arg(0, "condition"), frame.arg(1, "input"), frame.arg(2, "other")
     if frame.node.op == "call_method":
         condition, then = then, condition
-    test = cast(frame.broadcast(condition, index), frame.dtype_of(condition), torch.bool, frame.facts)
+    test = _truth(frame, frame.broadcast(condition, index), condition)
     return _chosen(frame, index, test, then, other)
 
 
@@ -200,7 +207,7 @@ def _chosen(frame: Frame, index: Index, test: Bool, then: Any, other: Any) -> El
 def masked_fill(frame: Frame, index: Index) -> Element:
     """value where mask else x"""
     mask = frame.arg(1, "mask")
-    test = cast(frame.broadcast(mask, index), frame.dtype_of(mask), torch.bool, frame.facts)
+    test = _truth(frame, frame.broadcast(mask, index), mask)
     return _chosen(frame, index, test, frame.arg(2, "value"), frame.tensor())
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import sympy
 from torch import fx
 
 # Sizes and offsets are expressions over the shape symbols of the graph (constants included).
-Size = sympy.Expr
+Size: TypeAlias = sympy.Expr
 
 
 @dataclass(frozen=True)
