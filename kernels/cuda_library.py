@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,120 +64,34 @@ def block_sparse_attention(
     )
 
 
-def sample_scores(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    chunk_n: int,
-    sample_rows: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
-    """The op ``sample_scores`` on CUDA tensors (see ``ops``)."""
-    run: Callable = eager.sample_scores
-    if choice.choose(Call("sample_scores", query.device, query.dtype)) == "triton":
-        from .triton import sampling
-
-        run = sampling.sample_scores
-    return run(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
+# Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first
+# tensor's dtype (``select_blocks`` reads scores, which are float32 whatever the model's dtype is).
+_SELECTION: dict[str, tuple[str, Callable, bool]] = {
+    "sample_scores": ("sampling", eager.sample_scores, True),
+    "select_blocks": ("selection", eager.select_blocks, False),
+    "block_representatives": ("adaptive", eager_adaptive.block_representatives, True),
+    "select_adaptive": ("adaptive", eager_adaptive.select_adaptive, True),
+}
 
 
-def select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    key_segment: Tensor | None,
-    q_len: int,
-    k_len: int,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    alpha_c: float,
-    alpha_s: float,
-    keep_sink: bool,
-    window_slashes: int,
-) -> Tensor:
-    """The op ``select_blocks`` on CUDA tensors (see ``ops``)."""
-    run: Callable = eager.select_blocks
-    if choice.choose(Call("select_blocks", column_scores.device)) == "triton":
-        from .triton import selection
+def selection(op: str) -> Callable:
+    """A sampling or selection op on CUDA tensors (see ``ops``); it takes the schema's arguments in order."""
+    module, plain, by_dtype = _SELECTION[op]
 
-        run = selection.select_blocks
-    return run(
-        column_scores,
-        slash_scores,
-        key_segment,
-        q_len,
-        k_len,
-        q_offset,
-        block_q,
-        block_k,
-        alpha_c,
-        alpha_s,
-        keep_sink,
-        window_slashes,
-    )
+    def run(first: Tensor, *arguments: Any) -> Any:
+        call = Call(op, first.device, first.dtype if by_dtype else None)
+        if choice.choose(call) == "triton":
+            kernels = importlib.import_module(f".triton.{module}", __package__)
+            return getattr(kernels, op)(first, *arguments)
+        return plain(first, *arguments)
 
-
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``block_representatives`` on CUDA tensors (see ``ops``)."""
-    run: Callable = eager_adaptive.block_representatives
-    if choice.choose(Call("block_representatives", key.device, key.dtype)) == "triton":
-        from .triton import adaptive
-
-        run = adaptive.block_representatives
-    return run(key, key_segment, block_k, landmarks)
-
-
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    keep_sink: bool,
-    window_slashes: int,
-) -> Tensor:
-    """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
-    run: Callable = eager_adaptive.select_adaptive
-    if choice.choose(Call("select_adaptive", query.device, query.dtype)) == "triton":
-        from .triton import adaptive
-
-        run = adaptive.select_adaptive
-    return run(
-        query,
-        key,
-        representatives,
-        log_weights,
-        spreads,
-        key_segment,
-        scale,
-        q_offset,
-        block_q,
-        block_k,
-        tau,
-        keep_sink,
-        window_slashes,
-    )
+    return run
 
 
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
-    for function in (
-        block_sparse_attention,
-        sample_scores,
-        select_blocks,
-        block_representatives,
-        select_adaptive,
-    ):
-        implement(function.__name__, "CUDA", function)
+    implement("block_sparse_attention", "CUDA", block_sparse_attention)
+    for op in _SELECTION:
+        implement(op, "CUDA", selection(op))

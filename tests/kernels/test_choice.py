@@ -1,9 +1,12 @@
 """The table of CUDA kernels: which one takes a call, and what forcing one means."""
 
+import sys
+import types
+
 import pytest
 import torch
 
-from sa_compile.kernels import choice
+from sa_compile.kernels import choice, cuda_library
 from sa_compile.kernels.choice import Call, choose, preferring
 
 DEVICE = torch.device("cuda")
@@ -103,3 +106,19 @@ def test_triton_on_request_must_be_installed(monkeypatch):
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match="triton is not installed"), preferring("triton"):
         pass
+
+
+@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "block_representatives", "select_adaptive"])
+def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
+    def says(name):
+        return lambda *arguments: (name, len(arguments))
+
+    module, _, by_dtype = cuda_library._SELECTION[op]
+    monkeypatch.setitem(cuda_library._SELECTION, op, (module, says("pytorch"), by_dtype))
+    triton = types.SimpleNamespace(**{op: says("triton")})
+    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.triton.{module}", triton)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    dtype = torch.float32 if op == "select_blocks" else torch.float16  # scores are float32
+    for name in ("pytorch", "triton"):
+        with preferring(name):
+            assert cuda_library.selection(op)(torch.zeros(1, dtype=dtype), 1, 2) == (name, 3)
