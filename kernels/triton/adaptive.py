@@ -18,7 +18,8 @@ from .common import floor_div, tile_dim
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
-TILE_BLOCKS = WORD_BITS  # key blocks scored at a time: one word of the index
+TILE_BLOCKS = 64  # key blocks scored at a time
+LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
 
 
 @triton.jit
@@ -84,10 +85,10 @@ def _represent(
 
 @triton.jit
 def _add(highest, total, value):
-    """Running maximum and sum of exp2 relative to it, with another value of the same shape."""
-    higher = tl.maximum(highest, value)
-    offset = tl.where(higher == float("-inf"), 0.0, higher)
-    return higher, total * tl.exp2(highest - offset) + tl.exp2(value - offset)
+    """Running maximum, a number from the start, and sum of exp2 relative to it, with one value more."""
+    smaller = tl.exp2(-tl.abs(value - highest))
+    total = tl.where(value > highest, total * smaller + 1.0, total + smaller)
+    return tl.maximum(highest, value), total
 
 
 @triton.jit
@@ -160,6 +161,7 @@ def _score_blocks(
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
+    LOWEST: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
@@ -196,7 +198,7 @@ def _score_blocks(
     for start in range(0, end, TILE_BLOCKS):
         block = start + tl.arange(0, TILE_BLOCKS)
         scored = (block < end) & (block != sink)
-        block_highest = tl.full((BLOCK_Q, TILE_BLOCKS), float("-inf"), tl.float32)
+        block_highest = tl.full((BLOCK_Q, TILE_BLOCKS), LOWEST, tl.float32)
         block_total = tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32)
         for member in range(members):
             place = (kv_head * members + member) * n + block
@@ -210,7 +212,7 @@ def _score_blocks(
             scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
             scores = scores + norm[:, None] * spread[None, :] + weight[None, :]
             block_highest, block_total = _add(block_highest, block_total, scores)
-        log_sum = _log_sum(block_highest, block_total)
+        log_sum = block_highest + tl.log2(block_total)
         tl.store(log_sums + slot[:, None] * n + block[None, :], log_sum, mask=(block < end)[None, :])
         higher = tl.maximum(highest, tl.max(log_sum, 1))
         offset = tl.where(higher == float("-inf"), 0.0, higher)
@@ -239,17 +241,17 @@ def _write_bits(
     tau,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
+    WORD_BITS: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     batch, word = batch_head // heads, tl.program_id(2)
-    block = word * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+    block = word * WORD_BITS + tl.arange(0, WORD_BITS)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
     end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), n)
-    squares = tl.zeros((TILE_BLOCKS,), tl.float32)
-    if word * TILE_BLOCKS < end:
+    squares = tl.zeros((WORD_BITS,), tl.float32)
+    if word * WORD_BITS < end:
         slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
         total = tl.load(totals + slot)
         seen = total != float("-inf")
@@ -263,7 +265,7 @@ def _write_bits(
     keep = (squares >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
     keep = keep & (block < n) & (block * BLOCK_K <= last)
     keep = keep & (tl.load(visible + batch * visible_batch + block, mask=block < n, other=0) != 0)
-    bits = tl.sum(keep.to(tl.int32) << tl.arange(0, TILE_BLOCKS), 0)
+    bits = tl.sum(keep.to(tl.int32) << tl.arange(0, WORD_BITS), 0)
     tl.store(block_mask + (batch_head * n_query_blocks + q_block) * words + word, bits)
 
 
@@ -362,6 +364,7 @@ def select_adaptive(
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
+            LOWEST=LOWEST,
             num_warps=8 if block_q == 128 else 4,
         )
         _write_bits[(count, batch * heads, words)](
@@ -383,7 +386,7 @@ def select_adaptive(
             tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
-            TILE_BLOCKS=TILE_BLOCKS,
+            WORD_BITS=WORD_BITS,
         )
     return block_mask
 

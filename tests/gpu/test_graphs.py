@@ -75,7 +75,7 @@ def test_adaptive_selection(padded: bool, sampler: str) -> None:
     segment = torch.where(torch.arange(2000, device=sampler) < begin, -1, 0).int() if padded else None
     check_replay(lambda: ops.block_representatives(key, key_segment=segment))
     terms = ops.block_representatives(key, key_segment=segment)
-    check_replay(lambda: (ops.select_adaptive(query, key, *terms, key_segment=segment),))
+    check_replay(lambda: (ops.select_adaptive(query, key, terms, key_segment=segment),))
 
 
 @pytest.mark.parametrize("segments", ["none", "left_padding", "packed"])
@@ -122,16 +122,17 @@ def test_reduce_overhead_replays_a_models_prefill(kernels: tuple[str, ...], cuda
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=96,
+        max_position_embeddings=8192,
     )
     model = LlamaForCausalLM(config).to(cuda, torch.bfloat16).eval()
-    prompts = [torch.randint(0, 96, (1, 1024), device=cuda) for _ in range(4)]
+    prompts = [torch.randint(0, 96, (1, 5120), device=cuda) for _ in range(4)]
     results = {}
     with preferring(*kernels), torch.no_grad():
         skip_without(kernels[0])
         for mode in ("default", "reduce-overhead"):
             torch._dynamo.reset()
             counters.clear()
-            compiled = torch.compile(model, backend="sampleattn", mode=mode, options={"min_seq_len": 512})
+            compiled = torch.compile(model, backend="sampleattn", mode=mode)
             results[mode] = [compiled(prompt, use_cache=False).logits.clone() for prompt in prompts]
         assert counters["inductor"]["cudagraph_skips"] == 0
         manager = cudagraph_trees.get_container(torch.cuda.current_device()).tree_manager

@@ -12,7 +12,7 @@ from sa_compile.bench.ops.cases import CASES, Goal, chosen
 from sa_compile.bench.ops.inputs import Shape
 from sa_compile.bench.ops.run import measure, reached
 from sa_compile.cli import main
-from sa_compile.kernels import blocks, reference
+from sa_compile.kernels import blocks, ops, reference
 
 FIXTURE = Path(__file__).parent / "data" / "bench_ops.json"
 LENGTH = 512
@@ -77,11 +77,22 @@ def test_scattered_blocks_are_as_many_in_every_row(block_k, blocks_each):
     assert entries[0] == entries[1]
 
 
-def test_selection_keeps_about_a_tenth_with_a_budget_per_head():
-    mask = inputs.selected_blocks(8, 65536, "cpu")
+@pytest.mark.parametrize("wanted", [0.05, 0.1, 0.3])
+def test_selection_keeps_the_density_asked_for_with_a_budget_per_head(wanted):
+    mask = inputs.selected_blocks(8, 65536, wanted, "cpu")
     density = blocks.density(mask, 65536, 65536, 0, 128, 128)
-    assert 0.07 < density.mean() < 0.14
-    assert density.std() > 0.005
+    assert density.mean() == pytest.approx(wanted, abs=0.005)
+    assert density.std() > 0.002
+
+
+def test_weights_spread_whatever_scores_there_are():
+    scores = inputs.flat_scores(4, 32768, "cpu")
+    scores = (scores[0] * torch.linspace(1, 3, 256), scores[1] * torch.linspace(3, 1, 256))
+    weights, weighted = inputs.spread_scores(scores, 32768, 0.2)
+    for one, weight, both in zip(scores, weights, weighted, strict=True):
+        assert torch.equal(one * weight, both)
+    mask = ops.select_blocks(*weighted, q_len=32768, k_len=32768)
+    assert blocks.density(mask, 32768, 32768, 0, 128, 128).mean() == pytest.approx(0.2, abs=0.005)
 
 
 def test_functions_take_turns_and_one_that_fails_leaves_the_others():

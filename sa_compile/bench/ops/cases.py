@@ -57,6 +57,7 @@ def rate_of(name: str, other: str, bound: float) -> Goal:
 
 
 STEPS = ("sample_scores", "select_blocks")
+ADAPTIVE_STEPS = ("block_representatives", "select_adaptive")
 ATTENTION = "block_sparse_attention"
 
 CASES = (
@@ -93,6 +94,16 @@ CASES = (
     Case(
         "sampling_32k", problems.sampling, Shape(32 * K), goals=(share_of(STEPS, ATTENTION, 0.2),), repeats=8
     ),
+    *(
+        Case(
+            f"adaptive_{length}k",
+            problems.adaptive,
+            Shape(length * K),
+            density=0.3,
+            goals=(share_of(ADAPTIVE_STEPS, ATTENTION, 0.2),),
+        )
+        for length in (32, 8)
+    ),
     Case(
         "whole_128k",
         problems.whole_attention,
@@ -127,7 +138,6 @@ CASES = (
         problems.head_dims,
         Shape(128 * K),
         goals=(rate_of("64", "128", 0.8), rate_of("256", "128", 0.8)),
-        repeats=2,
     ),
     Case(
         "dense_128k",

@@ -15,9 +15,8 @@ from sa_compile.kernels import blocks, ops
 from sa_compile.kernels.shapes import ceil_div
 
 BLOCK = 128
-# Scores of this spread: their largest twentieth holds nine tenths of the total, so columns and slashes
-# together keep a tenth of the blocks at alpha 0.9.
-SPREAD = 2.93
+_HALVINGS = 12  # of the interval in which the spread of scores is looked for
+_WIDEST = 8.0  # its upper end: a few strips hold everything
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,41 @@ def _causal_and_forced(length: int, block_k: int, device: torch.device | str) ->
     return causal, causal & ((first_key >= first_row) | (first_key == 0))
 
 
-def spread_scores(heads: int, length: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Column and slash weights float32 [1, H, n_key_blocks] of which selection keeps about a tenth."""
-    random = torch.Generator(device).manual_seed(seed)
-    column, slash = torch.randn(2, 1, heads, ceil_div(length, BLOCK), generator=random, device=device)
-    return (SPREAD * column).exp(), (SPREAD * slash).exp()
+def spread_scores(
+    scores: tuple[Tensor, Tensor], length: int, density: float, seed: int = 0
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Weights for column and slash scores with which selection, at its defaults, keeps ``density`` of the
+    blocks.
+
+    ``scores`` float32 [1, H, n_key_blocks] each, as is each weight: log-normal, of the spread that this
+    density needs. Returns the weights, and the scores times the weights.
+    """
+    random = torch.Generator(scores[0].device).manual_seed(seed)
+    normal = [torch.randn(x.shape, generator=random, device=x.device) for x in scores]
+
+    def spread(width: float) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        column, slash = ((width * x).exp() for x in normal)
+        return (column, slash), (scores[0] * column, scores[1] * slash)
+
+    narrow, wide = 0.0, _WIDEST
+    for _ in range(_HALVINGS):
+        middle = (narrow + wide) / 2
+        mask = ops.select_blocks(*spread(middle)[1], q_len=length, k_len=length)
+        kept = blocks.density(mask, length, length, 0, BLOCK, BLOCK).mean().item()
+        narrow, wide = (middle, wide) if kept > density else (narrow, middle)
+    return spread(wide)
 
 
-def selected_blocks(heads: int, length: int, device: str) -> Tensor:
+def flat_scores(heads: int, length: int, device: str) -> tuple[Tensor, Tensor]:
+    """Equal column and slash scores, float32 [1, H, n_key_blocks]."""
+    scores = torch.ones(1, heads, ceil_div(length, BLOCK), device=device)
+    return scores, scores
+
+
+def selected_blocks(heads: int, length: int, density: float, device: str) -> Tensor:
     """block_mask of columns and slashes as ``select_blocks`` makes them, with a budget per head."""
-    return ops.select_blocks(*spread_scores(heads, length, device), q_len=length, k_len=length)
+    _, scores = spread_scores(flat_scores(heads, length, device), length, density)
+    return ops.select_blocks(*scores, q_len=length, k_len=length)
 
 
 def visible_in_blocks(n_q: int, n_k: int, block_k: int, device: torch.device | str) -> Tensor:

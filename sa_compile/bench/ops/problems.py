@@ -56,7 +56,7 @@ def random_lists(shape: Shape, density: float, against: tuple[str, ...], device:
 def selected_and_random(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
     """Columns and slashes as selection makes them, and random blocks, as many in every row of every head."""
     query, key, value = inputs.qkv(shape, device)
-    selected = inputs.selected_blocks(shape.heads, shape.length, device)
+    selected = inputs.selected_blocks(shape.heads, shape.length, density, device)
     kept = blocks.unpack_bits(selected, shape.length // inputs.BLOCK)
     scattered = blocks.pack_bits(inputs.blocks_as_many_as(kept, shape.length))
     runs = {
@@ -94,7 +94,9 @@ def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: st
 def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
     """Sampling and selection with default settings, each alone, beside attention over random blocks."""
     query, key, value = inputs.qkv(shape, device)
-    scores = inputs.spread_scores(shape.heads, shape.length, device)
+    _, scores = inputs.spread_scores(
+        inputs.flat_scores(shape.heads, shape.length, device), shape.length, density
+    )
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     runs = {
         "sample_scores": Run(lambda: ops.sample_scores(query, key)),
@@ -104,14 +106,29 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
     return Problem(runs, _share(mask, shape))
 
 
+def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Method C's selection with default settings, its two ops, beside attention over random blocks."""
+    query, key, value = inputs.qkv(shape, device)
+    representatives = ops.block_representatives(key)
+    mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    runs = {
+        "block_representatives": Run(lambda: ops.block_representatives(key)),
+        "select_adaptive": Run(lambda: ops.select_adaptive(query, key, representatives)),
+        "block_sparse_attention": _attention(query, key, value, mask, shape),
+    }
+    return Problem(runs, _share(mask, shape))
+
+
 def whole_attention(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
     """Sampling, selection and attention in sequence, and dense attention.
 
     Random keys have flat scores, of which nearly all would be kept: the sampled scores are multiplied by
-    weights that make selection keep about a tenth. All three ops do their full work.
+    weights that make selection keep ``density``. All three ops do their full work.
     """
     query, key, value = inputs.qkv(shape, device)
-    column_weights, slash_weights = inputs.spread_scores(shape.heads, shape.length, device)
+    (column_weights, slash_weights), _ = inputs.spread_scores(
+        ops.sample_scores(query, key), shape.length, density
+    )
 
     def select() -> Tensor:
         columns, slashes = ops.sample_scores(query, key)

@@ -19,6 +19,9 @@ struct Config {
   static constexpr int kBlockK = kBlockK_;  // keys of one bit of the index
   static constexpr int kQueryStages = kQueryStages_, kKeyStages = kKeyStages_, kValueStages = kValueStages_;
   static constexpr int kConsumers = 2;  // warp groups of 64 query rows
+  // Key tiles whose scores a consumer holds. Head dim 64 leaves registers for two, and its products are too short to
+  // hide their own latency.
+  static constexpr int kScoreBuffers = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static_assert(kKeys == kKeyRun || kKeys == 2 * kKeyRun);
 

@@ -50,149 +50,244 @@ CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const&
   sync_consumer(consumer);
 }
 
+// What the producer wrote, read by the lane that will give the stage back: no other lane's reading has to be ordered
+// before that. The maximum is how one lane's word gets into a register that the warp shares.
+template <class T>
+CUTE_DEVICE T read_tile(T const& shared) {
+  static_assert(sizeof(T) % sizeof(int) == 0);
+  T tile;
+  auto* words = reinterpret_cast<int*>(&tile);
+  CUTE_UNROLL
+  for (int i = 0; i < int(sizeof(T) / sizeof(int)); ++i) {
+    int own = INT_MIN;
+    if (threadIdx.x % 32 == 0) own = reinterpret_cast<int const*>(&shared)[i];
+    words[i] = __reduce_max_sync(0xffffffffu, own);
+  }
+  return tile;
+}
+
+// A key tile of the stream: where it is read, and what its scores need.
+struct Step {
+  QueryTile tile;
+  int flags;  // of the key tile
+  int key_index, query_index;
+  bool last;  // of its query tile
+};
+
 template <class C>
-CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int consumer) {
+struct Consumer {
   using Element = typename C::Element;
-  int const thread = threadIdx.x % 128;
+  using Scores = decltype(partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{}));
+  using Output = decltype(partition_fragment_C(typename C::MmaPV{}, Shape<_64, Int<C::kHeadDimV>>{}));
+  using OperandLayout = decltype(as_operand_a(typename Scores::layout_type{}));
+  using Weights = decltype(make_tensor<Element>(OperandLayout{}));
+
+  Arguments const& args;
+  SharedStorage<C>& shared;
+  int const consumer;
+  float const scale_log2 = args.scale * 1.4426950408889634f;
+
+  Output output;
+  Weights weights;
+  SoftmaxState state;
+  float correction[2];
+  Stage<C::kQueryStages> query_stage;  // where the next step's query tile is, or will be, as are:
+  Stage<C::kKeyStages> key_stage;
+  Stage<C::kValueStages> value_stage;  // (of the oldest step whose values are not multiplied yet)
+  int remaining = 0;  // key tiles of the current query tile that were not fetched yet
+
   // The thread's first row of a tile. Needed rarely, so it is derived from the thread's number anew: head dim 256
   // has no register left to keep it in.
-  auto own_row = [] {
+  CUTE_DEVICE static int own_row() {
     int number;
     asm volatile("mov.u32 %0, %%tid.x;" : "=r"(number));
     number -= 128;
     return number / 32 * 16 + number % 32 / 4;
-  };
-  float const scale_log2 = args.scale * 1.4426950408889634f;
+  }
 
-  Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
-                            Shape<_64, Int<C::kHeadDim>, Int<C::kQueryStages>>{}, make_coord(consumer, _0{}, _0{}));
-  Tensor key = make_tensor(make_smem_ptr(shared.key.data()), typename C::LayoutK{});
-  Tensor value = make_tensor(make_smem_ptr(shared.value.data()), typename C::LayoutV{});
-  typename C::MmaQK mma_qk;
-  typename C::MmaPV mma_pv;
-  auto thread_qk = mma_qk.get_slice(thread);
-  auto thread_pv = mma_pv.get_slice(thread);
-  Tensor query_operand = thread_qk.partition_fragment_A(query);
-  Tensor key_operand = thread_qk.partition_fragment_B(key);
-  Tensor value_operand = thread_pv.partition_fragment_B(value);
-
-  Tensor output = partition_fragment_C(mma_pv, Shape<_64, Int<C::kHeadDimV>>{});
-  Tensor scores = partition_fragment_C(mma_qk, Shape<_64, Int<C::kKeys>>{});
-  auto operand_layout = as_operand_a(scores.layout());
-  Tensor weights = make_tensor<Element>(operand_layout);
-  clear(output);
-
-  Stage<C::kQueryStages> query_stage;
-  Stage<C::kKeyStages> key_stage;
-  Stage<C::kValueStages> value_stage;
-  SoftmaxState state;
-  float correction[2];
-
-  auto fetch_tile = [&] {
-    wait_full(shared.query_barrier[query_stage.index], query_stage.parity);
-    return shared.query_tile[query_stage.index];
-  };
-  auto wait_for_keys = [&] {
+  // Waits for the next key tile of the stream and for its query tile, and goes past it. False if there is none.
+  CUTE_DEVICE bool fetch(Step& step) {
+    if (remaining == 0) {
+      wait_full(shared.query_barrier[query_stage.index], query_stage.parity);
+      step.tile = read_tile(shared.query_tile[query_stage.index]);
+      if (step.tile.key_tiles == 0) return false;
+      remaining = step.tile.key_tiles;
+    }
+    step.last = --remaining == 0;
     wait_full(shared.key_barrier[key_stage.index], key_stage.parity);
-    return shared.key_tile[key_stage.index].flags;
-  };
-  auto wait_for_values = [&] { wait_full(shared.value_barrier[value_stage.index], value_stage.parity); };
-  auto multiply_keys = [&] {
-    multiply(mma_qk, query_operand(_, _, _, query_stage.index), key_operand(_, _, _, key_stage.index), scores,
-             GMMA::ScaleOut::Zero);
-  };
-  auto clear_values = [&](int batch) {
-    clear_invalid_values<C>(shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV,
-                            shared.value_tile[value_stage.index], args, batch, consumer);
-  };
-  auto multiply_values = [&] {
-    multiply(mma_pv, weights, value_operand(_, _, _, value_stage.index), output, GMMA::ScaleOut::One);
-  };
-  // The scores are complete: mask what must be masked and give the stages back.
-  auto finish_scores = [&](QueryTile const& tile, int flags, bool last_of_tile) {
-    warpgroup_fence_operand(scores);
-    if (flags & (kMaskPositions | kMaskSegments)) [[unlikely]] {
-      KeyTile const keys = shared.key_tile[key_stage.index];
-      if (flags & kMaskPositions) mask_positions(scores, keys, args, tile.row + own_row());
-      if (flags & kMaskSegments) mask_segments(scores, keys, args, tile.head / args.heads_q, tile.row + own_row());
-    }
-    release(shared.key_barrier[key_stage.index]);
+    step.flags = read_tile(shared.key_tile[key_stage.index].flags);
+    step.key_index = key_stage.index;
+    step.query_index = query_stage.index;
     key_stage.advance();
-    if (last_of_tile) {
-      release(shared.query_barrier[query_stage.index]);
-      query_stage.advance();
+    if (step.last) query_stage.advance();
+    return true;
+  }
+  CUTE_DEVICE void wait_for_values(Step const& step) {
+    wait_full(shared.value_barrier[value_stage.index], value_stage.parity);
+    if (step.flags & kClearInvalidValues) [[unlikely]] {
+      clear_invalid_values<C>(shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV,
+                              read_tile(shared.value_tile[value_stage.index]), args, step.tile.head / args.heads_q,
+                              consumer);
     }
-  };
-  auto finish_values = [&] {
-    warpgroup_wait<0>();
+  }
+
+  CUTE_DEVICE void multiply_keys(Scores& scores, Step const& step) {
+    Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
+                              Shape<_64, Int<C::kHeadDim>, Int<C::kQueryStages>>{}, make_coord(consumer, _0{}, _0{}));
+    Tensor key = make_tensor(make_smem_ptr(shared.key.data()), typename C::LayoutK{});
+    typename C::MmaQK mma;
+    auto slice = mma.get_slice(threadIdx.x % 128);
+    Tensor query_operand = slice.partition_fragment_A(query);
+    Tensor key_operand = slice.partition_fragment_B(key);
+    multiply(mma, query_operand(_, _, _, step.query_index), key_operand(_, _, _, step.key_index), scores,
+             GMMA::ScaleOut::Zero);
+  }
+  CUTE_DEVICE void multiply_values() {
+    Tensor value = make_tensor(make_smem_ptr(shared.value.data()), typename C::LayoutV{});
+    typename C::MmaPV mma;
+    Tensor value_operand = mma.get_slice(threadIdx.x % 128).partition_fragment_B(value);
+    multiply(mma, weights, value_operand(_, _, _, value_stage.index), output, GMMA::ScaleOut::One);
+  }
+
+  // The scores of a key tile are complete: mask what must be masked and give the stages back.
+  CUTE_DEVICE void finish_scores(Scores& scores, Step const& step) {
+    warpgroup_fence_operand(scores);
+    if (step.flags & (kMaskPositions | kMaskSegments)) [[unlikely]] {
+      KeyTile const keys = read_tile(shared.key_tile[step.key_index]);
+      int const row = step.tile.row + own_row();
+      if (step.flags & kMaskPositions) mask_positions(scores, keys, args, row);
+      if (step.flags & kMaskSegments) mask_segments(scores, keys, args, step.tile.head / args.heads_q, row);
+    }
+    release(shared.key_barrier[step.key_index]);
+    if (step.last) release(shared.query_barrier[step.query_index]);
+  }
+  // Waits until only the `kPending` newest products run; the older ones are those of the values, which are given back.
+  template <int kPending>
+  CUTE_DEVICE void finish_values() {
+    warpgroup_wait<kPending>();
     warpgroup_fence_operand(output);
     release(shared.value_barrier[value_stage.index]);
     value_stage.advance();
-  };
-  auto convert_weights = [&] {
-    Tensor exponentials = make_tensor(scores.data(), operand_layout);
+  }
+  CUTE_DEVICE void convert_weights(Scores& scores) {
+    Tensor exponentials = make_tensor(scores.data(), OperandLayout{});
     auto* packed = reinterpret_cast<uint32_t*>(&weights(0));
     CUTE_UNROLL
     for (int i = 0; i < size(weights) / 2; ++i) {
       packed[i] = pack(exponentials(2 * i), exponentials(2 * i + 1), Element{});
     }
-  };
+  }
 
-  QueryTile tile = fetch_tile();
-  if (tile.key_tiles == 0) return;
-  if (consumer == 1) pass_turn(consumer);
-  int remaining = tile.key_tiles;
-  int flags = wait_for_keys();
-  multiply_keys();
-  warpgroup_wait<0>();
-  finish_scores(tile, flags, --remaining == 0);
-  update_softmax(state, scores, correction, scale_log2);
-  convert_weights();
-
-  while (true) {
-    bool const last_of_tile = remaining == 0;
-    QueryTile next = tile;
-    if (last_of_tile) {
-      next = fetch_tile();
-      if (next.key_tiles == 0) break;
-      remaining = next.key_tiles;
+  // Softmax of the scores of `step`, while the product of the values of `before` runs, and that product's end.
+  template <int kPending>
+  CUTE_DEVICE void soften(Scores& scores, Step const& before) {
+    SoftmaxState const finished = state;
+    if (before.last) state = SoftmaxState{};
+    bool const corrected = update_softmax(state, scores, correction, scale_log2);
+    // The fence, and a wait in each branch instead of one before, keep the compiler from moving the softmax below it.
+    warpgroup_fence_operand(scores);
+    if (before.last) [[unlikely]] {
+      finish_values<kPending>();
+      write_tile<C>(output, finished, args, before.tile, own_row());
+      clear(output);
+    } else {
+      finish_values<kPending>();
+      if (corrected) [[unlikely]] rescale(output, correction);
     }
-    // Whatever needs waiting for is waited for before the turn, so that the turn is short.
-    int const next_flags = wait_for_keys();
-    wait_for_values();
-    if (flags & kClearInvalidValues) [[unlikely]] clear_values(tile.head / args.heads_q);
-    flags = next_flags;
+    convert_weights(scores);
+  }
+
+  // The first key tile of the stream. False if there is none.
+  CUTE_DEVICE bool begin(Scores& scores, Step& step) {
+    clear(output);
+    if (!fetch(step)) return false;
+    if (consumer == 1) pass_turn(consumer);
+    multiply_keys(scores, step);
+    warpgroup_wait<0>();
+    finish_scores(scores, step);
+    update_softmax(state, scores, correction, scale_log2);
+    convert_weights(scores);
+    return true;
+  }
+
+  // Step n: the products of key tile n+1 and of the values of n are issued together, then the softmax of n+1 is
+  // computed while the latter runs. Whatever needs waiting for is waited for before the turn, so that it is short.
+  CUTE_DEVICE void advance(Scores& scores, Step const& step, Step const& next) {
     wait_for_turn(consumer);
-    multiply_keys();
+    multiply_keys(scores, next);
     multiply_values();
     pass_turn(consumer);
     warpgroup_wait<1>();
-    finish_scores(next, flags, --remaining == 0);
-    SoftmaxState const finished = state;
-    if (last_of_tile) state = SoftmaxState{};
-    bool const corrected = update_softmax(state, scores, correction, scale_log2);
-    // The softmax overlaps with the product of the values. The fence and a wait in each branch instead of one
-    // before keep the compiler from moving the softmax below the wait.
-    warpgroup_fence_operand(scores);
-    if (last_of_tile) [[unlikely]] {
-      finish_values();
-      write_tile<C>(output, finished, args, tile, own_row());
-      clear(output);
-      tile = next;
-    } else {
-      finish_values();
-      if (corrected) [[unlikely]] rescale(output, correction);
-    }
-    convert_weights();
+    finish_scores(scores, next);
+    soften<0>(scores, step);
   }
 
-  wait_for_values();
-  if (flags & kClearInvalidValues) clear_values(tile.head / args.heads_q);
-  wait_for_turn(consumer);
-  multiply_values();
-  pass_turn(consumer);
-  finish_values();
-  write_tile<C>(output, state, args, tile, own_row());
+  CUTE_DEVICE void run() {
+    Scores scores = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
+    Step step, next;
+    if (!begin(scores, step)) return;
+    next = step;
+    while (fetch(next)) {
+      wait_for_values(step);
+      advance(scores, step, next);
+      step = next;
+    }
+    multiply_last_values(step);
+  }
+
+  // The same with the scores of two key tiles, n+1 and n+2, whose products are issued together: the second never makes
+  // its softmax wait.
+  CUTE_DEVICE void run_in_pairs() {
+    Scores even = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
+    Scores odd = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
+    Step step, next;
+    if (!begin(even, step)) return;
+    next = step;
+    while (fetch(next)) {
+      Step second = next;
+      wait_for_values(step);
+      if (!fetch(second)) {
+        advance(even, step, next);
+        step = next;
+        break;
+      }
+      wait_for_turn(consumer);
+      multiply_keys(even, next);
+      multiply_values();
+      multiply_keys(odd, second);
+      pass_turn(consumer);
+      warpgroup_wait<2>();
+      finish_scores(even, next);
+      soften<1>(even, step);
+      wait_for_values(next);
+      multiply_values();
+      warpgroup_wait<1>();
+      finish_scores(odd, second);
+      soften<0>(odd, next);
+      step = second;
+      next = second;
+    }
+    multiply_last_values(step);
+  }
+
+  CUTE_DEVICE void multiply_last_values(Step const& step) {
+    wait_for_values(step);
+    wait_for_turn(consumer);
+    multiply_values();
+    pass_turn(consumer);
+    finish_values<0>();
+    write_tile<C>(output, state, args, step.tile, own_row());
+  }
+};
+
+template <class C>
+CUTE_DEVICE void consume(Arguments const& args, SharedStorage<C>& shared, int consumer) {
+  Consumer<C> self{args, shared, consumer};
+  if constexpr (C::kScoreBuffers == 1) {
+    self.run();
+  } else {
+    self.run_in_pairs();
+  }
 }
 
 }  // namespace sampleattn::sm90
