@@ -131,6 +131,7 @@ def _score_blocks(
     representatives,
     log_weights,
     spreads,
+    landmarks,  # int32 [B, Hkv, n]: how many the block has
     key_segment,
     sinks,  # int32 [B|1]: the forced first block; n for none
     log_sums,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
@@ -198,19 +199,24 @@ def _score_blocks(
     for start in range(0, end, TILE_BLOCKS):
         block = start + tl.arange(0, TILE_BLOCKS)
         scored = (block < end) & (block != sink)
-        block_highest = tl.full((BLOCK_Q, TILE_BLOCKS), LOWEST, tl.float32)
-        block_total = tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32)
-        for member in range(members):
-            place = (kv_head * members + member) * n + block
-            k = tl.load(
-                representatives + place[None, :] * HEAD_DIM + dim[:, None],
-                mask=scored[None, :] & (dim < HEAD_DIM)[:, None],
-                other=0.0,
-            )
-            weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
-            spread = tl.load(spreads + place, mask=scored, other=0.0)
+        # The mean first; of the landmarks, which weigh nothing and have no spread, only those that exist.
+        place = kv_head * members * n + block
+        marks = tl.load(landmarks + kv_head * n + block, mask=scored, other=0)
+        weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
+        spread = tl.load(spreads + place, mask=scored, other=0.0)
+        rows = representatives + place[None, :] * HEAD_DIM + dim[:, None]
+        loaded = (block < n)[None, :] & (dim < HEAD_DIM)[:, None]
+        scores = tl.dot(q, tl.load(rows, mask=loaded, other=0.0), input_precision=PRECISION) * scale_log2
+        scores = scores + norm[:, None] * spread[None, :] + weight[None, :]
+        block_highest, block_total = _add(
+            tl.full((BLOCK_Q, TILE_BLOCKS), LOWEST, tl.float32),
+            tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32),
+            scores,
+        )
+        for mark in range(1, members):
+            k = tl.load(rows + mark * n * HEAD_DIM, mask=loaded, other=0.0)
             scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
-            scores = scores + norm[:, None] * spread[None, :] + weight[None, :]
+            scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
             block_highest, block_total = _add(block_highest, block_total, scores)
         log_sum = block_highest + tl.log2(block_total)
         tl.store(log_sums + slot[:, None] * n + block[None, :], log_sum, mask=(block < end)[None, :])
@@ -325,6 +331,7 @@ def select_adaptive(
     if block_mask.numel() == 0:
         return block_mask
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    landmarks = (log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     visible, sinks = _visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
     per_block = batch * heads * block_q * n * 4
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
@@ -338,6 +345,7 @@ def select_adaptive(
             representatives.contiguous(),
             log_weights.contiguous(),
             spreads.contiguous(),
+            landmarks,
             key_segment,
             sinks,
             log_sums,

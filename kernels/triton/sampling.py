@@ -17,9 +17,11 @@ from .common import floor_div, sampled_row, tile_dim
 
 LOG2_E = 1.4426950408889634
 ROWS = 128  # sampled rows of one program
-KEYS_PER_PROGRAM = 4096
-REDUCE_ROWS = 32
-REDUCE_BLOCKS = 64
+# Of one program: few enough that short prompts fill the device, enough that long ones load queries seldom.
+FEWEST_KEYS, MOST_KEYS = 2048, 8192
+KEY_RANGES = 16
+TOTAL_ROWS, TOTAL_BLOCKS = 32, 64
+REDUCE_ROWS, REDUCE_BLOCKS = 64, 16
 
 
 @triton.jit
@@ -178,7 +180,8 @@ def sample_scores(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
     totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
-    blocks_per_program = max(KEYS_PER_PROGRAM // block_k, 1)
+    keys_per_program = min(max(k_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
+    blocks_per_program = max(keys_per_program // block_k, 1)
     rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
     _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * heads)](
         query,
@@ -204,11 +207,11 @@ def sample_scores(
         BLOCK_K=block_k,
         HAS_SEGMENT=key_segment is not None,
         PRECISION="ieee",
-        num_warps=8 if rows == ROWS else 4,
-        num_stages=2 if query.dtype == torch.float32 else 3,
+        num_warps=4,
+        num_stages=2,
     )
-    _row_totals[(ceil_div(samples, REDUCE_ROWS), batch * heads)](
-        log_sums, totals, samples, n_key_blocks, TILE_ROWS=REDUCE_ROWS, TILE_BLOCKS=REDUCE_BLOCKS
+    _row_totals[(ceil_div(samples, TOTAL_ROWS), batch * heads)](
+        log_sums, totals, samples, n_key_blocks, TILE_ROWS=TOTAL_ROWS, TILE_BLOCKS=TOTAL_BLOCKS
     )
     _reduce[(ceil_div(n_key_blocks, REDUCE_BLOCKS), batch * heads)](
         log_sums,

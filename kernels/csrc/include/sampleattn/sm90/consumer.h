@@ -50,26 +50,22 @@ CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const&
   sync_consumer(consumer);
 }
 
-// What the producer wrote, read by the lane that will give the stage back: no other lane's reading has to be ordered
-// before that. The maximum is how one lane's word gets into a register that the warp shares.
-template <class T>
-CUTE_DEVICE T read_tile(T const& shared) {
-  static_assert(sizeof(T) % sizeof(int) == 0);
-  T tile;
-  auto* words = reinterpret_cast<int*>(&tile);
-  CUTE_UNROLL
-  for (int i = 0; i < int(sizeof(T) / sizeof(int)); ++i) {
-    int own = INT_MIN;
-    if (threadIdx.x % 32 == 0) own = reinterpret_cast<int const*>(&shared)[i];
-    words[i] = __reduce_max_sync(0xffffffffu, own);
-  }
-  return tile;
+// What the producer wrote is read by the lane that will give the stage back: no other lane's reading has to be ordered
+// before that. `agree` makes it known to the warp; the maximum is how a word gets into a register that the warp shares.
+CUTE_DEVICE int read_alone(int const& shared) { return threadIdx.x % 32 == 0 ? shared : INT_MIN; }
+CUTE_DEVICE int agree(int own) { return __reduce_max_sync(0xffffffffu, own); }
+
+CUTE_DEVICE KeyTile read_tile(KeyTile const& shared) {
+  return {agree(read_alone(shared.first_run)), agree(read_alone(shared.second_run)), agree(read_alone(shared.flags))};
+}
+CUTE_DEVICE QueryTile read_tile(QueryTile const& shared) {
+  return {agree(read_alone(shared.head)), agree(read_alone(shared.row)), agree(read_alone(shared.key_tiles))};
 }
 
 // A key tile of the stream: where it is read, and what its scores need.
-struct Step {
+struct StreamStep {
   QueryTile tile;
-  int flags;  // of the key tile
+  int flags;  // of the key tile; one lane knows them until the products are issued
   int key_index, query_index;
   bool last;  // of its query tile
 };
@@ -106,7 +102,7 @@ struct Consumer {
   }
 
   // Waits for the next key tile of the stream and for its query tile, and goes past it. False if there is none.
-  CUTE_DEVICE bool fetch(Step& step) {
+  CUTE_DEVICE bool fetch(StreamStep& step) {
     if (remaining == 0) {
       wait_full(shared.query_barrier[query_stage.index], query_stage.parity);
       step.tile = read_tile(shared.query_tile[query_stage.index]);
@@ -115,14 +111,14 @@ struct Consumer {
     }
     step.last = --remaining == 0;
     wait_full(shared.key_barrier[key_stage.index], key_stage.parity);
-    step.flags = read_tile(shared.key_tile[key_stage.index].flags);
+    step.flags = read_alone(shared.key_tile[key_stage.index].flags);
     step.key_index = key_stage.index;
     step.query_index = query_stage.index;
     key_stage.advance();
     if (step.last) query_stage.advance();
     return true;
   }
-  CUTE_DEVICE void wait_for_values(Step const& step) {
+  CUTE_DEVICE void wait_for_values(StreamStep const& step) {
     wait_full(shared.value_barrier[value_stage.index], value_stage.parity);
     if (step.flags & kClearInvalidValues) [[unlikely]] {
       clear_invalid_values<C>(shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV,
@@ -131,7 +127,7 @@ struct Consumer {
     }
   }
 
-  CUTE_DEVICE void multiply_keys(Scores& scores, Step const& step) {
+  CUTE_DEVICE void multiply_keys(Scores& scores, StreamStep const& step) {
     Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
                               Shape<_64, Int<C::kHeadDim>, Int<C::kQueryStages>>{}, make_coord(consumer, _0{}, _0{}));
     Tensor key = make_tensor(make_smem_ptr(shared.key.data()), typename C::LayoutK{});
@@ -150,7 +146,7 @@ struct Consumer {
   }
 
   // The scores of a key tile are complete: mask what must be masked and give the stages back.
-  CUTE_DEVICE void finish_scores(Scores& scores, Step const& step) {
+  CUTE_DEVICE void finish_scores(Scores& scores, StreamStep const& step) {
     warpgroup_fence_operand(scores);
     if (step.flags & (kMaskPositions | kMaskSegments)) [[unlikely]] {
       KeyTile const keys = read_tile(shared.key_tile[step.key_index]);
@@ -180,7 +176,7 @@ struct Consumer {
 
   // Softmax of the scores of `step`, while the product of the values of `before` runs, and that product's end.
   template <int kPending>
-  CUTE_DEVICE void soften(Scores& scores, Step const& before) {
+  CUTE_DEVICE void soften(Scores& scores, StreamStep const& before) {
     SoftmaxState const finished = state;
     if (before.last) state = SoftmaxState{};
     bool const corrected = update_softmax(state, scores, correction, scale_log2);
@@ -198,11 +194,12 @@ struct Consumer {
   }
 
   // The first key tile of the stream. False if there is none.
-  CUTE_DEVICE bool begin(Scores& scores, Step& step) {
+  CUTE_DEVICE bool begin(Scores& scores, StreamStep& step) {
     clear(output);
     if (!fetch(step)) return false;
     if (consumer == 1) pass_turn(consumer);
     multiply_keys(scores, step);
+    step.flags = agree(step.flags);
     warpgroup_wait<0>();
     finish_scores(scores, step);
     update_softmax(state, scores, correction, scale_log2);
@@ -212,11 +209,12 @@ struct Consumer {
 
   // Step n: the products of key tile n+1 and of the values of n are issued together, then the softmax of n+1 is
   // computed while the latter runs. Whatever needs waiting for is waited for before the turn, so that it is short.
-  CUTE_DEVICE void advance(Scores& scores, Step const& step, Step const& next) {
+  CUTE_DEVICE void advance(Scores& scores, StreamStep const& step, StreamStep& next) {
     wait_for_turn(consumer);
     multiply_keys(scores, next);
     multiply_values();
     pass_turn(consumer);
+    next.flags = agree(next.flags);
     warpgroup_wait<1>();
     finish_scores(scores, next);
     soften<0>(scores, step);
@@ -224,7 +222,7 @@ struct Consumer {
 
   CUTE_DEVICE void run() {
     Scores scores = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
-    Step step, next;
+    StreamStep step, next;
     if (!begin(scores, step)) return;
     next = step;
     while (fetch(next)) {
@@ -240,11 +238,11 @@ struct Consumer {
   CUTE_DEVICE void run_in_pairs() {
     Scores even = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
     Scores odd = partition_fragment_C(typename C::MmaQK{}, Shape<_64, Int<C::kKeys>>{});
-    Step step, next;
+    StreamStep step, next;
     if (!begin(even, step)) return;
     next = step;
     while (fetch(next)) {
-      Step second = next;
+      StreamStep second = next;
       wait_for_values(step);
       if (!fetch(second)) {
         advance(even, step, next);
@@ -256,6 +254,8 @@ struct Consumer {
       multiply_values();
       multiply_keys(odd, second);
       pass_turn(consumer);
+      next.flags = agree(next.flags);
+      second.flags = agree(second.flags);
       warpgroup_wait<2>();
       finish_scores(even, next);
       soften<1>(even, step);
@@ -270,7 +270,7 @@ struct Consumer {
     multiply_last_values(step);
   }
 
-  CUTE_DEVICE void multiply_last_values(Step const& step) {
+  CUTE_DEVICE void multiply_last_values(StreamStep const& step) {
     wait_for_values(step);
     wait_for_turn(consumer);
     multiply_values();
