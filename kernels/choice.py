@@ -2,8 +2,7 @@
 
 A kernel fits by op, device, dtype, head dims and block sizes alone, so that a report can name it without
 running anything. The order is the environment variable ``SAMPLEATTN_CUDA_KERNELS`` (names separated by
-commas) or, inside a ``with preferring(...)`` block, its arguments. The default leaves out kernels that have
-not yet run on a GPU; naming one is how to get it.
+commas) or, inside a ``with preferring(...)`` block, its arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from functools import lru_cache
 import torch
 
 ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
-DEFAULT = ("cuda_sm90", "pytorch")
+DEFAULT = ("cuda_sm90", "cuda_sm80", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 
@@ -141,16 +140,22 @@ def preferring(*names: str) -> Iterator[None]:
 @lru_cache(maxsize=1)
 def _from_environment() -> tuple[str, ...]:
     text = os.environ.get(ENVIRONMENT)
-    return DEFAULT if text is None else _checked(tuple(text.split(",")), ENVIRONMENT)
+    if text is not None:
+        return _checked(tuple(text.split(",")), ENVIRONMENT)
+    return tuple(name for name in DEFAULT if name != "triton" or _has_triton())
 
 
 def _checked(names: tuple[str, ...], source: str) -> tuple[str, ...]:
     unknown = [name for name in names if name not in KERNELS]
     if unknown or not names:
         raise ValueError(f"{source} must name kernels out of {', '.join(KERNELS)}, got {unknown or 'none'}")
-    if "triton" in names and importlib.util.find_spec("triton") is None:
+    if "triton" in names and not _has_triton():
         raise ImportError(f"{source} names triton, but the package triton is not installed")
     return names
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @lru_cache(maxsize=1)

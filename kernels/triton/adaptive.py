@@ -18,7 +18,7 @@ from .common import floor_div, tile_dim
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
-TILE_BLOCKS = 64  # key blocks scored at a time
+TILE_BLOCKS = 32  # key blocks scored at a time
 LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
 
 
@@ -374,6 +374,7 @@ def select_adaptive(
             LOG2_E=LOG2_E,
             LOWEST=LOWEST,
             num_warps=8 if block_q == 128 else 4,
+            num_stages=2,
         )
         _write_bits[(count, batch * heads, words)](
             log_sums,

@@ -139,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     with density_set(arguments.device, set_density):
         measured = measure(competitor.run, inputs, arguments.device, arguments.rounds)
     result = {
-        **provenance(arguments.device),
+        **provenance(arguments.device, revision=arguments.revision),
         "benchmark": "breakdown",
         "model": shape.name,
         "narrow": arguments.narrow,

@@ -107,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--baselines: {name!r} is not compiled; compiled: {', '.join(COMPILED)}")
     shape = load_shape(arguments.model, layers=arguments.layers, narrow=arguments.narrow)
     result = {
-        **provenance(arguments.device),
+        **provenance(arguments.device, revision=arguments.revision),
         "benchmark": "compile",
         "model": shape.name,
         "narrow": arguments.narrow,

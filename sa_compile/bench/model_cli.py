@@ -13,6 +13,13 @@ def add_benchmarks(benchmarks: Any) -> None:
     ttft = benchmarks.add_parser("ttft", help="time to first token of a model against other ways to run it")
     _add_model(ttft, baselines="eager")
     _add_density(ttft)
+    ttft.add_argument(
+        "--goal",
+        action="append",
+        default=[],
+        metavar="BASELINE=RATIOS",
+        help="how many times faster than a baseline is wanted, one number a length: flash2=1.6,2.4",
+    )
     ttft.add_argument("--compile-time", action="store_true", help="also compile in two fresh processes each")
     ttft.set_defaults(run=_ttft)
     breakdown = benchmarks.add_parser(
@@ -42,10 +49,16 @@ def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
     parser.add_argument("--narrow", action="store_true", help="same layers and heads, but a tiny width")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda", help="default cuda")
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each (default 3)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="timed calls of each (default 3); 0: the first call alone, compilation included",
+    )
     parser.add_argument("--chunked-mlp", type=int, metavar="TOKENS", help="run MLPs so many rows at a time")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the backend")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
+    parser.add_argument("--revision", help="the code's commit, where git cannot tell")
 
 
 def _add_density(parser: argparse.ArgumentParser) -> None:

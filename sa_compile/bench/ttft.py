@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sa_compile.bench import competitors, density
 from sa_compile.bench.competitors import OURS, Competitor
@@ -45,6 +45,7 @@ class Row:
     density: float | None  # None: dense
     density_source: str
     outcomes: dict[str, int]  # of the attentions, for a competitor that reports them
+    difference: float | None  # of the last token's logits from the first baseline's, relative, in the 2-norm
     error: str = ""
 
     @property
@@ -63,22 +64,23 @@ class Row:
 
 
 class Clock:
-    """Times and peak memory of calls on one device."""
+    """Times, peak memory and results of calls on one device."""
 
     def __init__(self, device: str) -> None:
         self.cuda = torch.device(device).type == "cuda"
 
-    def call(self, competitor: Competitor, inputs: dict[str, Any]) -> tuple[float, int | None]:
-        """(seconds, peak bytes) of one call, the wait for the device included."""
+    def call(self, competitor: Competitor, inputs: dict[str, Any]) -> tuple[float, int | None, Tensor]:
+        """(seconds, peak bytes, last token's logits) of one call, the wait for the device included."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
-        competitor.run(**inputs)
+        logits = competitor.run(**inputs)
         if self.cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
-        return seconds, torch.cuda.max_memory_allocated() if self.cuda else None
+        peak = torch.cuda.max_memory_allocated() if self.cuda else None
+        return seconds, peak, logits[:, -1].float().cpu()
 
 
 @torch.no_grad()
@@ -97,7 +99,8 @@ def measure(
 ) -> list[Row]:
     """A row for each of ``names`` (baselines, and "sampleattn") at one prompt length.
 
-    A competitor that runs out of memory gets a row that says so, and the others go on.
+    A competitor that runs out of memory gets a row that says so, and the others go on. ``rounds`` 0: the
+    first call is what is timed, with whatever it compiles.
     """
     torch._dynamo.reset()
     vocabulary = shape.config.vocab_size
@@ -107,6 +110,7 @@ def measure(
     first: dict[str, float] = {}
     times: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, int | None] = dict.fromkeys(names)
+    logits: dict[str, Tensor] = {}
     outcomes: dict[str, dict[str, int]] = {name: {} for name in names}
     errors: dict[str, str] = {}
     with density_set(device, set_density) as chosen:
@@ -116,9 +120,13 @@ def measure(
                     continue
                 try:
                     if attempt == 0:
-                        first[name], outcomes[name] = _first_call(clock, runs[name], inputs, model)
-                        continue
-                    seconds, peaks[name] = clock.call(runs[name], inputs)
+                        call, outcomes[name] = _first_call(clock, runs[name], inputs, model)
+                        first[name] = call[0]
+                        if rounds:
+                            continue
+                    else:
+                        call = clock.call(runs[name], inputs)
+                    seconds, peaks[name], logits[name] = call
                     times[name].append(1e3 * seconds)
                 except torch.OutOfMemoryError:
                     errors[name] = "out of memory"
@@ -140,20 +148,28 @@ def measure(
             if name in SPARSE
             else "dense",
             outcomes[name],
+            _difference(logits, name, names[0]),
             errors.get(name, ""),
         )
         for name in names
     ]
 
 
+def _difference(logits: dict[str, Tensor], name: str, reference: str) -> float | None:
+    if name == reference or name not in logits or reference not in logits:
+        return None
+    expected = logits[reference]
+    return ((logits[name] - expected).norm() / expected.norm()).item()
+
+
 def _first_call(
     clock: Clock, competitor: Competitor, inputs: dict[str, Any], model: nn.Module
-) -> tuple[float, dict[str, int]]:
-    """Seconds of the call that compiles, and how many attentions had which outcome."""
+) -> tuple[tuple[float, int | None, Tensor], dict[str, int]]:
+    """The call that compiles, as ``Clock.call`` gives it, and how many attentions had which outcome."""
     from sa_compile import report
 
     with report.collect() as reports:
-        seconds, _ = clock.call(competitor, inputs)
+        call = clock.call(competitor, inputs)
     sites = [site for graph in reports for site in graph.sites]
     if competitor.name == "interface":
         from sa_compile import hf
@@ -163,7 +179,24 @@ def _first_call(
     counts: dict[str, int] = {}
     for site in sites:
         counts[site.outcome] = counts.get(site.outcome, 0) + 1
-    return seconds, counts
+    return call, counts
+
+
+def parse_goals(texts: list[str], names: list[str], lengths: list[int]) -> dict[str, list[float]]:
+    """``BASELINE=RATIO,...`` strings, one ratio a length, as plain data."""
+    goals = {}
+    for text in texts:
+        name, _, ratios = text.partition("=")
+        try:
+            goals[name] = [float(ratio) for ratio in ratios.split(",")]
+        except ValueError:
+            raise ValueError(f"--goal must be BASELINE=RATIOS with numbers, got {text!r}") from None
+        if name not in names or len(goals[name]) != len(lengths):
+            raise ValueError(
+                f"--goal needs one of the baselines ({', '.join(names)}) and {len(lengths)} ratios, one a "
+                f"length, got {text!r}"
+            )
+    return goals
 
 
 def parse_options(texts: list[str]) -> dict[str, Any]:
@@ -197,6 +230,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--density must be in (0, 1], got {arguments.density}")
     if arguments.density is not None and arguments.density_from is not None:
         raise ValueError("--density and --density-from exclude each other")
+    goals = parse_goals(arguments.goal, names, arguments.lengths)
     shape, model = prepare(arguments)
     rows: list[Row] = []
     result: dict[str, Any] = {}
@@ -215,7 +249,7 @@ def run(arguments: argparse.Namespace) -> int:
             options=parse_options(arguments.option),
         )
         result = {
-            **provenance(arguments.device),
+            **provenance(arguments.device, revision=arguments.revision),
             "benchmark": "ttft",
             "model": shape.name,
             "weights": shape.weights,
@@ -223,6 +257,9 @@ def run(arguments: argparse.Namespace) -> int:
             "narrow": arguments.narrow,
             "dtype": arguments.dtype,
             "chunked_mlp": arguments.chunked_mlp,
+            "rounds": arguments.rounds,
+            "goals": goals,
+            "lengths": arguments.lengths,
             "options": parse_options(arguments.option),
             "rows": [row.to_dict() for row in rows],
         }

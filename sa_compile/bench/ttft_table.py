@@ -26,14 +26,18 @@ def table(result: dict[str, Any]) -> str:
     ours, baselines = [OURS], [name for name in names if name != OURS]
     headers = ["tokens", *(f"{TITLES[name]} (ms)" for name in [*baselines, *ours])]
     headers += [f"x {TITLES[name]}" for name in baselines] + ["peak GiB: " + " / ".join([*baselines, *ours])]
+    headers += [f"peak / {TITLES[baselines[0]]}"] if baselines else []
+    headers += [f"logits: off {TITLES[baselines[0]]}"] if baselines else []
     headers += ["density", "density is"]
     lines = []
     for length in dict.fromkeys((row["length"], row["batch"]) for row in result["rows"]):
         found = {row["competitor"]: row for row in result["rows"] if (row["length"], row["batch"]) == length}
         mine = found[OURS]
         line = [_length(*length), *(_time(found.get(name)) for name in [*baselines, *ours])]
-        line += [_ratio(found.get(name), mine) for name in baselines]
+        line += [_ratio(found.get(name), mine, _goal(result, name, length[0])) for name in baselines]
         line += [" / ".join(_peak(found.get(name)) for name in [*baselines, *ours])]
+        if baselines:
+            line += [_peak_ratio(mine, found[baselines[0]]), _share(mine["difference"])]
         line += [f"{mine['density']:.1%}" if mine["density"] is not None else "-", mine["density_source"]]
         lines.append(line)
     return f"{_caption(result)}\n\n" + tabulate(lines, headers, tablefmt="github", disable_numparse=True)
@@ -80,6 +84,8 @@ def _caption(result: dict[str, Any]) -> str:
         parts.append("narrowed: not the model's width")
     if result["chunked_mlp"]:
         parts.append(f"MLPs in chunks of {result['chunked_mlp']} tokens")
+    if result["rounds"] == 0:
+        parts.append("one call, compilation included")
     versions = result["versions"]
     parts.append(
         ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions)
@@ -99,10 +105,27 @@ def _time(row: dict[str, Any] | None) -> str:
     return row["error"] or f"{row['ttft_ms']:,.1f}"
 
 
-def _ratio(row: dict[str, Any] | None, ours: dict[str, Any]) -> str:
+def _goal(result: dict[str, Any], name: str, length: int) -> float | None:
+    return result["goals"][name][result["lengths"].index(length)] if name in result["goals"] else None
+
+
+def _ratio(row: dict[str, Any] | None, ours: dict[str, Any], wanted: float | None) -> str:
     if row is None or row["error"] or ours["error"]:
         return "-"
-    return f"{row['ttft_ms'] / ours['ttft_ms']:.2f}"
+    found = row["ttft_ms"] / ours["ttft_ms"]
+    if wanted is None:
+        return f"{found:.2f}"
+    return f"{found:.2f} (>= {wanted:g}{'' if found >= wanted else ': missed'})"
+
+
+def _peak_ratio(ours: dict[str, Any], row: dict[str, Any]) -> str:
+    return (
+        f"{ours['peak_bytes'] / row['peak_bytes']:.2f}" if ours["peak_bytes"] and row["peak_bytes"] else "-"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _peak(row: dict[str, Any] | None) -> str:

@@ -14,9 +14,11 @@ DEVICE = torch.device("cuda")
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A function that pretends a GPU of some capability and a CUDA library with some kernels."""
+    """A function that pretends a GPU of some capability, a CUDA library with some kernels, and Triton or not."""
 
-    def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448):
+    def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448, triton=True):
+        monkeypatch.setattr(choice, "_has_triton", lambda: triton)
+        choice._from_environment.cache_clear()
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
         monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
         names = [f"block_sparse_attention_{name}" for name in built]
@@ -25,6 +27,7 @@ def gpu(monkeypatch):
 
     yield pretend
     choice._first_fitting.cache_clear()
+    choice._from_environment.cache_clear()
 
 
 def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=128):
@@ -37,23 +40,28 @@ def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=1
         pytest.param(attention(), {}, "cuda_sm90", id="hopper"),
         pytest.param(attention(torch.float16, (192, 128), 128, 64), {}, "cuda_sm90", id="fp16 192/128"),
         pytest.param(attention(torch.float32), {}, "pytorch", id="fp32"),
-        pytest.param(attention(head_dims=(80, 80)), {}, "pytorch", id="head dim without a kernel"),
-        pytest.param(attention(block_q=64), {}, "pytorch", id="short query blocks"),
-        pytest.param(attention(block_k=32), {}, "pytorch", id="narrow key blocks"),
-        pytest.param(attention(), {"capability": (10, 0)}, "pytorch", id="newer than hopper"),
-        pytest.param(attention(), {"capability": (8, 0)}, "pytorch", id="ampere: sm80 only on request"),
-        pytest.param(attention(), {"built": ("sm80",)}, "pytorch", id="library without sm90"),
-        pytest.param(Call("sample_scores", DEVICE, torch.bfloat16), {}, "pytorch", id="sampling"),
-        pytest.param(Call("select_blocks", DEVICE), {}, "pytorch", id="selection"),
+        pytest.param(attention(head_dims=(80, 80)), {}, "triton", id="head dim without a native kernel"),
+        pytest.param(attention(block_q=64), {}, "triton", id="short query blocks"),
+        pytest.param(attention(block_k=32), {}, "triton", id="narrow key blocks"),
+        pytest.param(attention(), {"capability": (10, 0)}, "cuda_sm80", id="newer than hopper"),
+        pytest.param(attention(), {"capability": (8, 0)}, "cuda_sm80", id="ampere"),
+        pytest.param(attention(), {"capability": (7, 5)}, "triton", id="turing"),
+        pytest.param(attention(), {"built": ("sm80",)}, "cuda_sm80", id="library without sm90"),
+        pytest.param(attention(), {"built": ()}, "triton", id="no library"),
+        pytest.param(attention(), {"built": (), "triton": False}, "pytorch", id="neither"),
+        pytest.param(Call("sample_scores", DEVICE, torch.bfloat16), {}, "triton", id="sampling"),
+        pytest.param(Call("sample_scores", DEVICE, torch.float32), {}, "pytorch", id="sampling in fp32"),
+        pytest.param(Call("select_blocks", DEVICE), {}, "triton", id="selection"),
+        pytest.param(Call("select_blocks", DEVICE), {"triton": False}, "pytorch", id="without triton"),
     ],
 )
-def test_the_default_takes_kernels_that_ran_on_a_gpu(call, machine, expected, gpu):
+def test_the_default_takes_the_fastest_kernel_that_fits(call, machine, expected, gpu):
     gpu(**machine)
     assert choose(call) == expected
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
-def test_sm80_runs_on_request_on_every_later_generation(capability, gpu):
+def test_sm80_runs_on_every_later_generation(capability, gpu):
     gpu(capability=capability)
     with preferring("cuda_sm80"):
         assert choose(attention()) == "cuda_sm80"
@@ -77,9 +85,8 @@ def test_a_forced_kernel_that_does_not_fit_is_an_error_and_no_fallback(gpu):
         assert choose(attention()) == "pytorch"
 
 
-def test_each_op_takes_the_first_kernel_that_has_it(gpu, monkeypatch):
+def test_each_op_takes_the_first_kernel_that_has_it(gpu):
     gpu()
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
     with preferring("cuda_sm90", "triton"):
         assert choose(attention()) == "cuda_sm90"
         assert choose(attention(head_dims=(80, 80))) == "triton"

@@ -15,11 +15,12 @@ SHAPES = {  # layers, heads, KV heads, head_dim
     "glm-4-9b": (40, 32, 2, 128),
     "internlm2-7b": (32, 32, 8, 128),
     "llama-3.1-8b": (32, 32, 8, 128),
+    "mistral-7b": (32, 32, 8, 128),
     "qwen2.5-7b": (28, 28, 4, 128),
     "yi-9b": (48, 32, 4, 128),
 }
 MILLIONS = {"chatglm2-6b": 6244, "glm-4-9b": 9400, "internlm2-7b": 7738, "llama-3.1-8b": 8030}
-MILLIONS |= {"qwen2.5-7b": 7616, "yi-9b": 8829}
+MILLIONS |= {"mistral-7b": 7242, "qwen2.5-7b": 7616, "yi-9b": 8829}
 SMALL = ["--narrow", "--layers", "2", "--device", "cpu", "--dtype", "float32", "--rounds", "1"]
 OPTIONS = ["--option", "min_seq_len=64", "--option", "block_q=16", "--option", "block_k=16"]
 EAGERLY = [*OPTIONS, "--option", "inner=eager"]
@@ -74,6 +75,28 @@ def test_a_batch_of_two_and_chunked_mlps(tmp_path):
     assert result["chunked_mlp"] == 100
 
 
+def test_goals_memory_and_logits_are_in_the_table(tmp_path, capsys):
+    out = tmp_path / "ttft.json"
+    arguments = ["--model", "mistral-7b", "--lengths", "64,128", "--goal", "eager=0.0001,1e9"]
+    arguments += ["--option", "min_seq_len=1000000", "--revision", "abc123"]
+    assert ttft(*arguments, *SMALL, "--option", "inner=eager", "--json", str(out)) == 0
+    result = json.loads(out.read_text())
+    assert result["revision"] == "abc123" and result["goals"] == {"eager": [0.0001, 1e9]}
+    assert [row["difference"] is None for row in result["rows"]] == [True, False] * 2
+    assert all(row["difference"] < 1e-5 for row in result["rows"][1::2])
+    printed = capsys.readouterr().out
+    assert "(>= 0.0001)" in printed and "(>= 1e+09: missed)" in printed
+
+
+def test_without_rounds_the_first_call_is_the_result(tmp_path, capsys):
+    out = tmp_path / "ttft.json"
+    rounds = [*SMALL[:-1], "0"]
+    assert ttft("--model", "glm-4-9b", "--lengths", "64", *rounds, *EAGERLY, "--json", str(out)) == 0
+    for row in json.loads(out.read_text())["rows"]:
+        assert row["milliseconds"] == [1e3 * row["first_call_seconds"]]
+    assert "one call, compilation included" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -81,6 +104,11 @@ def test_a_batch_of_two_and_chunked_mlps(tmp_path):
         pytest.param(["--baselines", "magic"], "unknown baseline 'magic'; known: eager", id="baseline"),
         pytest.param(["--density", "2"], r"--density must be in \(0, 1\], got 2.0", id="density"),
         pytest.param(["--layers", "99"], "--layers must be between 1 and 40", id="layers"),
+        pytest.param(
+            ["--goal", "flex=2"], r"--goal needs one of the baselines \(eager\)", id="goal-baseline"
+        ),
+        pytest.param(["--goal", "eager=2,3"], "and 1 ratios, one a length", id="goal-number"),
+        pytest.param(["--goal", "eager=fast"], "BASELINE=RATIOS with numbers, got 'eager=fast'", id="goal"),
         pytest.param(["--option", "alpha"], "--option must be NAME=VALUE", id="option"),
         pytest.param(["--chunked-mlp", "-1"], "'tokens' must be at least 1, got -1", id="chunked-mlp"),
     ],
@@ -138,6 +166,7 @@ def row(name, length, milliseconds, **changes):
         "peak_bytes": 3 << 30,
         "density": 0.1 if name == "sampleattn" else None,
         "density_source": "set (--density)",
+        "difference": 0.25 if name == "sampleattn" else None,
         "error": "",
         **changes,
     }
@@ -152,6 +181,9 @@ def result():
         "weights": "random",
         "narrow": False,
         "chunked_mlp": None,
+        "rounds": 3,
+        "goals": {"eager": [1.5, 2.0]},
+        "lengths": [8192, 1 << 20],
         "note": "",
         "versions": {"torch": "2.11"},
         "rows": [
@@ -166,9 +198,9 @@ def result():
 def test_the_table_is_made_from_the_json(result, tmp_path, capsys):
     printed = table(result)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[4:]]
-    assert cells[0][:4] == ["8K", "50.0", "40.0", "1.25"]
+    assert cells[0][:4] == ["8K", "50.0", "40.0", "1.25 (>= 1.5: missed)"]
     assert cells[1][:4] == ["1M", "out of memory", "4,000.0", "-"]
-    assert cells[0][4:] == ["3.0 / 3.0", "10.0%", "set (--density)"]
+    assert cells[0][4:] == ["3.0 / 3.0", "1.00", "25.0%", "10.0%", "set (--density)"]
     (tmp_path / "r.json").write_text(json.dumps(result))
     picture = tmp_path / "r.png"
     assert main(["bench", "ttft-report", str(tmp_path / "r.json"), "--chart", str(picture)]) == 0
