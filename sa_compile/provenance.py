@@ -19,11 +19,13 @@ def provenance(
 ) -> dict[str, Any]:
     """``command``, ``revision``, ``device`` and ``versions`` of this process, as plain data for JSON.
 
+    Of absolute paths in the command only the last component is kept: the folders are those of one machine.
+
     ``device``: where it ran. ``revision``: the code's commit where git cannot tell. ``command`` None: the
     arguments of ``python -m sa_compile``.
     """
     return {
-        "command": command or " ".join(["python -m sa_compile", *sys.argv[1:]]),
+        "command": command or " ".join(["python -m sa_compile", *map(_without_folder, sys.argv[1:])]),
         "revision": revision or git_revision(),
         "device": device_name(torch.device(device)),
         "versions": versions(),
@@ -55,6 +57,10 @@ def git_revision() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _without_folder(argument: str) -> str:
+    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def _cpu_name() -> str:

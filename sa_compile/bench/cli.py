@@ -70,16 +70,18 @@ def _ops(arguments: argparse.Namespace) -> int:
 
 
 def _add_report(benchmarks: Any) -> None:
-    parser = benchmarks.add_parser("report", help="tables and plots from results of 'bench ops'")
-    parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files of 'bench ops'")
+    parser = benchmarks.add_parser(
+        "report", help="tables and plots from results of 'bench ops', 'bench ttft' and 'bench breakdown'"
+    )
+    parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and the plots"
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the pages and their pictures"
     )
     parser.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from sa_compile.bench.ops.report import write
+    from sa_compile.bench.report import write
 
     for path in write(arguments.results, arguments.out):
         print(path)

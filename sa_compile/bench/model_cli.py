@@ -1,9 +1,8 @@
-"""``bench ttft``, ``bench breakdown``, ``bench compile`` and ``bench ttft-report``: benchmarks of models."""
+"""``bench ttft``, ``bench breakdown`` and ``bench compile``: benchmarks of models."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ def add_benchmarks(benchmarks: Any) -> None:
         action="append",
         default=[],
         metavar="BASELINE=RATIOS",
-        help="how many times faster than a baseline is wanted, one number a length: flash2=1.6,2.4",
+        help="how many times faster than a baseline is wanted, a number (0: none) a length: flash2=1.6,2.4",
     )
     ttft.add_argument("--compile-time", action="store_true", help="also compile in two fresh processes each")
     ttft.set_defaults(run=_ttft)
@@ -33,10 +32,6 @@ def add_benchmarks(benchmarks: Any) -> None:
     _add_model(compile_time, baselines="inductor")
     compile_time.add_argument("--child", help=argparse.SUPPRESS)
     compile_time.set_defaults(run=_compile)
-    report = benchmarks.add_parser("ttft-report", help="table and chart from the JSON of 'bench ttft'")
-    report.add_argument("results", nargs="+", type=Path, help="JSON files")
-    report.add_argument("--chart", metavar="FILE", type=Path, help="draw them as PNG, a panel a file")
-    report.set_defaults(run=_report)
 
 
 def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
@@ -98,13 +93,3 @@ def _compile(arguments: argparse.Namespace) -> int:
     from sa_compile.bench.compile_time import run
 
     return run(arguments)
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from sa_compile.bench.ttft_table import chart, table
-
-    results = [json.loads(path.read_text()) for path in arguments.results]
-    print("\n\n".join(table(result) for result in results))
-    if arguments.chart:
-        chart(results, arguments.chart)
-    return 0

@@ -14,7 +14,7 @@ DEVICE = torch.device("cuda")
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A function that pretends a GPU of some capability, a CUDA library with some kernels, and Triton or not."""
+    """A function that pretends a GPU of some capability, a CUDA library with some kernels, Triton or none."""
 
     def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448, triton=True):
         monkeypatch.setattr(choice, "_has_triton", lambda: triton)

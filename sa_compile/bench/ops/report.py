@@ -1,8 +1,7 @@
-"""``report.md`` and plots from the JSON files of ``bench ops``."""
+"""``ops.md`` and plots from results of ``bench ops``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,31 +9,19 @@ from typing import Any
 from tabulate import tabulate
 
 from sa_compile.bench.ops.plots import draw
-from sa_compile.bench.ops.run import BENCHMARK
 
 Row = dict[str, Any]
 
 
-def write(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Write ``report.md`` and the plots; returns what was written."""
-    results = [_read(file) for file in files]
-    folder.mkdir(parents=True, exist_ok=True)
+def write(results: Sequence[Row], folder: Path) -> list[Path]:
+    """Write ``ops.md`` and the plots; returns what was written."""
     tags = [""] if len(results) == 1 else [f"{number}_" for number in range(1, len(results) + 1)]
     plots = [path for tag, result in zip(tags, results, strict=True) for path in draw(result, folder, tag)]
-    report = folder / "report.md"
+    report = folder / "ops.md"
     sections = [section(result) for result in results]
     pictures = "".join(f"![{path.stem}]({path.name})\n\n" for path in plots)
     report.write_text("\n".join(["# bench ops\n", *sections]) + "\n" + pictures.rstrip("\n") + "\n")
     return [report, *plots]
-
-
-def _read(file: Path) -> Row:
-    result = json.loads(file.read_text())
-    if result.get("benchmark") != BENCHMARK:
-        raise ValueError(
-            f"{file} is no result of 'bench ops': its \"benchmark\" is {result.get('benchmark')!r}"
-        )
-    return result
 
 
 def section(result: Row) -> str:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sa_compile.bench.density import at_length, curve
+from sa_compile.bench.report import headline
 from sa_compile.bench.shape import load_shape, shipped
 from sa_compile.bench.ttft_table import chart, table
 from sa_compile.cli import main
@@ -175,6 +176,9 @@ def row(name, length, milliseconds, **changes):
 @pytest.fixture
 def result():
     return {
+        "benchmark": "ttft",
+        "command": "python -m sa_compile bench ttft",
+        "revision": "abc",
         "model": "llama-3.1-8b",
         "dtype": "bfloat16",
         "device": "a GPU",
@@ -195,17 +199,34 @@ def result():
     }
 
 
-def test_the_table_is_made_from_the_json(result, tmp_path, capsys):
+def test_the_table_is_made_from_the_json(result, tmp_path):
     printed = table(result)
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines()[4:]]
     assert cells[0][:4] == ["8K", "50.0", "40.0", "1.25 (>= 1.5: missed)"]
     assert cells[1][:4] == ["1M", "out of memory", "4,000.0", "-"]
-    assert cells[0][4:] == ["3.0 / 3.0", "1.00", "25.0%", "10.0%", "set (--density)"]
+    assert cells[0][4:] == ["3.0 / 3.0", "1.00", "-", "10.0%", "set (--density)"]
     (tmp_path / "r.json").write_text(json.dumps(result))
-    picture = tmp_path / "r.png"
-    assert main(["bench", "ttft-report", str(tmp_path / "r.json"), "--chart", str(picture)]) == 0
-    assert printed in capsys.readouterr().out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path / "pages")]) == 0
+    page = (tmp_path / "pages" / "ttft.md").read_text()
+    assert printed in page and "python -m sa_compile bench ttft" in page
+    assert (tmp_path / "pages" / "ttft.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_headline_joins_the_lengths_of_several_results(result):
+    first = {**result, "rows": result["rows"][:2]}
+    second = {**result, "rows": result["rows"][2:]}
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in headline([second, first]).splitlines()]
+    assert lines[0] == [
+        "tokens", "kept", "layers measured", "eager (s)", "sampleattn (s)", "times faster than eager"
+    ]  # fmt: skip
+    assert lines[2] == ["8K", "10%", "2 of 32", "0.05", "0.04", "**1.2**"]
+    assert lines[3] == ["1M", "10%", "2 of 32", "-", "4", "-"]
+
+
+def test_a_page_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "r.json").write_text('{"benchmark": "lunch"}')
+    assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 2
+    assert "must be one of ops, ttft, breakdown" in capsys.readouterr().err
 
 
 def test_a_chart_has_a_panel_a_model(result, tmp_path):
