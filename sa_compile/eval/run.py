@@ -172,10 +172,9 @@ def pictures(
     document = documents.get(*first)
     tokens = torch.from_numpy(document.tokens).to(next(model.parameters()).device)
     for rule in plan.rules:
-        settings = {"block_q": plan.block_q, "block_k": plan.block_k, "keep_masks": True}
+        settings = {"block_q": plan.block_q, "block_k": plan.block_k}
         with torch.no_grad(), sparse_prefill(model, parse_rule(rule), **settings) as prefill:
             model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
         for layer, head in heads:
-            mask = prefill.masks[layer][0]
-            words = mask[head if mask.shape[0] > 1 else 0].tolist()
+            words = prefill.masks[layer][0, head].tolist()
             yield {"rule": rule, "length": length, "layer": layer, "head": head, "words": words}
