@@ -30,21 +30,21 @@ def tokens():
 
 
 @pytest.mark.parametrize("kernels", [("cuda_sm90", "pytorch"), ("triton", "pytorch")], ids="-".join)
-@pytest.mark.parametrize("spec, options, chunks", compiled_stats.CASES)
-def test_compiled_stats_equal_the_harness(model, tokens, spec, options, chunks, kernels):
+@pytest.mark.parametrize("spec, options, where", compiled_stats.CASES)
+def test_compiled_stats_equal_the_harness(model, tokens, spec, options, where, kernels):
     """The graph as it was rewritten, run op by op: the same numbers come to the same kernels."""
     with choice.preferring(*kernels):
-        harness, compiled = compiled_stats.measure(model, tokens, spec, options, chunks, 128, "eager")
+        harness, compiled = compiled_stats.measure(model, tokens, spec, options, where, 128, "eager")
     assert torch.equal(compiled[0], harness[0])
     torch.testing.assert_close(compiled[1], harness[1], rtol=0, atol=1e-5)
     torch.testing.assert_close(compiled[2], harness[2], rtol=0, atol=1e-4)
     assert harness[1].shape == (8, 8) and (harness[1] < 1).any()
 
 
-@pytest.mark.parametrize("spec, options, chunks", compiled_stats.CASES)
-def test_stats_behind_inductor_equal_the_harness_up_to_its_rounding(model, tokens, spec, options, chunks):
+@pytest.mark.parametrize("spec, options, where", compiled_stats.CASES)
+def test_stats_behind_inductor_equal_the_harness_up_to_its_rounding(model, tokens, spec, options, where):
     """Inductor fuses what eager PyTorch rounds to bfloat16 in between: blocks at a threshold may differ."""
-    harness, compiled = compiled_stats.measure(model, tokens, spec, options, chunks, 128, "inductor")
+    harness, compiled = compiled_stats.measure(model, tokens, spec, options, where, 128, "inductor")
     assert (compiled[1] - harness[1]).abs().mean() < 0.01
     assert (compiled[2] - harness[2]).abs().mean() < 0.02
 

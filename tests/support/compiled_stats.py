@@ -7,25 +7,30 @@ import sa_compile
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.rules import parse_rule
 
+ALPHAS = {"alpha_c": 0.6, "alpha_s": 0.6}
 EVERY_OPTION = {"alpha_c": 0.5, "alpha_s": 0.8, "chunk_n": 3, "keep_sink": False, "window_blocks": 1}
 STRIDE = {"method": "stride", "alpha_c": 0.5, "r_row": 0.1, "r_w": 0.1}
 ADAPTIVE = {
     **{"method": "adaptive", "tau": 0.3, "landmarks": 3},
     **{"keep_sink": False, "window_blocks": 1, "chunk_n": 3},
 }
-# A rule, the options that say the same, and the chunks whose tails the compiled model measures CRA on.
+# A rule, the options that say the same, and where the compiled model measures CRA: the chunks (None: a tenth
+# of the rows, as r_row says) and how many rows at the end of each (None: a block).
 CASES = [
-    pytest.param("chunked:alpha=0.6", {"alpha_c": 0.6, "alpha_s": 0.6}, 2, id="chunked"),
-    pytest.param("chunked:alpha_c=0.5,alpha_s=0.8,chunk_n=3,sink=0,window=1", EVERY_OPTION, 3, id="options"),
-    pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, None, id="stride"),
-    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1", ADAPTIVE, 3, id="adaptive"),
+    pytest.param("chunked:alpha=0.6", ALPHAS, (2, None), id="chunked"),
+    pytest.param(
+        "chunked:alpha_c=0.5,alpha_s=0.8,chunk_n=3,sink=0,window=1", EVERY_OPTION, (3, None), id="options"
+    ),
+    pytest.param("chunked:alpha=0.6,sample_rows=40", {**ALPHAS, "sample_rows": 40}, (2, 40), id="rows"),
+    pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (None, 1), id="stride"),
+    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1", ADAPTIVE, (3, None), id="adaptive"),
 ]
 
 
-def measure(model, tokens, spec, options, chunks, block, inner):
+def measure(model, tokens, spec, options, where, block, inner):
     """(logits, density of layers and heads, CRA of them) of the harness, and of the compiled model."""
-    stride = -(-tokens.shape[1] // 10)  # r_row 0.1: single rows, a tenth of them
-    rows = {"cra_chunks": chunks or stride, "cra_rows": block if chunks else 1}
+    chunks, tail = where
+    rows = {"cra_chunks": chunks or -(-tokens.shape[1] // 10), "cra_rows": tail or block}
     blocks = {"block_q": block, "block_k": block}
     with torch.no_grad(), sparse_prefill(model, parse_rule(spec), **blocks, **rows) as run:
         logits = model(tokens, use_cache=False).logits
