@@ -173,7 +173,7 @@ class _Writer:
             config.keep_sink,
             forced_slashes(config),
         )
-        return block_mask, (config.chunk_n, config.block_q)
+        return block_mask, (config.chunk_n, config.rows_of_a_chunk)
 
     def block_sparse(self) -> fx.Node:
         """mask_blocks, once for all layers with this mask, and block_sparse_attention: exact."""

@@ -38,7 +38,7 @@ def selection_arguments(
     if config.method == "chunked":
         return SelectionArguments(
             chunk_n=sympy.Integer(config.chunk_n),
-            sample_rows=config.block_q,
+            sample_rows=config.rows_of_a_chunk,
             alpha_c=config.alpha_c,
             alpha_s=config.alpha_s,
             window_slashes=sympy.Integer(forced_slashes(config)),

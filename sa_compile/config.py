@@ -53,6 +53,11 @@ class SampleAttentionConfig:
         "Number of query chunks whose tail rows are sampled (method 'chunked'; with stats, also the rows "
         "whose CRA method 'adaptive' measures), >= 1.",
     )
+    sample_rows: int = _option(
+        0,
+        "Rows sampled at the end of each chunk, 0 for as many as block_q (method 'chunked'; with stats, also "
+        "the rows whose CRA method 'adaptive' measures), >= 0.",
+    )
     tau: float = _option(
         ADAPTIVE_TAU,
         "A block is kept if the shares of attention that a query block's rows give it reach this in their "
@@ -113,7 +118,8 @@ class SampleAttentionConfig:
         object.__setattr__(self, "tau", float(self.tau))
         self._in_range("landmarks", int, 0, self.block_k)
         for name in ("chunk_n", "min_seq_len", "window_blocks"):
-            self._at_least_one(name)
+            self._at_least(name, 1)
+        self._at_least("sample_rows", 0)
         for name in ("keep_sink", "stats"):
             self._typed(name, bool, "a bool")
         if self.trace is not None:
@@ -139,6 +145,11 @@ class SampleAttentionConfig:
         config = cls(**options)
         config._check_profile(options)
         return config
+
+    @property
+    def rows_of_a_chunk(self) -> int:
+        """Rows sampled at the end of each chunk: ``sample_rows``, or as many as a query block holds."""
+        return self.sample_rows or self.block_q
 
     @property
     def tuned(self) -> Profile | None:
@@ -213,10 +224,10 @@ class SampleAttentionConfig:
         if not low <= getattr(self, name) <= high:
             self._fail(name, f"in [{low}, {high}]", ValueError)
 
-    def _at_least_one(self, name: str) -> None:
-        self._typed(name, int, "an int >= 1")
-        if getattr(self, name) < 1:
-            self._fail(name, ">= 1", ValueError)
+    def _at_least(self, name: str, least: int) -> None:
+        self._typed(name, int, f"an int >= {least}")
+        if getattr(self, name) < least:
+            self._fail(name, f">= {least}", ValueError)
 
 
 def selection_options() -> tuple[str, ...]:

@@ -111,7 +111,7 @@ def _select_by_rows(
         keep_sink=config.keep_sink,
         window_slashes=forced_slashes(config),
     )
-    return Selection(block_mask, config.chunk_n, config.block_q)
+    return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
 
 
 def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from sa_compile.eval.plan import Plan
 from sa_compile.eval.rules import parse_rule
-from sa_compile.eval.run import FORMAT, Documents, Journal, Plan, run
+from sa_compile.eval.run import FORMAT, Journal, run
+from sa_compile.eval.supply import Documents
 
 KIND = "ablation"
 BLOCK = 128  # rows and keys of a block wherever blocks are not what is varied
@@ -102,7 +104,7 @@ def ablate(
     plan: Plan,
     axes: Sequence[str],
     model: nn.Module,
-    tokenizer: Any,
+    documents: Documents,
     *,
     out: Path,
     resume: bool = False,
@@ -111,21 +113,20 @@ def ablate(
 ) -> dict[str, Any]:
     """Measure every point of the axes; the result holds one of the harness's results a block size.
 
-    ``plan``'s rules and block sizes are not read. ``out`` names the result, beside which the journals lie.
-    ValueError for an unknown axis.
+    ``plan``'s rules and block sizes are not read; ``documents`` are the plan's. ``out`` names the result,
+    beside which the journals lie. ValueError for an unknown axis.
     """
     for name in axes:
         if name not in AXES:
             raise ValueError(f"unknown axis {name!r}; known: {', '.join(AXES)}")
     points = {name: AXES[name].points() for name in axes}
-    documents = Documents(plan, tokenizer)
     results = {}
     for block in sorted({point.block for several in points.values() for point in several}, reverse=True):
         rules = [point.rule for several in points.values() for point in several if point.block == block]
         own = dataclasses.replace(plan, rules=tuple(rules), block_q=block, block_k=block)
         journal = Journal(out.with_suffix(f".{block}.jsonl"), own, resume=resume)
         limits: dict[str, Any] = {"minutes": minutes, "revision": revision}
-        results[str(block)] = run(own, model, tokenizer, journal, documents=documents, **limits)
+        results[str(block)] = run(own, model, documents, journal, **limits)
     described = {
         name: {"about": AXES[name].about, "points": [dataclasses.asdict(point) for point in several]}
         for name, several in points.items()

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -34,7 +36,7 @@ class SparsePrefill:
     layers: the kept share of causal blocks, and the smallest kept share of attention over ``cra_rows``
     rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). With ``theorem``,
     ``errors`` and ``bounds`` hold what :func:`~sa_compile.eval.exact.output_error` gives, with ``sparsity``
-    ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are kept if ``keep_masks``.
+    ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are the block masks.
     """
 
     rule: Rule
@@ -42,15 +44,25 @@ class SparsePrefill:
     block_k: int = 128
     cra_chunks: int = 0
     cra_rows: int = 4
-    keep_masks: bool = False
     theorem: bool = False
     sparsity: bool = False
-    densities: list[Tensor] = field(default_factory=list)
     cras: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
     bounds: list[Tensor] = field(default_factory=list)
     sds: list[Tensor] = field(default_factory=list)
+    _lengths: list[tuple[int, int]] = field(default_factory=list)  # of queries and keys, as masks
+
+    @property
+    def densities(self) -> list[Tensor]:
+        """Counted when asked for, neighbouring layers of the same shape at once: few launches."""
+        found: list[Tensor] = []
+        same = groupby(zip(self.masks, self._lengths, strict=True), lambda layer: (layer[0].shape, layer[1]))
+        for (_, (q_len, k_len)), layers in same:
+            masks = torch.stack([mask for mask, _ in layers])
+            share = density(masks, q_len, k_len, k_len - q_len, self.block_q, self.block_k)
+            found += share.float().unbind()
+        return found
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Output [B, Sq, Hq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
@@ -60,15 +72,12 @@ class SparsePrefill:
             return dense.transpose(1, 2)
         blocks: dict[str, Any] = {"q_offset": k_len - q_len, "block_q": self.block_q, "block_k": self.block_k}
         mask = self.rule.select(query, key, scale=scale, **blocks)
-        shape = query.shape[:2]
-        share = density(mask, q_len, k_len, **blocks)
-        self.densities.append(share.float().expand(shape))
+        self.masks.append(mask.expand(*query.shape[:2], -1, -1))
+        self._lengths.append((q_len, k_len))
         if self.cra_chunks:
             rows = {"chunk_n": self.cra_chunks, "sample_rows": self.cra_rows}
-            whole = mask.expand(*shape, -1, -1).contiguous()
+            whole = self.masks[-1].contiguous()
             self.cras.append(ops.attention_mass(query, key, whole, scale=scale, **rows, **blocks))
-        if self.keep_masks:
-            self.masks.append(mask)
         if self.theorem:
             error, bound = exact.output_error(query, key, value, mask, scale=scale, **blocks)
             self.errors.append(error)

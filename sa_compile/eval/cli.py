@@ -51,6 +51,12 @@ def add_commands(commands: Any) -> None:
         f"{', '.join(_SETS)} stand for several; full attention is always measured",
     )
     _add_documents(parser)
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="K/N",
+        help="take every N-th document from the K-th on; eval-report joins the results of all shards",
+    )
     parser.add_argument("--greedy", type=int, default=0, help="documents a length that are also decoded")
     parser.add_argument("--block", type=int, default=128, help="rows and keys of a block (default 128)")
     _add_run(parser)
@@ -60,6 +66,14 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--sparsity", type=int, default=0, help="documents a length whose SD is measured")
     parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
     parser.set_defaults(run=_eval)
+
+    documents = commands.add_parser(
+        "eval-documents", help="write the documents of a run to a file, for eval's --documents"
+    )
+    documents.add_argument("--model", required=True, help="model folder")
+    _add_documents(documents)
+    documents.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .npz file to write")
+    documents.set_defaults(run=_documents)
 
     ablate = commands.add_parser(
         "ablate", help="accuracy and cost of SampleAttention's settings, one varied at a time"
@@ -98,6 +112,7 @@ def add_commands(commands: Any) -> None:
     report.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
     )
+    report.add_argument("--merged", type=Path, metavar="FILE", help="also write the results as one JSON file")
     report.set_defaults(run=_report)
 
 
@@ -118,6 +133,12 @@ def _add_documents(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how a run goes and where its result is."""
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FILE",
+        help="documents that eval-documents wrote (default: made here)",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted or larger run")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; see --resume"
@@ -129,7 +150,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) -> Any:
     """The plan that the arguments of ``_add_documents`` describe."""
-    from sa_compile.eval.run import DEFAULT_TASKS, PLACES, Plan
+    from sa_compile.eval.plan import DEFAULT_TASKS, PLACES, Plan
 
     if arguments.count < 1:
         raise ValueError(f"--count must be at least 1, got {arguments.count}")
@@ -144,27 +165,49 @@ def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) ->
         split=arguments.split,
         seed=arguments.seed,
         haystack=tuple(arguments.haystack),
-        theorem=arguments.theorem,
         **more,
     )
 
 
+def _supply(arguments: argparse.Namespace, plan: Any, tokenizer: Any) -> Any:
+    """The plan's documents: those of --documents, or written as they are asked for."""
+    from sa_compile.eval.supply import Documents, Stored, Writer
+
+    source = Stored(arguments.documents, plan) if arguments.documents else Writer(plan, tokenizer)
+    return Documents(source)
+
+
+def _documents(arguments: argparse.Namespace) -> int:
+    from transformers import AutoTokenizer
+
+    from sa_compile.eval.report import questions_table
+    from sa_compile.eval.supply import Writer, store
+
+    plan = _plan(arguments, ())
+    documents = store(arguments.out, plan, Writer(plan, AutoTokenizer.from_pretrained(arguments.model)))
+    print(questions_table(documents))
+    return 0
+
+
 def _eval(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.plan import parse_shard
     from sa_compile.eval.run import Journal, pictures, run
 
     if arguments.block < 1:
         raise ValueError(f"--block must be at least 1, got {arguments.block}")
     blocks = {"block_q": arguments.block, "block_k": arguments.block}
-    counts = {"greedy": arguments.greedy, "sparsity": arguments.sparsity}
-    plan = _plan(arguments, _rules(arguments.rules), **counts, **blocks)
+    counts = {name: getattr(arguments, name) for name in ("greedy", "theorem", "sparsity")}
+    shard = parse_shard(arguments.shard)
+    plan = _plan(arguments, _rules(arguments.rules), shard=shard, **counts, **blocks)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
+    documents = _supply(arguments, plan, tokenizer)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
-    result = run(plan, model, tokenizer, journal, **limits)
+    result = run(plan, model, documents, journal, **limits)
     if arguments.pictures:
         layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
         chosen = [(0, 0), (layers // 2, heads // 2), (layers - 1, heads - 1)]
-        result["pictures"] = list(pictures(plan, model, tokenizer, chosen, min(plan.lengths)))
+        result["pictures"] = list(pictures(plan, model, documents, chosen, min(plan.lengths)))
     arguments.json.write_text(json.dumps(result) + "\n")
     from sa_compile.eval.report import summary_table
 
@@ -180,11 +223,13 @@ def _ablate(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.ablation import AXES, ablate
     from sa_compile.eval.ablation_report import Ablation, axis_table
 
-    plan = _plan(arguments, ())
+    plan = _plan(arguments, (), theorem=arguments.theorem)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
+    documents = _supply(arguments, plan, tokenizer)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     journal = {"out": arguments.json, "resume": arguments.resume}
-    result = ablate(plan, arguments.axes or list(AXES), model, tokenizer, **journal, **limits)
+    axes = arguments.axes or list(AXES)
+    result = ablate(plan, axes, model, documents, **journal, **limits)
     arguments.json.write_text(json.dumps(result) + "\n")
     for axis, described in result["axes"].items():
         print(f"{axis}: {described['about']}\n{axis_table(Ablation(result), axis)}\n")
@@ -219,7 +264,8 @@ def load_model(folder: str, device: str | None, dtype: str | None) -> tuple[Any,
 def _report(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.ablation import KIND
     from sa_compile.eval.ablation_report import write_ablation
-    from sa_compile.eval.report import merge, write_report
+    from sa_compile.eval.merging import merge
+    from sa_compile.eval.report import write_report
 
     results = [json.loads(path.read_text()) for path in arguments.results]
     if any(result.get("kind") == KIND for result in results):
@@ -228,6 +274,9 @@ def _report(arguments: argparse.Namespace) -> int:
         for path in write_ablation(results[0], arguments.out):
             print(path)
         return 0
-    for path in write_report(merge(results), arguments.out):
+    result = merge(results)
+    if arguments.merged:
+        arguments.merged.write_text(json.dumps(result) + "\n")
+    for path in write_report(result, arguments.out):
         print(path)
     return 0

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tabulate import tabulate
 
-from sa_compile.eval.run import FACTS
+from sa_compile.eval.plan import FACTS, Unit
 from sa_compile.eval.statistics import mean_interval, paired_ratio, wilson
-from sa_compile.eval.tasks.documents import PLACES
+from sa_compile.eval.tasks.documents import PLACES, Document
 
 SOLVED = 0.9  # a task counts where full attention answers at least this share
 ROUNDING = 1e-3  # of fp32 outputs and probabilities, in units of an output row's 1-norm
@@ -89,35 +89,6 @@ class Results:
         """'error', 'bound' or 'sd' of every document measured, [documents, layers, heads]."""
         kept = [own["exact"][what] for own, _ in self.lines(rule, length) if what in own.get("exact", {})]
         return np.array(kept) if kept else np.empty((0, 0, 0))
-
-
-def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result from several runs over the same documents. ValueError if the documents differ."""
-    first = results[0]
-    same = ("model", "tasks", "places", "split", "seed", "block_q", "block_k", "haystack")
-    merged = {**first, "scores": [], "questions": {}, "pictures": [], "runs": []}
-    rules: dict[str, None] = {}
-    lengths: set[int] = set()
-    for result in results:
-        for name in same:
-            if result["plan"][name] != first["plan"][name]:
-                raise ValueError(
-                    f"the results differ in {name!r}: {first['plan'][name]}, {result['plan'][name]}"
-                )
-        for kind in first["haystack"].keys() & result["haystack"].keys():
-            if result["haystack"][kind] != first["haystack"][kind]:
-                raise ValueError(
-                    f"the results saw different {kind} documents (digests {first['haystack'][kind]} and "
-                    f"{result['haystack'][kind]}): the installed packages or the files differ"
-                )
-        merged["scores"] += result["scores"]
-        merged["questions"].update(result["questions"])
-        merged["pictures"] += result.get("pictures", [])
-        merged["runs"].append(result["provenance"])
-        rules.update(dict.fromkeys(result["plan"]["rules"]))
-        lengths |= {*result["plan"]["lengths"]}
-    merged["plan"] = {**first["plan"], "rules": list(rules), "lengths": sorted(lengths)}
-    return merged
 
 
 def summary_rows(results: Results) -> Iterable[list[Any]]:
@@ -210,6 +181,23 @@ def text_table(results: Results) -> str:
                 rows.append([f"{length // 1024}K", rule, *cells])
     headers = ["length", "rule", *domains]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
+
+
+def questions_table(documents: Mapping[Unit, Document]) -> str:
+    """Documents with questions, and their questions by task and place, a row a length."""
+    asked = Counter(
+        (length, question.task, question.place)
+        for (_, length, _), document in documents.items()
+        for question in document.questions
+    )
+    lengths = sorted({unit[1] for unit in documents})
+    cells = sorted({cell[1:] for cell in asked}, key=lambda cell: (PLACES.index(cell[1]), cell[0]))
+    rows = []
+    for length in lengths:
+        count = sum(unit[:2] == (FACTS, length) for unit in documents)
+        rows.append([f"{length // 1024}K", count, *(asked[(length, *cell)] for cell in cells)])
+    headers = ["length", "documents", *(f"{task}, {place}" for task, place in cells)]
+    return tabulate(rows, headers, tablefmt="github")
 
 
 def greedy_table(results: Results) -> str:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +15,15 @@ from torch import nn
 from tqdm import tqdm
 
 from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.plan import FACTS, Plan, Unit
 from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.scoring import Score, greedy_tokens, score_document
-from sa_compile.eval.tasks.documents import PLACES, Document, DocumentBuilder, Question, document_seed
-from sa_compile.eval.tasks.haystack import Haystack, files_sources, installed_sources
+from sa_compile.eval.supply import Documents
+from sa_compile.eval.tasks.documents import Document
 from sa_compile.provenance import provenance
 
 FORMAT = 1
-FACTS = "facts"  # documents with questions; the other kinds are domains of plain text
 _HEADS_OF = 8  # documents whose density and CRA are journalled per head
-DEFAULT_TASKS = ("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure. Rules are strings of ``parse_rule``; 'full' is always among them."""
-
-    model: str
-    rules: tuple[str, ...]
-    lengths: tuple[int, ...]
-    tasks: tuple[str, ...] = DEFAULT_TASKS
-    places: tuple[str, ...] = PLACES
-    count: int = 10  # documents with questions, per length
-    texts: int = 0  # documents of plain text, per length and domain
-    domains: tuple[str, ...] = ("code", "prose", "legal")
-    greedy: int = 0  # documents, per length, whose first question at the end is also decoded
-    split: str = "dev"
-    seed: int = 0
-    block_q: int = 128
-    block_k: int = 128
-    cra_chunks: int = 16
-    cra_rows: int = 4
-    haystack: tuple[str, ...] = ()  # the user's text files instead of installed packages
-    theorem: int = 0  # documents with questions, per length, whose error is compared with its bound
-    sparsity: int = 0  # documents with questions, per length, whose heads' SD(0.95) is measured
-
-    def __post_init__(self) -> None:
-        specs = [parse_rule(rule).spec for rule in ("full", *self.rules)]
-        object.__setattr__(self, "rules", tuple(dict.fromkeys(specs)))
-
-    def units(self) -> list[tuple[str, int, int]]:
-        """(kind, length, index) of every document, in an order that fills all lengths evenly."""
-        facts = [(FACTS, length, index) for index in range(self.count) for length in self.lengths]
-        texts = [(d, n, i) for i in range(self.texts) for d in self.domains for n in self.lengths]
-        return sorted(facts + texts, key=lambda unit: unit[2])
 
 
 class Journal:
@@ -69,7 +33,7 @@ class Journal:
         """ValueError if ``path`` holds a journal and ``resume`` is off, or one of other documents."""
         self.path = path
         self.lines: dict[tuple[str, str, int, int], dict[str, Any]] = {}
-        header = {"format": FORMAT, "documents": _documents_of(plan)}
+        header = {"format": FORMAT, "documents": plan.documents("block_q", "block_k")}
         if path.exists():
             if not resume:
                 raise ValueError(f"{path} exists: pass --resume to go on with it, or remove it")
@@ -93,30 +57,21 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
-def _documents_of(plan: Plan) -> dict[str, Any]:
-    """What decides which documents there are, whatever rules see them and however many."""
-    names = ("model", "tasks", "places", "split", "seed", "block_q", "block_k", "haystack")
-    return json.loads(json.dumps({name: getattr(plan, name) for name in names}))
-
-
 def run(
     plan: Plan,
     model: nn.Module,
-    tokenizer: Any,
+    documents: Documents,
     journal: Journal,
     *,
     minutes: float = float("inf"),
     revision: str | None = None,
-    documents: Documents | None = None,
 ) -> dict[str, Any]:
     """Score every rule on every document that the journal lacks; returns the whole result as plain data.
 
-    ``model`` and ``tokenizer`` are a Hugging Face causal LM and its tokenizer. Stops after ``minutes``;
-    what is missing then is left out of the result. ``revision``: the code's commit where git cannot tell.
-    ``documents``: those of an earlier run on the same documents, which are slow to make.
+    ``model`` is a Hugging Face causal LM, ``documents`` are the plan's. Stops after ``minutes``; what is
+    missing then is left out of the result. ``revision``: the code's commit where git cannot tell.
     """
     begin = time.monotonic()
-    documents = documents or Documents(plan, tokenizer)
     with tqdm(total=len(plan.units()) * len(plan.rules), desc="eval", unit="document", mininterval=2) as bar:
         for kind, length, index in plan.units():
             for rule in plan.rules:
@@ -138,9 +93,7 @@ def run(
     }
 
 
-def _measure(
-    plan: Plan, model: nn.Module, documents: Documents, rule: str, unit: tuple[str, int, int]
-) -> dict[str, Any]:
+def _measure(plan: Plan, model: nn.Module, documents: Documents, rule: str, unit: Unit) -> dict[str, Any]:
     """The journal's line of one rule and document."""
     kind, length, index = unit
     start = time.monotonic()
@@ -197,55 +150,6 @@ def _greedy(model: nn.Module, document: Document, rule: str, settings: dict[str,
     return "01"[greedy_tokens(model, prompt, parse_rule(rule), len(expected), **settings) == expected]
 
 
-class Documents:
-    """Documents of a plan, built when first asked for; ``best``: what full attention predicts in them."""
-
-    def __init__(self, plan: Plan, tokenizer: Any) -> None:
-        self._plan, self._tokenizer = plan, tokenizer
-        self._builders: dict[str, DocumentBuilder] = {}
-        self._last: tuple[tuple[str, int, int], Document] | None = None
-        self._asked: dict[tuple[int, int], tuple[Question, ...]] = {}
-        self.best: dict[tuple[str, int, int], np.ndarray] = {}
-
-    def get(self, kind: str, length: int, index: int) -> Document:
-        if self._last is None or self._last[0] != (kind, length, index):
-            self._last = (kind, length, index), self._build(kind, length, index)
-        return self._last[1]
-
-    def _build(self, kind: str, length: int, index: int) -> Document:
-        plan = self._plan
-        seed = document_seed(plan.split, plan.seed, kind, length, index)
-        if kind == FACTS:
-            document = self._builder(kind).build(seed, length, plan.tasks, plan.places)
-            self._asked[length, index] = document.questions
-            return document
-        return self._builder(kind).text(seed, length)
-
-    def _builder(self, kind: str) -> DocumentBuilder:
-        if kind not in self._builders:
-            domains = ("code", "prose") if kind == FACTS else (kind,)
-            if self._plan.haystack:
-                sources = files_sources(map(Path, self._plan.haystack), self._plan.split)
-            else:
-                sources = installed_sources(self._plan.split, domains)
-            haystack = Haystack(self._tokenizer, sources)
-            self._builders[kind] = DocumentBuilder(self._tokenizer, haystack)
-        return self._builders[kind]
-
-    def digests(self, kinds: set[str]) -> dict[str, str]:
-        """A digest of the text behind each kind of document, to tell whether two runs saw the same."""
-        return {kind: self._builder(kind).haystack.digest for kind in sorted(kinds)}
-
-    def questions(self, scored: set[tuple[int, int]]) -> dict[str, list[list[Any]]]:
-        """Task, place and depth of every question, in the order of "right", by "length/index"."""
-        for length, index in sorted(scored - self._asked.keys()):
-            self.get(FACTS, length, index)
-        return {
-            f"{length}/{index}": [[q.task, q.place, round(q.depth, 3)] for q in self._asked[length, index]]
-            for length, index in sorted(scored)
-        }
-
-
 def _source(model: nn.Module, revision: str | None) -> dict[str, Any]:
     """Where a result comes from, the model's size and dtype included."""
     parameter = next(model.parameters())
@@ -257,19 +161,20 @@ def _source(model: nn.Module, revision: str | None) -> dict[str, Any]:
 
 
 def pictures(
-    plan: Plan, model: nn.Module, tokenizer: Any, heads: list[tuple[int, int]], length: int
+    plan: Plan, model: nn.Module, documents: Documents, heads: list[tuple[int, int]], length: int
 ) -> Iterator[dict[str, Any]]:
-    """Kept blocks of chosen (layer, head) pairs on the first document of ``length``, one entry a rule.
+    """Kept blocks of chosen (layer, head) pairs on the first document of ``length`` of the shard, one entry a
+    rule.
 
     A picture is a list of int lists: the block_mask words of each query block.
     """
-    document = Documents(plan, tokenizer).get(FACTS, length, 0)
+    first = next(unit for unit in plan.units() if unit[:2] == (FACTS, length))
+    document = documents.get(*first)
     tokens = torch.from_numpy(document.tokens).to(next(model.parameters()).device)
     for rule in plan.rules:
-        settings = {"block_q": plan.block_q, "block_k": plan.block_k, "keep_masks": True}
+        settings = {"block_q": plan.block_q, "block_k": plan.block_k}
         with torch.no_grad(), sparse_prefill(model, parse_rule(rule), **settings) as prefill:
             model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
         for layer, head in heads:
-            mask = prefill.masks[layer][0]
-            words = mask[head if mask.shape[0] > 1 else 0].tolist()
+            words = prefill.masks[layer][0, head].tolist()
             yield {"rule": rule, "length": length, "layer": layer, "head": head, "words": words}

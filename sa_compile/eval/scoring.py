@@ -75,7 +75,10 @@ def _spread(positions: np.ndarray, most: int) -> np.ndarray:
 
 
 def _rounded(layers: list[torch.Tensor], digits: int = 4) -> list[list[float]]:
-    return [[round(value, digits) for value in layer[0].tolist()] for layer in layers]
+    """[layer][head] of [B, Hq] tensors of a batch of one, copied to the host at once."""
+    if not layers:
+        return []
+    return [[round(value, digits) for value in layer] for layer in torch.stack(layers)[:, 0].tolist()]
 
 
 @torch.no_grad()

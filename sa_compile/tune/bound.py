@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from sa_compile.eval.plan import FACTS
 from sa_compile.eval.report import SOLVED, Results
-from sa_compile.eval.run import FACTS
 
 DEFAULTS = {"accuracy": 0.99, "nll": 0.01, "agreement": 0.98}
 

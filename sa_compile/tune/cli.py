@@ -79,7 +79,7 @@ def _tune(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Any:
-    from sa_compile.eval.run import DEFAULT_TASKS, Plan
+    from sa_compile.eval.plan import DEFAULT_TASKS, Plan
 
     for name, least in (("count", 0), ("texts", 0), ("screen", 1)):
         if getattr(arguments, name) < least:

@@ -17,8 +17,10 @@ from torch import nn
 from tqdm import tqdm
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.eval.plan import Plan
 from sa_compile.eval.report import Results
-from sa_compile.eval.run import Documents, Journal, Plan, run
+from sa_compile.eval.run import Journal, run
+from sa_compile.eval.supply import Documents, Writer
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.inspection import explain
 from sa_compile.passes.record import SiteRecord
@@ -81,8 +83,8 @@ class _Harness:
     """Scores candidates on the calibration documents, through a journal for each pair of block sizes."""
 
     def __init__(self, request: Request, model: nn.Module, tokenizer: Any) -> None:
-        self._request, self._model, self._tokenizer = request, model, tokenizer
-        self._documents = Documents(request.plan, tokenizer)
+        self._request, self._model = request, model
+        self._documents = Documents(Writer(request.plan, tokenizer))
         self._journals: dict[tuple[int, int], Journal] = {}
         for blocks in dict.fromkeys(candidate.blocks for candidate in request.candidates):
             path = request.journal.with_suffix(f".{blocks_text(blocks)}.jsonl")
@@ -104,9 +106,7 @@ class _Harness:
         for blocks in dict.fromkeys(candidate.blocks for candidate in candidates):
             rules = [candidate.rule for candidate in candidates if candidate.blocks == blocks]
             plan = self._plan(blocks, rules, lengths=(length,), count=counts[0], texts=counts[1])
-            result = run(
-                plan, self._model, self._tokenizer, self._journals[blocks], documents=self._documents
-            )
+            result = run(plan, self._model, self._documents, self._journals[blocks])
             found[blocks] = Results(result)
         return found
 

@@ -79,6 +79,7 @@ def _chunked_rule(config: SampleAttentionConfig) -> str:
         alpha_c=config.alpha_c,
         alpha_s=config.alpha_s,
         chunk_n=config.chunk_n,
+        sample_rows=config.sample_rows,
         sink=config.keep_sink,
         window=forced_slashes(config),
     )

@@ -237,6 +237,8 @@ def test_methods_differ_in_what_they_sample():
     stride = compile_with_passes(masked(allowed), *grouped(), method="stride", r_row=0.25, r_w=0.5)
     chunk_n, sample_rows = (_arguments(chunked, "sample_scores")[i] for i in (5, 6))
     assert (chunk_n, sample_rows) == (3, 16)
+    fewer = compile_with_passes(masked(allowed), *grouped(), method="chunked", sample_rows=5)
+    assert tuple(_arguments(fewer, "sample_scores")[i] for i in (5, 6)) == (2, 5)
     chunk_n, sample_rows = (_arguments(stride, "sample_scores")[i] for i in (5, 6))
     assert (chunk_n, sample_rows) == (12, 1)
     alpha_s, window_slashes = _arguments(stride, "select_blocks")[9], _arguments(stride, "select_blocks")[11]

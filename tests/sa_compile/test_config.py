@@ -51,6 +51,7 @@ def test_whole_numbers_are_shares_too():
         ),
         pytest.param({"method": 3}, TypeError, "'method' must be one of", id="method-number"),
         pytest.param({"chunk_n": 0}, ValueError, "'chunk_n' must be >= 1, got 0", id="no-chunk"),
+        pytest.param({"sample_rows": -1}, ValueError, "'sample_rows' must be >= 0, got -1", id="rows"),
         pytest.param({"chunk_n": 2.0}, TypeError, "'chunk_n' must be an int >= 1, got 2.0", id="chunk-float"),
         pytest.param(
             {"block_q": 100}, ValueError, "'block_q' must be one of 16, 32, 64, 128, got 100", id="block"

@@ -16,8 +16,10 @@ from sa_compile.kernels import checks
 from sa_compile.kernels.blocks import causal_blocks, pack_bits
 from sa_compile.kernels.shapes import ceil_div, query_block_positions
 
-# Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does.
-SCORE_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+# Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does. Of a
+# chunk, keys behind its last row are left out.
+SCORE_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,15 @@ class Problem:
         """Scaled fp32 products [B, Hq, M, N] of query [B, Hq, M, D] and key [B, Hkv, N, D]."""
         batch, heads, rows, depth = query.shape
         kv_heads = key.shape[1]
-        grouped = (query.float() * scale).reshape(batch, kv_heads, heads // kv_heads * rows, depth)
-        return (grouped @ key.float().transpose(-1, -2)).reshape(batch, heads, rows, key.shape[2])
+        shape = (batch * kv_heads, heads // kv_heads * rows, depth)
+        if query.is_cuda and query.dtype == key.dtype and query.dtype in HALF:
+            # Tensor cores: products of half precision are exact in fp32, in which they are summed.
+            keys = key.flatten(0, 1).transpose(-1, -2)
+            grouped = torch.bmm(query.reshape(shape), keys, out_dtype=torch.float32).mul_(scale)
+        else:
+            keys = key.float().flatten(0, 1).transpose(-1, -2)
+            grouped = (query.float() * scale).reshape(shape) @ keys
+        return grouped.reshape(batch, heads, rows, key.shape[2])
 
     def probabilities(self, rows: slice, keys: int | None = None) -> Tensor:
         """Exact causal attention of some rows, fp32 [B, Hq, rows, Sk]; a row without keys is all 0.
@@ -221,9 +230,12 @@ def _plain(value: object) -> str:
 
 
 def masked_softmax(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Softmax over the last dimension of what is allowed; a row that is allowed nothing is all 0."""
-    scores = torch.where(allowed, scores, -torch.inf)
-    return torch.where(allowed, scores.softmax(-1), 0)
+    """Softmax over the last dimension of what is allowed; a row that is allowed nothing is all 0.
+
+    ``scores`` are overwritten.
+    """
+    hidden = ~allowed
+    return scores.masked_fill_(hidden, -torch.inf).softmax(-1).masked_fill_(hidden, 0)
 
 
 def block_sums(x: Tensor, block: int, dim: int) -> Tensor:
@@ -247,14 +259,3 @@ def fewest_reaching(scores: Tensor, share: float, total: Tensor | None = None) -
     needed = share * (cumulated[..., -1:] if total is None else total.double())
     keep = (cumulated - ordered < needed) & (ordered > 0)
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, keep)
-
-
-def all_block_mass(problem: Problem) -> Tensor:
-    """Exact attention mass of every block, fp32 [B, Hq, n_query_blocks, n_key_blocks]."""
-    parts = []
-    for rows in problem.row_chunks(problem.q_len, problem.block_q):
-        keys = min(rows.stop + problem.q_offset, problem.k_len)
-        mass = block_sums(problem.probabilities(rows, keys), problem.block_k, -1)
-        mass = block_sums(mass, problem.block_q, -2)
-        parts.append(torch.nn.functional.pad(mass, (0, problem.n_key_blocks - mass.shape[-1])))
-    return torch.cat(parts, -2)

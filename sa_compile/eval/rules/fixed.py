@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -73,10 +74,14 @@ class BigBird(Rule):
         near = problem.window(self.window_blocks) | (
             torch.arange(problem.n_key_blocks, device=problem.device) < self.global_blocks
         )
-        # Drawn on the CPU, so that a seed means the same blocks on every device.
-        generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand((problem.heads, *problem.shape[2:]), generator=generator).to(problem.device)
+        draw = _drawn(self.seed, problem.shape[1:], problem.device)
         open_to_draw = problem.allowed & ~near
         draw = torch.where(open_to_draw, draw, -1.0)
         rank = draw.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         return near | ((rank < self.random_blocks) & open_to_draw)
+
+
+@lru_cache(maxsize=8)  # all layers of a model ask for the same, and a copy to the GPU waits for it
+def _drawn(seed: int, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Uniform numbers, drawn on the CPU so that a seed means the same blocks on every device."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(device)

@@ -45,14 +45,14 @@ class FlashPrefill(Rule):
         for rows in problem.row_chunks(problem.q_len, problem.block_q, columns=problem.n_key_blocks):
             position = torch.arange(rows.start, rows.stop, device=problem.device) + problem.q_offset
             valid = (position[:, None] >= last_key) & problem.valid_blocks[:, None, None]
-            scores = torch.where(
-                valid, problem.scores(problem.query[:, :, rows], means, problem.scale), -torch.inf
-            )
+            scores = problem.scores(problem.query[:, :, rows], means, problem.scale)
+            scores.masked_fill_(~valid, -torch.inf)
             tiles = scores.amax(-1)  # [B, Hq, rows]
             missing = -tiles.shape[-1] % problem.block_q
             tiles = torch.nn.functional.pad(tiles, (0, missing), value=-torch.inf)
             top = tiles.unflatten(-1, (-1, problem.block_q)).amax(-1)
+            # Where no row of a block may score, all its weights are exp(-inf - 0).
+            top = torch.where(top > -torch.inf, top, 0)
             top = top.repeat_interleave(problem.block_q, -1)[..., : scores.shape[-2], None]
-            weight = torch.where(valid & (top > -torch.inf), torch.exp(scores - top), 0)
-            parts.append(block_sums(weight, problem.block_q, -2))
+            parts.append(block_sums(scores.sub_(top).exp_(), problem.block_q, -2))
         return torch.cat(parts, -2)

@@ -7,7 +7,9 @@ block mask.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -39,50 +41,78 @@ class HyperAttention(Rule):
     seed: int = 0
 
     def blocks(self, problem: Problem) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        directions = torch.randn((problem.query.shape[-1], self.projections), generator=generator)
-        query_rank = gray_rank(problem.mean_queries() @ directions.to(problem.device))
-        key_hash = gray_rank(problem.mean_keys() @ directions.to(problem.device))
+        halving = _halving(
+            self,
+            problem.query.shape[-1],
+            problem.n_key_blocks,
+            _places(problem),
+            problem.block_k,
+            problem.device,
+        )
+        query_rank = gray_rank(problem.mean_queries() @ halving.directions)
+        key_hash = gray_rank(problem.mean_keys() @ halving.directions)
         key_rank = key_hash.repeat_interleave(problem.heads // problem.key.shape[1], 1)
         kept = torch.zeros(problem.shape, dtype=torch.bool, device=problem.device)
-        # Query block i stands at the key block of its last row.
-        _, last = problem.row_positions
-        place = (last // problem.block_k).clamp(max=problem.n_key_blocks - 1)
-        self._fill(problem, kept, query_rank, key_rank, place, 0, problem.n_key_blocks, generator)
+        for rows, keys in halving.dense:
+            kept[:, :, rows, keys] = True
+        for rows, keys, drawn in halving.quadrants:
+            group = max(self.group // problem.block_k, 1)
+            groups = ceil_div(keys.stop - keys.start, group)
+            key_group = _rank_order(key_rank[:, :, keys]) // group
+            query_group = _rank_order(query_rank[:, :, rows]) * groups // (rows.stop - rows.start)
+            kept[:, :, rows, keys] = (query_group[..., None] == key_group[..., None, :]) | drawn
         return kept
 
-    def _fill(
-        self,
-        problem: Problem,
-        kept: Tensor,
-        query_rank: Tensor,
-        key_rank: Tensor,
-        place: Tensor,
-        low: int,
-        high: int,
-        generator: torch.Generator,
-    ) -> None:
-        """Set the blocks whose queries and keys both lie in key blocks low..high-1."""
-        inside = (place >= low) & (place < high)
-        if (high - low) * problem.block_k <= self.min_seq_len or high - low < 2:
-            kept[:, :, inside, low:high] = True
+
+@dataclass(frozen=True)
+class _Halving:
+    """What HyperAttention does whatever the data are: slices of query blocks and of key blocks."""
+
+    directions: Tensor  # fp32 [D, projections]
+    dense: tuple[tuple[slice, slice], ...]
+    quadrants: tuple[tuple[slice, slice, Tensor], ...]  # with the key blocks that are drawn, bool
+
+
+def _places(problem: Problem) -> tuple[int, ...]:
+    """The key block of every query block's last row, not descending."""
+    ends = range(problem.block_q, problem.n_query_blocks * problem.block_q + 1, problem.block_q)
+    last = (min(end, problem.q_len) - 1 + problem.q_offset for end in ends)
+    return tuple(min(row // problem.block_k, problem.n_key_blocks - 1) for row in last)
+
+
+@lru_cache(maxsize=8)  # all layers of a model ask for the same, and a copy to the GPU waits for it
+def _halving(
+    rule: HyperAttention,
+    head_dim: int,
+    n_key_blocks: int,
+    places: tuple[int, ...],
+    block_k: int,
+    device: torch.device,
+) -> _Halving:
+    # Drawn on the CPU, so that a seed means the same blocks on every device.
+    generator = torch.Generator().manual_seed(rule.seed)
+    directions = torch.randn((head_dim, rule.projections), generator=generator)
+    dense: list[tuple[slice, slice]] = []
+    quadrants: list[tuple[slice, slice, Tensor]] = []
+
+    def fill(low: int, high: int) -> None:
+        """The blocks whose queries and keys both lie in key blocks low..high-1."""
+        end = bisect_left(places, high)
+        if (high - low) * block_k <= rule.min_seq_len or high - low < 2:
+            dense.append((slice(bisect_left(places, low), end), slice(low, high)))
             return
         middle = low + ceil_div(high - low, 2)
-        behind = (place >= middle) & (place < high)
-        group = max(self.group // problem.block_k, 1)
-        groups = ceil_div(middle - low, group)
-        key_group = _rank_order(key_rank[:, :, low:middle]) // group
-        rows = behind.nonzero().flatten()
-        if rows.numel():
-            query_group = _rank_order(query_rank[:, :, rows]) * groups // rows.numel()
-            matched = query_group[..., None] == key_group[..., None, :]
-            count = min(max(self.sample // problem.block_k, 1), middle - low)
-            drawn = torch.randperm(middle - low, generator=generator)[:count].to(kept.device)
-            matched[..., drawn] = True
-            kept[:, :, rows, low:middle] = matched
-        arguments = (problem, kept, query_rank, key_rank, place)
-        self._fill(*arguments, low, middle, generator)
-        self._fill(*arguments, middle, high, generator)
+        begin = bisect_left(places, middle)
+        if begin < end:
+            count = min(max(rule.sample // block_k, 1), middle - low)
+            drawn = torch.zeros(middle - low, dtype=torch.bool)
+            drawn[torch.randperm(middle - low, generator=generator)[:count]] = True
+            quadrants.append((slice(begin, end), slice(low, middle), drawn.to(device)))
+        fill(low, middle)
+        fill(middle, high)
+
+    fill(0, n_key_blocks)
+    return _Halving(directions.to(device), tuple(dense), tuple(quadrants))
 
 
 @dataclass(frozen=True)
@@ -100,17 +130,22 @@ class HashSparse(Rule):
     seed: int = 0
 
     def blocks(self, problem: Problem) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
         queries, keys = problem.mean_queries(), problem.mean_keys()
         group = problem.heads // problem.key.shape[1]
         kept = problem.window(1)[None, None]
-        for _ in range(self.rounds):
-            shape = (problem.query.shape[-1], self.buckets // 2)
-            directions = torch.randn(shape, generator=generator).to(problem.device)
+        shape = (problem.query.shape[-1], self.buckets // 2)
+        for directions in _directions(self.seed, shape, self.rounds, problem.device):
             query_bucket = _bucket(queries @ directions)
             key_bucket = _bucket(keys @ directions).repeat_interleave(group, 1)
             kept = kept | (query_bucket[..., None] == key_bucket[..., None, :])
         return kept
+
+
+@lru_cache(maxsize=8)
+def _directions(seed: int, shape: tuple[int, int], rounds: int, device: torch.device) -> tuple[Tensor, ...]:
+    """Random directions [D, n] of every round, drawn on the CPU (see ``_halving``)."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator).to(device) for _ in range(rounds))
 
 
 def gray_rank(projected: Tensor) -> Tensor:

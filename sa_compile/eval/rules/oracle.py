@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from .base import Problem, Rule, all_block_mass, fewest_reaching
+from sa_compile.kernels import choice, ops
+
+from .base import HALF, Problem, Rule, block_sums, fewest_reaching
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,32 @@ class Oracle(Rule):
 
     def blocks(self, problem: Problem) -> Tensor:
         return fewest_reaching(all_block_mass(problem), self.alpha)
+
+
+def all_block_mass(problem: Problem) -> Tensor:
+    """Exact attention mass of every block, fp32 [B, Hq, n_query_blocks, n_key_blocks]."""
+    if _runs_in_triton(problem):
+        from sa_compile.eval.block_mass import block_mass
+
+        query, key = problem.query, problem.key
+        blocks = {"q_offset": problem.q_offset, "block_q": problem.block_q, "block_k": problem.block_k}
+        every = ops.mask_blocks(query, key, **blocks)
+        _, lse = ops.block_sparse_attention(query, key, key, every, scale=problem.scale, **blocks)
+        return block_mass(query, key, lse, scale=problem.scale, **blocks)
+    parts = []
+    for rows in problem.row_chunks(problem.q_len, problem.block_q):
+        keys = min(rows.stop + problem.q_offset, problem.k_len)
+        mass = block_sums(problem.probabilities(rows, keys), problem.block_k, -1)
+        mass = block_sums(mass, problem.block_q, -2)
+        parts.append(torch.nn.functional.pad(mass, (0, problem.n_key_blocks - mass.shape[-1])))
+    return torch.cat(parts, -2)
+
+
+def _runs_in_triton(problem: Problem) -> bool:
+    """Half precision on a GPU without padding, where Triton kernels are asked for."""
+    return (
+        problem.query.is_cuda
+        and problem.query.dtype in HALF
+        and problem.valid_keys is None
+        and "triton" in choice.preference()
+    )

@@ -61,9 +61,13 @@ def antidiagonal_mass(problem: Problem, stride: int) -> Tensor:
     cells = (problem.block_q // stride, problem.block_k // stride)
     parts = []
     for part in problem.row_chunks(q_cells, cells[0], columns=k_cells):
-        scores = problem.scores(query[:, :, part], key, problem.scale / stride)
-        weights = masked_softmax(scores, visible[..., part, :])
-        parts.append(block_sums(block_sums(weights, cells[1], -1), cells[0], -2))
+        # What the last row may see, in whole blocks.
+        last = min(part.stop * stride, problem.q_len) - 1 + problem.q_offset
+        stop = min((max(last, 0) // problem.block_k + 1) * cells[1], k_cells)
+        scores = problem.scores(query[:, :, part], key[:, :, :stop], problem.scale / stride)
+        weights = masked_softmax(scores, visible[..., part, :stop])
+        mass = block_sums(block_sums(weights, cells[1], -1), cells[0], -2)
+        parts.append(torch.nn.functional.pad(mass, (0, problem.n_key_blocks - mass.shape[-1])))
     return torch.cat(parts, -2)
 
 

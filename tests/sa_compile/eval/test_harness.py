@@ -9,8 +9,10 @@ import torch
 from support.text_model import long_text
 
 from sa_compile import cli
-from sa_compile.eval import report, run, statistics
+from sa_compile.eval import report, statistics
 from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.merging import merge
+from sa_compile.eval.plan import Plan, parse_shard
 from sa_compile.eval.plots import needle_grid
 from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.scoring import greedy_tokens, score_document
@@ -149,6 +151,66 @@ def test_out_of_time_leaves_the_rest_for_later(folder):
     assert json.loads((folder / "late.json").read_text())["scores"] == []
 
 
+def test_shards_on_stored_documents_join_to_the_whole_run(folder, capsys):
+    """Two processes with documents from a file measure together what one measures that makes its own."""
+    rules = ["--rules", "streaming", "--count", "3", "--texts", "1"]
+    assert evaluate(folder, "whole.json", *rules) == 0
+    documents = [
+        "--lengths",
+        "1280",
+        "--tasks",
+        *TASKS,
+        "--haystack",
+        str(folder / "words.txt"),
+        "--texts",
+        "1",
+    ]
+    stored = ["--out", str(folder / "documents.npz")]
+    write = ["eval-documents", "--model", str(folder), *documents, *stored]
+    assert cli.main([*write, "--count", "3"]) == 0
+    assert "1K" in capsys.readouterr().out
+    parts = []
+    for shard in ("1/2", "2/2"):
+        parts.append(folder / f"part{shard[0]}.json")
+        more = ["--documents", str(folder / "documents.npz"), "--shard", shard]
+        assert evaluate(folder, parts[-1].name, *rules, *more) == 0
+    sizes = [len(json.loads(part.read_text())["scores"]) for part in parts]
+    assert sizes == [2 * (2 + 3), 2 * 1]
+    merged = folder / "merged.json"
+    arguments = [*map(str, parts), "--out", str(folder / "joined"), "--merged", str(merged)]
+    assert cli.main(["eval-report", *arguments]) == 0
+
+    whole, joined = (json.loads(path.read_text()) for path in (folder / "whole.json", merged))
+
+    def lines(result):
+        without_time = [{k: v for k, v in line.items() if k != "seconds"} for line in result["scores"]]
+        return sorted(without_time, key=lambda line: (line["kind"], line["index"], line["rule"]))
+
+    assert lines(joined) == lines(whole)
+    for name in ("questions", "haystack", "settings"):
+        assert joined[name] == whole[name]
+
+    capsys.readouterr()
+    assert evaluate(folder, "more.json", *rules[:-3], "4", "--documents", str(folder / "documents.npz")) == 2
+    assert "lacks 1 documents, such as ('facts', 1280, 3)" in capsys.readouterr().err
+    other = ["--documents", str(folder / "documents.npz"), "--seed", "1"]
+    assert evaluate(folder, "other.json", *rules, *other) == 2
+    assert "holds other documents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["2", "0/2", "3/2", "a/b", "1/0", "-1/2"])
+def test_a_shard_is_one_of_so_many(text):
+    with pytest.raises(ValueError, match="shard"):
+        Plan("m", (), (4096,), shard=parse_shard(text))
+
+
+def test_shards_share_a_plan_without_overlap():
+    plans = [Plan("m", (), (4096, 8192), count=7, texts=2, shard=(k, 3)) for k in (1, 2, 3)]
+    units = [unit for plan in plans for unit in plan.units()]
+    assert sorted(units) == sorted(Plan("m", (), (4096, 8192), count=7, texts=2).units())
+    assert len({*units}) == len(units)
+
+
 def a_result(marks):
     """A result whose rule and full attention have the given marks: {rule: [marks of a document, ...]}."""
     questions = {f"4096/{n}": [["kv", "end", 0.05], ["kv", "middle", 0.95]] for n in range(2)}
@@ -162,7 +224,9 @@ def a_result(marks):
             "places": ["end"], "split": "dev", "seed": 0, "block_q": 128, "block_k": 128,
             "haystack": [], "domains": []}  # fmt: skip
     digests = {"facts": "0123abcd"}
-    return {"plan": plan, "haystack": digests, "questions": questions, "scores": scores, "provenance": {}}
+    settings = {rule: {} for rule in marks}
+    return {"plan": plan, "settings": settings, "haystack": digests, "questions": questions,
+            "scores": scores, "provenance": {}}  # fmt: skip
 
 
 def test_relative_accuracy_counts_solved_tasks_only():
@@ -178,14 +242,16 @@ def test_relative_accuracy_counts_solved_tasks_only():
 
 def test_results_of_the_same_documents_merge_and_others_do_not():
     first, second = a_result({"full": ["11", "11"]}), a_result({"stride": ["10", "01"]})
-    merged = report.merge([first, second])
+    merged = merge([first, second])
     assert merged["plan"]["rules"] == ["full", "stride"] and len(merged["scores"]) == 4
+    assert [*merged["settings"]] == ["full", "stride"] and len(merged["runs"]) == 2
+    assert len(merge([merged, merged])["runs"]) == 4, "a merged result merges again"
     second["plan"]["seed"] = 1
     with pytest.raises(ValueError, match="differ in 'seed'"):
-        report.merge([first, second])
+        merge([first, second])
     second = {**a_result({"stride": ["10", "01"]}), "haystack": {"facts": "4567cdef"}}
     with pytest.raises(ValueError, match="different facts documents .* 0123abcd and 4567cdef"):
-        report.merge([first, second])
+        merge([first, second])
 
 
 @pytest.mark.parametrize(
@@ -203,5 +269,5 @@ def test_a_ratio_of_equal_counts_is_one_and_its_interval_a_point():
 
 
 def test_runs_name_their_rules_once():
-    plan = run.Plan("m", ("full", "chunked:alpha=0.9", "chunked"), (4096,))
+    plan = Plan("m", ("full", "chunked:alpha=0.9", "chunked"), (4096,))
     assert plan.rules == ("full", "chunked")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from sa_compile.eval.plan import Plan
 from sa_compile.eval.report import Results
-from sa_compile.eval.run import Plan
 from sa_compile.tune import search
 from sa_compile.tune.bound import Bound, Evidence, bound_for, evidence, parse_bound
 from sa_compile.tune.costs import LengthCosts

@@ -7,7 +7,7 @@ from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.eval.rules import parse_rule
 from sa_compile.kernels.blocks import unpack_bits
-from sa_compile.tune.space import BLOCKS, FAMILIES, axis, candidates
+from sa_compile.tune.space import BLOCKS, FAMILIES, Candidate, axis, candidates
 
 EVERY = list(candidates(FAMILIES, [(32, 32), (32, 16)]))
 
@@ -34,6 +34,13 @@ def test_settings_are_distinct_and_hold_the_defaults():
 def test_settings_that_cost_the_same_selection_share_a_name_and_others_do_not():
     names = {(c.config.method, c.config.chunk_n, c.config.r_row, c.blocks): c.timed_as for c in EVERY}
     assert len(set(names.values())) == len(names)
+
+
+def test_a_candidates_rule_says_what_its_options_say():
+    chunked = next(family for family in FAMILIES if family.method == "chunked")
+    config = SampleAttentionConfig(alpha_c=0.8, chunk_n=4, sample_rows=64, block_q=64, block_k=64)
+    rule = parse_rule(Candidate(chunked, config).rule)
+    assert (rule.alpha_c, rule.alpha_s, rule.chunk_n, rule.sample_rows, rule.window) == (0.8, 0.9, 4, 64, 2)
 
 
 def test_a_further_value_is_one_entry():

@@ -1,0 +1,65 @@
+"""The evaluation harness on a GPU: what it measures is what compiled models run, and it does not wait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support import compiled_stats
+from transformers import AutoModelForCausalLM
+
+from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.rules import RULES, parse_rule
+from sa_compile.kernels import choice
+
+MODEL = Path(__file__).parents[2] / "examples" / "model"
+LENGTH = 2000  # ragged
+
+
+@pytest.fixture(scope="module")
+def model():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.bfloat16).to("cuda").eval()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return torch.randint(2, 4000, (1, LENGTH), generator=torch.Generator().manual_seed(0)).cuda()
+
+
+@pytest.mark.parametrize("kernels", [("cuda_sm90", "pytorch"), ("triton", "pytorch")], ids="-".join)
+@pytest.mark.parametrize("spec, options, where", compiled_stats.CASES)
+def test_compiled_stats_equal_the_harness(model, tokens, spec, options, where, kernels):
+    """The graph as it was rewritten, run op by op: the same numbers come to the same kernels."""
+    with choice.preferring(*kernels):
+        harness, compiled = compiled_stats.measure(model, tokens, spec, options, where, 128, "eager")
+    assert torch.equal(compiled[0], harness[0])
+    torch.testing.assert_close(compiled[1], harness[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(compiled[2], harness[2], rtol=0, atol=1e-4)
+    assert harness[1].shape == (8, 8) and (harness[1] < 1).any()
+
+
+@pytest.mark.parametrize("spec, options, where", compiled_stats.CASES)
+def test_stats_behind_inductor_equal_the_harness_up_to_its_rounding(model, tokens, spec, options, where):
+    """Inductor fuses what eager PyTorch rounds to bfloat16 in between: blocks at a threshold may differ."""
+    harness, compiled = compiled_stats.measure(model, tokens, spec, options, where, 128, "inductor")
+    assert (compiled[1] - harness[1]).abs().mean() < 0.01
+    assert (compiled[2] - harness[2]).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("spec", [*RULES, "xattention:tau=0.9+sink+w2"])
+@torch.no_grad()
+def test_a_prefill_does_not_wait_for_the_device(model, tokens, spec):
+    with choice.preferring("cuda_sm90", "triton", "pytorch"):
+        for mode in ("default", "error"):
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                with sparse_prefill(model, parse_rule(spec), cra_chunks=16, cra_rows=4) as run:
+                    model(input_ids=tokens, use_cache=False, logits_to_keep=tokens[0, :5])
+                densities = run.densities
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert len(densities) == 8 and all(layer.shape == (1, 8) for layer in densities)
