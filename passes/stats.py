@@ -46,7 +46,7 @@ def emit_stats(
 
 def add_outputs(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     """Append ``nodes`` to what the graph returns."""
-    output = graph.output_node()
+    (output,) = graph.find_nodes(op="output")
     output.args = ((*output.args[0], *nodes),)
 
 

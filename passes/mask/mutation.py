@@ -106,7 +106,7 @@ class Mutations:
         )
         if before is None or after is None:
             return
-        for writer, written in self._writes.get(before, ()):
+        for writer, written in tuple(self._writes.get(before, ())):
             self._writes[after].append((writer, new if written is old else written))
 
 
