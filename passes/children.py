@@ -26,25 +26,26 @@ from torch import fx
 from .dead_code import changes_in_place
 from .fx_utils import op_name
 from .mask.predicate import Chunk, MaskPredicate, NotProven, Segments
+from .mask.scan import GraphScan
 from .site import AttentionSite
 
 _FIRST_OPERAND = {"invoke_subgraph": 2, "tag_activation_checkpoint": 1}
 
-Prover = Callable[[AttentionSite, fx.GraphModule], MaskPredicate | NotProven]
+Prover = Callable[[AttentionSite, GraphScan], MaskPredicate | NotProven]
 
 
 @dataclass(frozen=True)
 class Child:
     """A child graph module and every call of it in its parent."""
 
-    parent: fx.GraphModule
+    parent: GraphScan
     graph_module: fx.GraphModule
     calls: tuple[fx.Node, ...]
 
     @property
     def placeholders(self) -> list[fx.Node]:
         """The child's inputs, in the order of the calls' operands."""
-        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+        return list(self.graph_module.graph.find_nodes(op="placeholder"))
 
     def operand(self, call: fx.Node, placeholder: fx.Node) -> fx.Node | None:
         """What a call hands over for a placeholder; None for a constant."""
@@ -81,13 +82,12 @@ class Child:
         return dropped
 
 
-def children(gm: fx.GraphModule) -> list[Child]:
+def children(scan: GraphScan) -> list[Child]:
     """Child graph modules whose calls are all understood, in order of their first call."""
+    gm = scan.gm
     calls: dict[fx.GraphModule, list[fx.Node]] = {}
     other: set[fx.GraphModule] = set()
-    for node in gm.graph.nodes:
-        if node.op != "get_attr":
-            continue
+    for node in gm.graph.find_nodes(op="get_attr"):
         module = getattr(gm, str(node.target), None)
         if not isinstance(module, fx.GraphModule):
             continue
@@ -96,11 +96,11 @@ def children(gm: fx.GraphModule) -> list[Child]:
                 calls.setdefault(module, []).append(reader)
             else:
                 other.add(module)
-    return [Child(gm, module, tuple(nodes)) for module, nodes in calls.items() if module not in other]
+    return [Child(scan, module, tuple(nodes)) for module, nodes in calls.items() if module not in other]
 
 
 def _operands_match(call: fx.Node, body: fx.Node, module: fx.GraphModule) -> bool:
-    inputs = sum(node.op == "placeholder" for node in module.graph.nodes)
+    inputs = len(module.graph.find_nodes(op="placeholder"))
     return call.args[0] is body and len(call.args) - _FIRST_OPERAND[op_name(call)] == inputs
 
 
@@ -171,7 +171,7 @@ def _without_nodes(predicate: MaskPredicate) -> tuple[object, ...]:
 
 
 def _copy_to_parent(mask: fx.Node, child: Child, call: fx.Node) -> fx.Node | NotProven:
-    copies: dict[fx.Node, fx.Node] = {}
+    graph, copies = child.parent.gm.graph, dict[fx.Node, fx.Node]()
     for node in child.graph_module.graph.nodes:
         if node is not mask and not _leads_to(node, mask):
             continue
@@ -183,8 +183,8 @@ def _copy_to_parent(mask: fx.Node, child: Child, call: fx.Node) -> fx.Node | Not
             continue
         if node.op == "get_attr" or changes_in_place(node):
             return NotProven("the mask is not a plain function of the graph module's inputs", node)
-        with child.parent.graph.inserting_before(call):
-            copies[node] = child.parent.graph.node_copy(node, copies.__getitem__)
+        with graph.inserting_before(call):
+            copies[node] = graph.node_copy(node, copies.__getitem__)
     return copies[mask]
 
 

@@ -112,7 +112,7 @@ class _Sizes:
     def __init__(self, site: AttentionSite) -> None:
         self.q_len = as_expr(shape(site.query)[2])
         self.kv_len = as_expr(shape(site.key)[2])
-        self._shape_env = fake_mode(site.output.graph).shape_env
+        self._shape_env = fake_mode(site.output).shape_env
 
     def holds(self, condition: sympy.Basic) -> bool:
         """Whether a condition on sizes is true; a guard keeps it so."""

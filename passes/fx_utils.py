@@ -106,25 +106,33 @@ def module_path(node: fx.Node) -> str:
     return path.replace("[", ".").replace("]", "").removeprefix("._orig_mod").strip(".")
 
 
-def fake_mode(graph: fx.Graph) -> FakeTensorMode:
-    """The mode under which a graph was traced.
+def fake_mode(node: fx.Node) -> FakeTensorMode:
+    """The mode under which a node's graph was traced.
 
     Raises ``ValueError`` if no node holds a FakeTensor: such a graph does not come from Dynamo.
     """
-    for node in graph.nodes:
-        if isinstance(value(node), FakeTensor):
-            return value(node).fake_mode
+    if isinstance(value(node), FakeTensor):
+        return value(node).fake_mode
+    for other in node.graph.nodes:
+        if isinstance(value(other), FakeTensor):
+            return value(other).fake_mode
     raise ValueError("the graph has no node with a FakeTensor in meta['example_value']; Dynamo graphs have")
 
 
-class Emitter:
-    """Adds nodes in front of an anchor; each gets its ``example_value`` and the anchor's origin."""
+Example = Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any]
 
-    def __init__(self, anchor: fx.Node) -> None:
+
+class Emitter:
+    """Adds nodes in front of an anchor; each gets its ``example_value`` and the anchor's origin.
+
+    ``example(target, args, run)``: the value of a call, which ``run`` computes; None: always compute it.
+    """
+
+    def __init__(self, anchor: fx.Node, example: Example | None = None) -> None:
         self.graph = anchor.graph
         self.anchor = anchor
-        self.mode = fake_mode(anchor.graph)
-        self.emitted: list[fx.Node] = []
+        self.mode = fake_mode(anchor)
+        self.example = example or (lambda target, args, run: run())
 
     def function(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """``target(*args, **kwargs)``."""
@@ -154,8 +162,11 @@ class Emitter:
         for key in ("nn_module_stack", "source_fn_stack", "stack_trace"):
             if key in self.anchor.meta:
                 node.meta[key] = self.anchor.meta[key]
-        node.meta["example_value"] = self._run(op, target, args, kwargs)
-        self.emitted.append(node)
+        node.meta["example_value"] = (
+            self._run(op, target, args, kwargs)
+            if kwargs
+            else self.example(target, args, lambda: self._run(op, target, args, {}))
+        )
         return node
 
     def _run(self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

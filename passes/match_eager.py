@@ -38,6 +38,7 @@ from .fx_utils import (
     shape,
     value,
 )
+from .mask.scan import GraphScan
 from .products import (
     Heads,
     NotUnderstood,
@@ -57,11 +58,11 @@ _CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "c
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
-def find(gm: fx.GraphModule) -> list[AttentionSite]:
+def find(scan: GraphScan) -> list[AttentionSite]:
     """Every written-out attention of this graph, in order; child graph modules are not entered."""
-    reading = Reading(gm)
+    reading = Reading(scan)
     sites = []
-    for node in list(gm.graph.nodes):
+    for node in scan.captured:
         if calls(node, *_SOFTMAX) and is_tensor(node) and _is_over_keys(node):
             site = _site(node, reading)
             if site is not None:
@@ -87,7 +88,7 @@ class _Weights:
 
 
 def _site(softmax: fx.Node, reading: Reading) -> AttentionSite | None:
-    scores = find_scores(softmax, reading.positions)
+    scores = find_scores(softmax, reading.captured)
     weights = _find_weights(softmax)
     if scores is None or weights is None:
         return None

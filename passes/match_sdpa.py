@@ -24,6 +24,7 @@ from .fx_utils import (
     rank,
     shape,
 )
+from .mask.scan import GraphScan
 from .products import NotUnderstood, head_obstacle
 from .reading import Reading
 from .repeats import unrepeat_pair
@@ -36,12 +37,12 @@ _SDPA = (
 )
 
 
-def find(gm: fx.GraphModule) -> list[AttentionSite]:
+def find(scan: GraphScan) -> list[AttentionSite]:
     """Every SDPA call of this graph, in order; child graph modules are not entered."""
-    reading = Reading(gm)
+    reading = Reading(scan)
     sites = []
     pinned = False
-    for node in list(gm.graph.nodes):
+    for node in scan.captured:
         if node.op != "call_function":
             continue
         if getattr(node.target, "__name__", "") == "_sdpa_kernel":

@@ -18,6 +18,7 @@ from .fx_utils import value
 from .invariants import score_shaped_nodes
 from .mask.predicate import MaskPredicate, NotProven
 from .mask.prove import prove_mask
+from .mask.scan import GraphScan
 from .record import SiteRecord, record
 from .rewrite import SharedNodes, rewrite
 from .site import AttentionSite
@@ -43,12 +44,15 @@ class _Run:
         self.shared = SharedNodes()
         self.stats: list[fx.Node] = []
         self.replaced_by: dict[fx.Node, fx.Node] = {}
-        captured = dict.fromkeys(gm.graph.nodes)
-        read_inputs = [node for node in captured if node.op == "placeholder" and node.users]
+        self.scan = GraphScan(gm)
+        read_inputs = [node for node in gm.graph.find_nodes(op="placeholder") if node.users]
         unread = self._children()
         replaced = [node for site in self._sites() for node in self._one(site)]
         changed = any(record.rewritten for record in self.records)
-        unread += [*(node for node in gm.graph.nodes if node not in captured), *self._score_shaped()]
+        unread += [
+            *(node for node in gm.graph.nodes if node not in self.scan.captured),
+            *self._score_shaped(),
+        ]
         if self.stats:
             add_outputs(gm.graph, self.stats)
         remove_unused(gm.graph, replaced, unread)
@@ -60,7 +64,7 @@ class _Run:
     def _children(self) -> list[fx.Node]:
         """Rewrite the child graph modules; operands that they no longer take."""
         dropped = []
-        for child in children(self.gm):
+        for child in children(self.scan):
             done = _Run(child.graph_module, self.config, child)
             self.records += done.records
             dropped += done.dropped
@@ -71,9 +75,8 @@ class _Run:
         return [node for node in score_shaped_nodes(self.gm, self.records) if node.graph is self.gm.graph]
 
     def _sites(self) -> list[AttentionSite]:
-        position = {node: number for number, node in enumerate(self.gm.graph.nodes)}
-        sites = [*match_sdpa.find(self.gm), *match_eager.find(self.gm)]
-        return sorted(sites, key=lambda site: position[site.output])
+        sites = [*match_sdpa.find(self.scan), *match_eager.find(self.scan)]
+        return sorted(sites, key=lambda site: site.output)
 
     def _one(self, site: AttentionSite) -> list[fx.Node]:
         """Prove, decide, rewrite; the nodes that the rewrite replaced."""
@@ -90,6 +93,7 @@ class _Run:
             try:
                 out, stats = rewrite(site, predicate, decision, config, self.shared, collect_stats)
                 self.replaced_by[site.output] = out
+                self.scan.mutations.replaced(site.output, out)
             except SizeNotAvailable as error:
                 decision = Decision("kept", "", str(error))
         if stats is not None:
@@ -100,7 +104,7 @@ class _Run:
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
         if site.obstacle is not None:
             return NotProven(site.obstacle, site.output), None
-        mask = prove_mask(site, self.gm)
+        mask = prove_mask(site, self.scan)
         if isinstance(mask, NotProven) and self.child is not None:
             proven = prove_in_parent(site, self.child, prove_mask)
             if isinstance(proven, MaskFromParent):

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 from torch import fx
 
-from .mask.mutation import Mutations
+from .mask.scan import GraphScan
 from .products import NotUnderstood
 
 
 class Reading:
     """The order of nodes and the in-place operations of a graph, as captured."""
 
-    def __init__(self, gm: fx.GraphModule) -> None:
-        self.mutations = Mutations(gm)
-        self.positions = dict(self.mutations.position)
+    def __init__(self, scan: GraphScan) -> None:
+        self.mutations = scan.mutations
+        self.captured = scan.captured
 
     def check_only_read_by(self, covered: Iterable[fx.Node], output: fx.Node) -> None:
         """Raises ``NotUnderstood`` if anything outside reads a node that will be gone."""
@@ -23,7 +23,7 @@ class Reading:
         for node in inside:
             if node is output:
                 continue
-            outside = [reader for reader in node.users if reader not in inside and reader in self.positions]
+            outside = [reader for reader in node.users if reader not in inside and reader in self.captured]
             if outside:
                 raise NotUnderstood(f"{node} is read by {outside[0]} too")
 
@@ -36,17 +36,17 @@ class Reading:
         """
         for as_read, source in operands:
             source = self._captured(source)
-            start = self.positions[first_read]
+            start = first_read
             node = self._captured(as_read)
             while node is not source and node.args and isinstance(node.args[0], fx.Node):
-                start = min(start, self.positions[node])
+                start = min(start, node)
                 node = node.args[0]
             for writer, _ in self.mutations.between(source, output):
-                if self.positions[writer] > start:
+                if writer > start:
                     raise NotUnderstood(f"{source} is changed in place by {writer} before the attention ends")
 
     def _captured(self, node: fx.Node) -> fx.Node:
         """The node itself, or what the view that a matcher added looks at."""
-        while node not in self.positions:
+        while node not in self.captured:
             node = node.all_input_nodes[0]
         return node

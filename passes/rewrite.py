@@ -30,6 +30,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
 from .decide import Decision
+from .examples import KnownExamples
 from .fx_utils import Emitter, calls, fixed, same_shape, shape, value
 from .mask.predicate import MaskPredicate
 from .repeats import permutation
@@ -46,6 +47,7 @@ class SharedNodes:
 
     def __init__(self) -> None:
         self._nodes: dict[Any, Any] = {}
+        self.examples = KnownExamples()
 
     def get(self, key: Any, emit: Callable[[], Any]) -> Any:
         """What was emitted for ``key`` before, or what ``emit`` emits now."""
@@ -97,7 +99,7 @@ class _Writer:
         self.shared = shared
         self.collect_stats = collect_stats
         self.stats: fx.Node | None = None
-        self.emitter = Emitter(site.output)
+        self.emitter = Emitter(site.output, shared.examples.get)
         self.operands = (site.query, site.key, site.value)
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
 

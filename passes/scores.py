@@ -15,6 +15,7 @@ words.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,14 +53,13 @@ class _Stuck(Exception):
     """A step that is not understood; the message says which, in words."""
 
 
-def find_scores(softmax: fx.Node, positions: dict[fx.Node, int]) -> Scores | None:
-    """What made the scores of this softmax; None if no product did. ``positions``: the graph's order of
-    nodes."""
+def find_scores(softmax: fx.Node, captured: Container[fx.Node]) -> Scores | None:
+    """What made the scores of this softmax; None if no product did. ``captured``: the graph's own nodes."""
     product = _product_behind(softmax.args[0]) if softmax.args else None
     if product is None:
         return None
     scores = Scores(product)
-    walk = _Walk(scores, Emitter(softmax), positions)
+    walk = _Walk(scores, Emitter(softmax), captured)
     try:
         walk.run(softmax)
     except _Stuck as stuck:
@@ -68,10 +68,10 @@ def find_scores(softmax: fx.Node, positions: dict[fx.Node, int]) -> Scores | Non
 
 
 class _Walk:
-    def __init__(self, scores: Scores, emitter: Emitter, positions: dict[fx.Node, int]) -> None:
+    def __init__(self, scores: Scores, emitter: Emitter, captured: Container[fx.Node]) -> None:
         self.scores = scores
         self.emitter = emitter
-        self.positions = positions
+        self.captured = captured
 
     def run(self, softmax: fx.Node) -> None:
         reader, node = softmax, argument(softmax, 0, "input")
@@ -94,14 +94,13 @@ class _Walk:
                     same_memory.add(user)
                     waiting.append(user)
                     writes.append(user)
-        for write in sorted(writes, key=self.positions.__getitem__, reverse=True):
+        for write in sorted(writes, reverse=True):
             self.scores.covered.append(write)
             if self._undo(write) not in same_memory:
                 raise _Stuck(f"{op_name(write)} on the scores")
 
     def _writes_before(self, user: fx.Node, reader: fx.Node) -> bool:
-        inside = user in self.positions and self.positions[user] < self.positions[reader]
-        return inside and user is not reader and changes_in_place(user)
+        return user in self.captured and user < reader and changes_in_place(user)
 
     def _undo(self, node: fx.Node) -> fx.Node:
         """Note what the step does; the scores before it."""

@@ -74,7 +74,7 @@ def _combine(emitter: Emitter, expr: sympy.Expr, parts: list[int | fx.Node]) -> 
 
 
 def _find(emitter: Emitter, expr: sympy.Expr, operands: tuple[fx.Node, ...]) -> fx.Node | None:
-    placeholders = [node for node in emitter.graph.nodes if node.op == "placeholder"]
+    placeholders = emitter.graph.find_nodes(op="placeholder")
     for node in placeholders:
         if isinstance(value(node), torch.SymInt) and as_expr(value(node)) == expr:
             return node

@@ -46,7 +46,7 @@ def emit_stats(
 
 def add_outputs(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
     """Append ``nodes`` to what the graph returns."""
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    (output,) = graph.find_nodes(op="output")
     output.args = ((*output.args[0], *nodes),)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from .expression import Bool, Element, Flag, Real, Truth, Unknown, choose, conjunction
-from .facts import Facts, find_shape_env, size_expression
+from .facts import Facts, size_expression
 from .mutation import Mutations, same_view, tensor_of, written_arguments
 from .predicate import NotProven
 
@@ -90,14 +90,13 @@ def describe(node: fx.Node) -> str:
 
 
 class Interpreter:
-    """Elements of the nodes of one graph, read where ``reader`` stands."""
+    """Elements of the nodes that one mask is made of, read where ``reader`` stands."""
 
-    def __init__(self, gm: fx.GraphModule, facts: Facts | None = None):
-        self.gm = gm
-        self.facts = facts or Facts(find_shape_env(gm))
-        self.mutations = Mutations(gm)
+    def __init__(self, mutations: Mutations, facts: Facts):
+        self.facts = facts
+        self.mutations = mutations
         self.cause: dict[fx.Node, str] = {}  # opaque node -> why
-        self.nodes: dict[str, fx.Node] = {node.name: node for node in gm.graph.nodes}
+        self.nodes: dict[str, fx.Node] = {}  # those that lookups are named after
         self.memo: dict[tuple[fx.Node, Index, int], Element] = {}
         self._fresh = 0
 
@@ -125,6 +124,7 @@ class Interpreter:
         """Element ``index`` of an opaque node."""
         tensor = tensor_of(node)
         assert tensor is not None
+        self.nodes[node.name] = node
         value = sympy.Function(node.name, integer=True)(*index)
         if tensor.dtype == torch.bool:
             return Flag(value)

@@ -42,7 +42,6 @@ class Materialiser:
         # The operands of a child graph module's attention are no nodes of the parent that builds its mask.
         self.operands = tuple(node for node in operands if node.graph is anchor.graph)
         self.emitter = Emitter(anchor)
-        self.order = {node: i for i, node in enumerate(anchor.graph.nodes)}
 
     def all_of(
         self,
@@ -100,10 +99,7 @@ class Materialiser:
         for argument in args:
             if isinstance(argument, fx.Node):
                 for user in argument.users:
-                    if (
-                        user.meta.get(_KEY) == key
-                        and self.order.get(user, len(self.order)) < self.order[self.anchor]
-                    ):
+                    if user.meta.get(_KEY) == key and user < self.anchor:
                         return user
         node = (
             self.emitter.method(target, *args, **kwargs)
@@ -111,8 +107,6 @@ class Materialiser:
             else self.emitter.function(target, *args, **kwargs)  # type: ignore[arg-type]
         )
         node.meta[_KEY] = key
-        # Right before the anchor: after every node known so far, before the anchor.
-        self.order[node] = self.order[self.anchor] - 0.5  # type: ignore[assignment]
         return node
 
     def _existing(

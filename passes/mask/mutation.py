@@ -76,11 +76,10 @@ def _storage(tensor: torch.Tensor) -> int | None:
 class Mutations:
     """The in-place operations of a graph, by the memory they write into."""
 
-    def __init__(self, gm: fx.GraphModule):
-        self.position = {node: i for i, node in enumerate(gm.graph.nodes)}
+    def __init__(self, graph: fx.Graph):
         self._writes: dict[int, list[tuple[fx.Node, fx.Node]]] = defaultdict(list)
         self.unplaced: list[fx.Node] = []  # writes into memory that could not be identified
-        for node in gm.graph.nodes:
+        for node in graph.nodes:
             for written in written_arguments(node):
                 tensor = tensor_of(written)
                 if tensor is None:
@@ -97,8 +96,18 @@ class Mutations:
         storage = None if tensor is None else _storage(tensor)
         if storage is None:
             return []
-        first, last = self.position[node], self.position[reader]
-        return [w for w in self._writes[storage] if first < self.position[w[0]] < last]
+        return [w for w in self._writes.get(storage, ()) if node < w[0] < reader]
+
+    def replaced(self, old: fx.Node, new: fx.Node) -> None:
+        """``new``, a tensor of its own, is read from now on where ``old`` was: so it is written where that
+        was."""
+        before, after = (
+            None if tensor is None else _storage(tensor) for tensor in map(tensor_of, (old, new))
+        )
+        if before is None or after is None:
+            return
+        for writer, written in tuple(self._writes.get(before, ())):
+            self._writes[after].append((writer, new if written is old else written))
 
 
 def same_view(left: fx.Node, right: fx.Node) -> bool:

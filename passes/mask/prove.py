@@ -15,27 +15,28 @@ from . import ops_arith, ops_creation, ops_index, ops_views  # noqa: F401  (they
 from .additive import AdditiveMask, IsBias
 from .clauses import TooComplex
 from .expression import Bool, Element, Real, conjunction, expressions
-from .interpreter import Frame, GiveUp, Interpreter, Stop, describe
+from .interpreter import Frame, GiveUp, Stop, describe
 from .materialise import Materialiser, NotEmittable
 from .mutation import tensor_of
 from .normal_form import Axes, DoesNotFit, to_predicate
 from .predicate import MaskPredicate, NotProven
+from .scan import GraphScan
 
 
-def prove_mask(site: AttentionSite, gm: fx.GraphModule) -> MaskPredicate | NotProven:
+def prove_mask(site: AttentionSite, scan: GraphScan) -> MaskPredicate | NotProven:
     """What the site's mask allows, for all values of inputs and shape symbols; no guards are added.
 
     Integer arithmetic is taken to be free of overflow in int32 and int64. Parts of the predicate that have no
     node in the graph (a comparison of an opaque tensor, a slice) get one, [B, Sk] in size, before
     ``site.output``; without a user it is dead code. Source: DESIGN section 3.
     """
-    return _Proof(site, gm).run()
+    return _Proof(site, scan).run()
 
 
 class _Proof:
-    def __init__(self, site: AttentionSite, gm: fx.GraphModule):
+    def __init__(self, site: AttentionSite, scan: GraphScan):
         self.site = site
-        self.interpreter = Interpreter(gm)
+        self.interpreter = scan.interpreter(site.mask, site.query, site.key)
         self._materialiser: Materialiser | None = None
 
     def run(self) -> MaskPredicate | NotProven:
@@ -129,8 +130,7 @@ class _Proof:
         return NotProven(f"{reason}: {self._cause(node)}", node)
 
     def _last(self, lookups: list[sympy.Expr]) -> fx.Node:
-        nodes = [self.interpreter.nodes[lookup.func.__name__] for lookup in lookups]
-        return max(nodes, key=self.interpreter.mutations.position.__getitem__)
+        return max(self.interpreter.nodes[lookup.func.__name__] for lookup in lookups)
 
     def _origin(self, node: fx.Node) -> fx.Node:
         """The first opaque node on the way to an opaque node; of a float, the first float (the bias)."""

@@ -25,6 +25,7 @@ from sa_compile.kernels import ops
 from sa_compile.passes import match_sdpa
 from sa_compile.passes.decide import decide
 from sa_compile.passes.mask.predicate import MaskPredicate
+from sa_compile.passes.mask.scan import GraphScan
 
 sdpa = F.scaled_dot_product_attention
 SHORT = {"min_seq_len": 4096}
@@ -282,7 +283,7 @@ def decisions_on_cuda(function, *args, **options):
 
     def backend(gm, example_inputs):
         config = SampleAttentionConfig(**{**SHORT, **options})
-        for site in match_sdpa.find(gm):
+        for site in match_sdpa.find(GraphScan(gm)):
             decisions.append(decide(site, MaskPredicate(causal=True), config, training=False, device="cuda"))
         return gm.forward
 

@@ -14,6 +14,7 @@ from sa_compile.passes import match_eager, match_sdpa
 from sa_compile.passes.mask.evaluate import evaluate
 from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from sa_compile.passes.mask.prove import prove_mask
+from sa_compile.passes.mask.scan import GraphScan
 from sa_compile.passes.site import AttentionSite
 
 
@@ -69,8 +70,9 @@ def capture(
     found: list[Captured] = []
 
     def backend(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
-        sites = [*match_sdpa.find(gm), *match_eager.find(gm)]
-        found.append(Captured(gm, sites, [prove_mask(site, gm) for site in sites]))
+        scan = GraphScan(gm)
+        sites = [*match_sdpa.find(scan), *match_eager.find(scan)]
+        found.append(Captured(gm, sites, [prove_mask(site, scan) for site in sites]))
         gm.graph.lint()
         return found[-1]
 

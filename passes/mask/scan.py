@@ -1,0 +1,46 @@
+"""One walk over a graph as Dynamo captured it, for all the attentions in it.
+
+A model of 40 layers has 40 attentions in one graph of thousands of nodes: what is asked of the whole graph is
+asked once, and what was read of a mask is kept for the other layers that read the same mask.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from .facts import Facts, find_shape_env, size_expression
+from .interpreter import Interpreter
+from .mutation import Mutations, tensor_of
+
+
+class GraphScan:
+    """What one walk over a graph found, before any pass changed it.
+
+    ``captured``: its nodes; nodes that passes added are not among them. ``mutations``: its in-place
+    operations, which no pass adds to.
+    """
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.gm = gm
+        self.captured = dict.fromkeys(gm.graph.nodes)
+        self.mutations = Mutations(gm.graph)
+        self._shape_env = find_shape_env(gm)
+        self._interpreters: dict[object, Interpreter] = {}
+
+    def interpreter(self, mask: fx.Node | None, query: fx.Node, key: fx.Node) -> Interpreter:
+        """The interpreter of a mask for scores of these operands' sizes; layers that share both share it.
+
+        A guard added since may have made more of the sizes known: then it is a new one.
+        """
+        sizes = tuple(_sizes(operand) for operand in (query, key))
+        env = self._shape_env
+        known = (len(env.guards), len(env.replacements)) if env is not None else ()
+        found = (mask, sizes, known)
+        if found not in self._interpreters:
+            self._interpreters[found] = Interpreter(self.mutations, Facts(env))
+        return self._interpreters[found]
+
+
+def _sizes(node: fx.Node) -> tuple[object, ...]:
+    tensor = tensor_of(node)
+    return () if tensor is None else tuple(map(size_expression, tensor.shape))
