@@ -1,6 +1,5 @@
 """``bench ops``: what its cases run and count, and its report. Timing itself needs a GPU."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
