@@ -1,4 +1,4 @@
-"""``bench ttft``, ``bench breakdown`` and ``bench compile``: benchmarks of models."""
+"""``bench ttft``, ``bench breakdown``, ``bench lengths`` and ``bench compile``: benchmarks of models."""
 
 from __future__ import annotations
 
@@ -28,6 +28,13 @@ def add_benchmarks(benchmarks: Any) -> None:
     _add_density(breakdown)
     breakdown.add_argument("--chart", metavar="FILE", type=Path, help="draw the layers as PNG")
     breakdown.set_defaults(run=_breakdown)
+    lengths = benchmarks.add_parser("lengths", help="graphs and memory over prompts of random lengths")
+    _add_shape(lengths)
+    lengths.add_argument("--prompts", type=int, default=50, help="default 50")
+    lengths.add_argument("--shortest", type=int, default=1 << 10, help="tokens (default 1024)")
+    lengths.add_argument("--longest", type=int, default=1 << 16, help="tokens (default 65536)")
+    lengths.add_argument("--seed", type=int, default=0)
+    lengths.set_defaults(run=_lengths_of_prompts)
     compile_time = benchmarks.add_parser("compile", help="seconds of our passes and of the whole compile")
     _add_model(compile_time, baselines="inductor")
     compile_time.add_argument("--child", help=argparse.SUPPRESS)
@@ -35,21 +42,25 @@ def add_benchmarks(benchmarks: Any) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
-    parser.add_argument("--model", required=True, help="a shipped shape, a config.json or a model folder")
+    _add_shape(parser)
     parser.add_argument("--lengths", type=_lengths, required=True, help="tokens, comma-separated: 8K,128K,1M")
     if baselines is not None:
         parser.add_argument("--baselines", default=baselines, help=f"comma-separated (default {baselines})")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--layers", type=int, help="build only so many layers; times are scaled to all")
-    parser.add_argument("--narrow", action="store_true", help="same layers and heads, but a tiny width")
-    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument(
         "--rounds",
         type=int,
         default=3,
         help="timed calls of each (default 3); 0: the first call alone, compilation included",
     )
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="a shipped shape, a config.json or a model folder")
+    parser.add_argument("--layers", type=int, help="build only so many layers; times are scaled to all")
+    parser.add_argument("--narrow", action="store_true", help="same layers and heads, but a tiny width")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--chunked-mlp", type=int, metavar="TOKENS", help="run MLPs so many rows at a time")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the backend")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
@@ -85,6 +96,12 @@ def _ttft(arguments: argparse.Namespace) -> int:
 
 def _breakdown(arguments: argparse.Namespace) -> int:
     from sa_compile.bench.breakdown import run
+
+    return run(arguments)
+
+
+def _lengths_of_prompts(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.lengths import run
 
     return run(arguments)
 
