@@ -71,7 +71,7 @@ def _ops(arguments: argparse.Namespace) -> int:
 
 def _add_report(benchmarks: Any) -> None:
     parser = benchmarks.add_parser(
-        "report", help="tables and plots from results of 'bench ops', 'bench ttft' and 'bench breakdown'"
+        "report", help="tables and plots from results of 'bench ops', 'ttft', 'breakdown' and 'lengths'"
     )
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files")
     parser.add_argument(

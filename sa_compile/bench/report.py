@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from sa_compile.bench import breakdown, ttft_table
+from sa_compile.bench import breakdown, lengths, ttft_table
 from sa_compile.bench.competitors import OURS
 from sa_compile.bench.ops import report as ops_report
 from sa_compile.bench.ops.run import BENCHMARK as OPS
@@ -20,7 +20,7 @@ Result = dict[str, Any]
 def write(files: Sequence[Path], folder: Path) -> list[Path]:
     """A Markdown page with its pictures for each kind of benchmark among ``files``; returns what was written.
 
-    ValueError for a file that is no result of 'bench ops', 'bench ttft' or 'bench breakdown'.
+    ValueError for a file that is no result of 'bench ops', 'ttft', 'breakdown' or 'lengths'.
     """
     kinds: dict[str, list[Result]] = {kind: [] for kind in _PAGES}
     for file in files:
@@ -75,6 +75,7 @@ def _ops_page(results: list[Result], folder: Path) -> list[Path]:
 
 def _ttft_page(results: list[Result], folder: Path) -> list[Path]:
     page, picture = folder / "ttft.md", folder / "ttft.png"
+    results = sorted(results, key=lambda result: (result["model"], result["lengths"]))
     sections = [
         f"{ttft_table.table(result)}\n\n    {result['command']}\n\nCommit {result['revision']}."
         for result in results
@@ -99,8 +100,19 @@ def _breakdown_page(results: list[Result], folder: Path) -> list[Path]:
     return [page, *pictures]
 
 
+def _lengths_page(results: list[Result], folder: Path) -> list[Path]:
+    page = folder / "lengths.md"
+    sections = [
+        f"{lengths.table(result)}\n\n    {result['command']}\n\nCommit {result['revision']}."
+        for result in results
+    ]
+    page.write_text("\n\n".join(["# bench lengths", *sections]) + "\n")
+    return [page]
+
+
 _PAGES: dict[str, Callable[[list[Result], Path], list[Path]]] = {
     OPS: _ops_page,
     "ttft": _ttft_page,
     "breakdown": _breakdown_page,
+    "lengths": _lengths_page,
 }

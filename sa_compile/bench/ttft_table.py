@@ -40,34 +40,42 @@ def table(result: dict[str, Any]) -> str:
             # Random strips on random weights have nothing to do with what dense attention gives.
             difference = mine["difference"] if mine["density"] is None else None
             line += [_peak_ratio(mine, found[baselines[0]]), _share(difference)]
-        line += [f"{mine['density']:.1%}" if mine["density"] is not None else "-", mine["density_source"]]
+        line += [f"{mine['density']:.1%}" if mine["density"] is not None else "-", _source(mine)]
         lines.append(line)
     return f"{_caption(result)}\n\n" + tabulate(lines, headers, tablefmt="github", disable_numparse=True)
 
 
 def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
-    """PNG: one panel a result, TTFT over the prompt's length for every competitor, both logarithmic."""
+    """PNG: one panel a model, TTFT over the prompt's length for every competitor, both logarithmic.
+
+    Results of one call, compilation included, are left out.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    size = (4.6 * len(results), 3.8)
-    figure, axes = pyplot.subplots(1, len(results), figsize=size, squeeze=False, layout="constrained")
+    models: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if result["rounds"]:
+            models.setdefault(result["model"], []).extend(result["rows"])
+    size = (4.6 * len(models), 3.8)
+    figure, axes = pyplot.subplots(1, len(models), figsize=size, squeeze=False, layout="constrained")
     colour = {name: f"C{number}" for number, name in enumerate(TITLES)}
-    for axis, result in zip(axes[0], results, strict=True):
-        for name in _names([result]):
-            rows = [row for row in result["rows"] if row["competitor"] == name and not row["error"]]
+    for axis, (model, measured) in zip(axes[0], models.items(), strict=True):
+        measured.sort(key=lambda row: row["length"])
+        for name in _names([{"rows": measured}]):
+            rows = [row for row in measured if row["competitor"] == name and not row["error"]]
             lengths, times = [row["length"] for row in rows], [row["ttft_ms"] / 1e3 for row in rows]
             style = {"linewidth": 2.5} if name == OURS else {}
             axis.plot(lengths, times, "o-", color=colour[name], label=TITLES[name], **style)
-        axis.set(xscale="log", yscale="log", title=result["model"], xlabel="prompt (tokens)")
-        ticks = sorted({row["length"] for row in result["rows"]})
+        axis.set(xscale="log", yscale="log", title=model, xlabel="prompt (tokens)")
+        ticks = sorted({row["length"] for row in measured})
         axis.set_xticks(ticks, [length_text(tick, 1) for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize="small")
     axes[0][0].set_ylabel("time to first token (s)")
-    axes[0][0].legend(frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
     return path
@@ -119,6 +127,12 @@ def _ratio(row: dict[str, Any] | None, ours: dict[str, Any], wanted: float | Non
     if not wanted:  # 0: none at this length
         return f"{found:.2f}"
     return f"{found:.2f} (>= {wanted:g}{'' if found >= wanted else ': missed'})"
+
+
+def _source(ours: dict[str, Any]) -> str:
+    """Where the density comes from; an exact prefill has none."""
+    exact = ours["outcomes"] and "sampled" not in ours["outcomes"]
+    return "exact: nothing is sampled" if exact else ours["density_source"]
 
 
 def _peak_ratio(ours: dict[str, Any], row: dict[str, Any]) -> str:

@@ -45,6 +45,16 @@ def test_the_table_holds_what_was_found_against_what_is_wanted():
     assert any(line.startswith("| MiB held more than after prompt 3 | 2") for line in lines)
 
 
+def test_the_page_is_made_from_the_json(tmp_path):
+    result = {"benchmark": "lengths", "model": "m", "layers": 2, "device": "a GPU", "dtype": "bfloat16"}
+    result |= {"command": "python -m sa_compile bench lengths", "revision": "abc"}
+    result["prompts"] = [vars(p) for p in prompts(1, 2, 3, 3)]
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "lengths.md").read_text()
+    assert table(result) in page and "Commit abc." in page
+
+
 def test_bad_lengths_are_named(capsys):
     assert main(["bench", "lengths", *SMALL, "--shortest", "10", "--longest", "5"]) == 2
     assert "2 <= --shortest <= --longest, got 50, 10 and 5" in capsys.readouterr().err

@@ -167,6 +167,7 @@ def row(name, length, milliseconds, **changes):
         "peak_bytes": 3 << 30,
         "density": 0.1 if name == "sampleattn" else None,
         "density_source": "set (--density)",
+        "outcomes": {"sampled": 2} if name == "sampleattn" else {},
         "difference": 0.25 if name == "sampleattn" else None,
         "error": "",
         **changes,
@@ -226,8 +227,21 @@ def test_the_headline_joins_the_lengths_of_several_results(result):
 def test_a_page_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"benchmark": "lunch"}')
     assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 2
-    assert "must be one of ops, ttft, breakdown" in capsys.readouterr().err
+    assert "must be one of ops, ttft, breakdown, lengths for a page" in capsys.readouterr().err
+
+
+def test_an_exact_prefill_has_no_density(result):
+    result["rows"][1] |= {"outcomes": {"exact": 2}, "density": None}
+    assert "exact: nothing is sampled" in table(result)
 
 
 def test_a_chart_has_a_panel_a_model(result, tmp_path):
-    assert chart([result, result], tmp_path / "two.png").stat().st_size > 1000
+    from PIL import Image
+
+    other = {**result, "model": "glm-4-9b"}
+    once = {**result, "model": "yi-9b", "rounds": 0}
+    widths = [
+        Image.open(chart(results, tmp_path / f"{number}.png")).width
+        for number, results in enumerate([[result], [result, result, once], [result, other]])
+    ]
+    assert widths[0] == widths[1] and widths[2] == 2 * widths[0]
