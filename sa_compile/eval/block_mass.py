@@ -112,5 +112,6 @@ def block_mass(
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
         num_warps=8 if block_q == 128 else 4,
+        num_stages=3 if head_dim <= 128 else 2,  # tiles of keys must fit into shared memory
     )
     return mass

@@ -9,20 +9,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+_PEERS = (
+    "minference",
+    "minference:vertical_share=0.03125,slash_share=0.125",
+    "flexprefill:gamma=0.95",
+    "xattention:stride=8,tau=0.9",
+    "xattention:stride=8,tau=0.95",
+    "xattention:stride=8,tau=0.98",
+    "flashprefill",
+)
 _SETS = {
     # Each peer at its published settings, and again with SampleAttention's forced sink and window.
-    "peers": (
-        "minference",
-        "minference:vertical_share=0.03125,slash_share=0.125",
-        "flexprefill:gamma=0.95",
-        "xattention:stride=8,tau=0.9",
-        "xattention:stride=8,tau=0.95",
-        "flashprefill",
-        "minference+sink+w2",
-        "flexprefill:gamma=0.95+sink+w2",
-        "xattention:stride=8,tau=0.95+sink+w2",
-        "flashprefill+sink+w2",
-    ),
+    "peers": (*_PEERS, *(f"{peer}+sink+w2" for peer in _PEERS)),
     "paper": ("stride", "streaming", "bigbird", "hyper", "hashsparse"),
     "ours": (
         "chunked",

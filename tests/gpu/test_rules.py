@@ -56,7 +56,7 @@ def test_block_mass_in_triton_is_the_plain_reading(name, blocks, dtype, triton_d
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_rule_keeps_on_the_gpu_what_it_keeps_on_the_cpu(spec, cuda):
-    """Products of bfloat16 are summed in another order: a block at a threshold may change sides."""
+    """Products of bfloat16 are summed in another order: a block or strip at a threshold may change sides."""
     rule = parse_rule(spec)
     kept = []
     for device in ("cpu", cuda):
@@ -64,7 +64,7 @@ def test_a_rule_keeps_on_the_gpu_what_it_keeps_on_the_cpu(spec, cuda):
         with choice.preferring("triton", "pytorch"):
             mask = rule.select(query, key)
         kept.append(unpack_bits(mask, 16).expand(1, 4, -1, -1).cpu())
-    assert (kept[0] != kept[1]).float().mean() < 0.005
+    assert (kept[0] != kept[1]).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("spec", SPECS)

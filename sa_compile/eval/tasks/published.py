@@ -37,12 +37,25 @@ class Example:
         return self.metric(prediction, self.reference)
 
 
-# Hugging Face dataset of each benchmark: its name, and how a task's configuration and split are called.
-_HUB: dict[str, tuple[str, Callable[[str], tuple[str | None, str]]]] = {
-    "longbench": ("THUDM/LongBench", lambda task: (task, "test")),
-    "infinitebench": ("xinrongzhang2022/InfiniteBench", lambda task: (None, task)),
-    "babilong": ("RMT-team/babilong", lambda task: (task.partition("/")[0], task.partition("/")[2])),
+_FILES = "hf://datasets"  # where the files of the hub's datasets are
+
+
+def _json_lines(file: str) -> dict[str, Any]:
+    return {"path": "json", "data_files": file, "split": "train"}
+
+
+# What ``datasets.load_dataset`` gets for a task. LongBench's dataset is a script, which ``datasets`` does not
+# run, around this archive; InfiniteBench's files differ in the types of their fields: single files load.
+_HUB: dict[str, Callable[[str], dict[str, Any]]] = {
+    "longbench": lambda task: _json_lines(f"zip://data/{task}.jsonl::{_FILES}/THUDM/LongBench/data.zip"),
+    "infinitebench": lambda task: _json_lines(f"{_FILES}/xinrongzhang2022/InfiniteBench/{task}.jsonl"),
+    "babilong": lambda task: {
+        "path": _BABILONG_NAME,
+        "name": task.partition("/")[0],
+        "split": task.partition("/")[2],
+    },
 }
+_BABILONG_NAME = "RMT-team/babilong"
 
 _RULER_FAMILIES: dict[str, tuple[int, Metric]] = {
     "niah": (128, metrics.string_match_all),
@@ -129,9 +142,7 @@ def _rows(benchmark: str, task: str, source: str | Path | None) -> Iterator[Mapp
         raise ValueError(f"{benchmark} has no dataset to load: name the JSONL file that its scripts write")
     from datasets import load_dataset
 
-    name, where = _HUB[benchmark]
-    configuration, split = where(task)
-    yield from load_dataset(name, configuration, split=split)
+    yield from load_dataset(**_HUB[benchmark](task))
 
 
 def _ruler(task: str, row: Mapping[str, Any]) -> Example:

@@ -1,6 +1,7 @@
 """The published benchmarks' formats are read, prompted and scored as their own scripts do."""
 
 import json
+import zipfile
 
 import pytest
 
@@ -103,6 +104,53 @@ def test_a_published_row_becomes_a_scored_prompt(benchmark, task, tmp_path):
 def test_a_folder_holds_one_file_a_task(tmp_path):
     (tmp_path / "qasper.jsonl").write_text(json.dumps(ROWS["longbench", "qasper"]))
     assert len(list(published.load("longbench", "qasper", tmp_path))) == 1
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for the hub: the published layout of each dataset, written by ``datasets``."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # else it refuses archives, local ones too
+    monkeypatch.setattr(published, "_FILES", str(tmp_path))
+    monkeypatch.setattr(published, "_BABILONG_NAME", str(tmp_path / "RMT-team" / "babilong"))
+
+    def write(name, rows):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_list(rows).to_json(path)
+        return path
+
+    lines = write("qasper.jsonl", [ROWS["longbench", "qasper"]] * 2)
+    archive = tmp_path / "THUDM" / "LongBench" / "data.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(lines, "data/qasper.jsonl")
+        file.writestr("data/other.jsonl", "{}")
+    for task in ("passkey", "code_run"):  # whose answers have different types
+        write(f"xinrongzhang2022/InfiniteBench/{task}.jsonl", [ROWS["infinitebench", task]] * 2)
+    write("RMT-team/babilong/data/qa1/4k.json", [ROWS["babilong", "4k/qa1"]] * 2)
+    card = (
+        "---\nconfigs:\n- config_name: 4k\n  data_files:\n  - split: qa1\n    path: data/qa1/4k.json\n---\n"
+    )
+    (tmp_path / "RMT-team" / "babilong" / "README.md").write_text(card)
+
+
+@pytest.mark.parametrize(
+    "benchmark, task",
+    [
+        ("longbench", "qasper"),
+        ("infinitebench", "passkey"),
+        ("infinitebench", "code_run"),
+        ("babilong", "4k/qa1"),
+    ],
+    ids=["longbench", "passkey", "code_run", "babilong"],
+)
+def test_what_datasets_loads_is_what_the_file_holds(benchmark, task, hub, tmp_path):
+    local = tmp_path / "local.jsonl"
+    local.write_text(json.dumps(ROWS[benchmark, task]) + "\n")
+    loaded = list(published.load(benchmark, task))
+    assert loaded == 2 * list(published.load(benchmark, task, local))
 
 
 @pytest.mark.parametrize(
