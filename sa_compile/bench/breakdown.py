@@ -24,6 +24,8 @@ from sa_compile.provenance import provenance
 PARTS = {
     "sample_scores": "sampling",
     "select_blocks": "selection",
+    "block_representatives": "sampling",
+    "select_adaptive": "selection",
     "mask_blocks": "mask blocks",
     "block_sparse_attention": "attention",
 }

@@ -1,4 +1,4 @@
-"""``bench ttft``, ``bench breakdown``, ``bench lengths`` and ``bench compile``: benchmarks of models."""
+"""The benchmarks of whole models: ``bench ttft``, ``breakdown``, ``lengths``, ``memory``, ``compile``."""
 
 from __future__ import annotations
 
@@ -30,11 +30,18 @@ def add_benchmarks(benchmarks: Any) -> None:
     breakdown.set_defaults(run=_breakdown)
     lengths = benchmarks.add_parser("lengths", help="graphs and memory over prompts of random lengths")
     _add_shape(lengths)
+    _add_device(lengths)
     lengths.add_argument("--prompts", type=int, default=50, help="default 50")
     lengths.add_argument("--shortest", type=int, default=1 << 10, help="tokens (default 1024)")
     lengths.add_argument("--longest", type=int, default=1 << 16, help="tokens (default 65536)")
     lengths.add_argument("--seed", type=int, default=0)
     lengths.set_defaults(run=_lengths_of_prompts)
+    memory = benchmarks.add_parser("memory", help="will a prompt fit: the peak of a prefill, without a GPU")
+    _add_shape(memory)
+    memory.add_argument("--lengths", type=_lengths, required=True, help="tokens: 512K,1M")
+    memory.add_argument("--batch", type=int, default=1)
+    memory.add_argument("--memory", type=float, metavar="GIB", help="say whether it fits into so much")
+    memory.set_defaults(run=_memory)
     compile_time = benchmarks.add_parser("compile", help="seconds of our passes and of the whole compile")
     _add_model(compile_time, baselines="inductor")
     compile_time.add_argument("--child", help=argparse.SUPPRESS)
@@ -43,6 +50,7 @@ def add_benchmarks(benchmarks: Any) -> None:
 
 def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
     _add_shape(parser)
+    _add_device(parser)
     parser.add_argument("--lengths", type=_lengths, required=True, help="tokens, comma-separated: 8K,128K,1M")
     if baselines is not None:
         parser.add_argument("--baselines", default=baselines, help=f"comma-separated (default {baselines})")
@@ -60,11 +68,14 @@ def _add_shape(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, help="build only so many layers; times are scaled to all")
     parser.add_argument("--narrow", action="store_true", help="same layers and heads, but a tiny width")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
-    parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--chunked-mlp", type=int, metavar="TOKENS", help="run MLPs so many rows at a time")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the backend")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
     parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="cuda", help="default cuda")
 
 
 def _add_density(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +113,12 @@ def _breakdown(arguments: argparse.Namespace) -> int:
 
 def _lengths_of_prompts(arguments: argparse.Namespace) -> int:
     from sa_compile.bench.lengths import run
+
+    return run(arguments)
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.memory import run
 
     return run(arguments)
 

@@ -19,7 +19,10 @@ from torch import Tensor
 from sa_compile.kernels import blocks, ops
 
 Kernel = Callable[..., Any]
-TIMED = ("sample_scores", "select_blocks", "mask_blocks", "block_sparse_attention")
+TIMED = (
+    *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
+    *("mask_blocks", "block_sparse_attention"),
+)
 
 
 @contextmanager

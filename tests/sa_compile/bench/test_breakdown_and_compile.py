@@ -20,6 +20,17 @@ def test_breakdown_prints_a_row_a_layer_and_draws_it(tmp_path, capsys):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_breakdown_tells_the_rule_by_rows_apart_from_the_rest(tmp_path):
+    out = tmp_path / "b.json"
+    arguments = [*MODEL, *OPTIONS, "--option", "inner=eager", "--option", "method=adaptive"]
+    assert (
+        main(["bench", "breakdown", *arguments, "--lengths", "512", "--rounds", "1", "--json", str(out)]) == 0
+    )
+    layers = json.loads(out.read_text())["layers"]
+    assert len(layers) == 3
+    assert all(layer[part] > 0 for layer in layers[:2] for part in ("sampling", "selection", "attention"))
+
+
 def test_compile_measures_two_processes_that_share_a_cache(tmp_path, capsys):
     out = tmp_path / "c.json"
     arguments = [*MODEL, *OPTIONS, "--lengths", "128", "--baselines", "", "--json", str(out)]
