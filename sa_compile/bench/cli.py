@@ -77,11 +77,21 @@ def _add_report(benchmarks: Any) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for the pages and their pictures"
     )
+    parser.add_argument(
+        "--headline",
+        nargs=2,
+        metavar=("MODEL", "PAGE"),
+        help="also write this model's TTFT over all lengths between the marks of a page",
+    )
     parser.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from sa_compile.bench.report import write
+    from sa_compile.bench.report import write, write_headline
+
+    if arguments.headline:
+        model, page = arguments.headline
+        write_headline(arguments.results, model, Path(page))
 
     for path in write(arguments.results, arguments.out):
         print(path)

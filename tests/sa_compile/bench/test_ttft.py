@@ -1,12 +1,13 @@
 """bench ttft: whole models on the CPU, narrow ones, so that it takes seconds."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sa_compile.bench.density import at_length, curve
-from sa_compile.bench.report import headline
+from sa_compile.bench.report import headline, write_headline
 from sa_compile.bench.shape import load_shape, shipped
 from sa_compile.bench.ttft_table import chart, table
 from sa_compile.cli import main
@@ -222,6 +223,30 @@ def test_the_headline_joins_the_lengths_of_several_results(result):
     ]  # fmt: skip
     assert lines[2] == ["8K", "10%", "2 of 32", "0.05", "0.04", "**1.2**"]
     assert lines[3] == ["1M", "10%", "2 of 32", "-", "4", "-"]
+
+
+def test_the_readmes_headline_is_what_the_results_say(tmp_path):
+    root = Path(__file__).parents[3]
+    copy = tmp_path / "README.md"
+    copy.write_text((root / "README.md").read_text())
+    files = sorted((root / "benchmarks" / "results").glob("h200_ttft_*.json"))
+    write_headline(files, "glm-4-9b", copy)
+    assert copy.read_text() == (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "message"),
+    [
+        ("yi-9b", "", "no result of 'bench ttft' with baselines for 'yi-9b'"),
+        ("llama-3.1-8b", "x", "needs the"),
+    ],
+    ids=["model", "marks"],
+)
+def test_a_headline_needs_results_and_marks(model, text, message, result, tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    (tmp_path / "p.md").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        write_headline([tmp_path / "r.json"], model, tmp_path / "p.md")
 
 
 def test_a_page_of_something_else_is_refused(tmp_path, capsys):
