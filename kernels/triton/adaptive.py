@@ -19,6 +19,7 @@ from .common import floor_div, tile_dim
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
+GROUP = 4  # landmarks of each that one product scores: its columns of a block lie in one thread's registers
 LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
 
 
@@ -81,14 +82,6 @@ def _represent(
     )
     tl.store(log_weights + first, tl.where(number > 0, tl.log(tl.maximum(number, 1.0)), float("-inf")))
     tl.store(spreads + first, spread)
-
-
-@triton.jit
-def _add(highest, total, value):
-    """Running maximum, a number from the start, and sum of exp2 relative to it, with one value more."""
-    smaller = tl.exp2(-tl.abs(value - highest))
-    total = tl.where(value > highest, total * smaller + 1.0, total + smaller)
-    return tl.maximum(highest, value), total
 
 
 @triton.jit
@@ -159,6 +152,7 @@ def _score_blocks(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
+    GROUP: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
@@ -199,25 +193,38 @@ def _score_blocks(
     for start in range(0, end, TILE_BLOCKS):
         block = start + tl.arange(0, TILE_BLOCKS)
         scored = (block < end) & (block != sink)
+        column = tl.arange(0, GROUP * TILE_BLOCKS)
+        of_block = start + column % TILE_BLOCKS
+        of_column = representatives + (kv_head * members * n + of_block) * HEAD_DIM
+        listed = (of_block < end) & (of_block != sink)
+        marks = tl.load(landmarks + kv_head * n + of_block, mask=listed, other=0)
         # The mean first; of the landmarks, which weigh nothing and have no spread, only those that exist.
         place = kv_head * members * n + block
-        marks = tl.load(landmarks + kv_head * n + block, mask=scored, other=0)
         weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
         spread = tl.load(spreads + place, mask=scored, other=0.0)
-        rows = representatives + place[None, :] * HEAD_DIM + dim[:, None]
-        loaded = (block < n)[None, :] & (dim < HEAD_DIM)[:, None]
-        scores = tl.dot(q, tl.load(rows, mask=loaded, other=0.0), input_precision=PRECISION) * scale_log2
-        scores = scores + norm[:, None] * spread[None, :] + weight[None, :]
-        block_highest, block_total = _add(
-            tl.full((BLOCK_Q, TILE_BLOCKS), LOWEST, tl.float32),
-            tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32),
-            scores,
+        means = tl.load(
+            representatives + place[None, :] * HEAD_DIM + dim[:, None],
+            mask=scored[None, :] & (dim < HEAD_DIM)[:, None],
+            other=0.0,
         )
-        for mark in range(1, members):
-            k = tl.load(rows + mark * n * HEAD_DIM, mask=loaded, other=0.0)
-            scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+        mean_scores = tl.dot(q, means, input_precision=PRECISION) * scale_log2
+        mean_scores = mean_scores + norm[:, None] * spread[None, :] + weight[None, :]
+        block_highest = tl.maximum(mean_scores, LOWEST)
+        block_total = tl.exp2(mean_scores - block_highest)
+        for first_mark in range(1, members, GROUP):
+            mark = first_mark + column // TILE_BLOCKS
+            marked = tl.load(
+                of_column[None, :] + (mark * n)[None, :] * HEAD_DIM + dim[:, None],
+                mask=(mark <= marks)[None, :] & (dim < HEAD_DIM)[:, None],
+                other=0.0,
+            )
+            scores = tl.dot(q, marked, input_precision=PRECISION) * scale_log2
             scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
-            block_highest, block_total = _add(block_highest, block_total, scores)
+            grouped = tl.reshape(scores, (BLOCK_Q, GROUP, TILE_BLOCKS))
+            higher_block = tl.maximum(block_highest, tl.max(grouped, 1))
+            block_total = block_total * tl.exp2(block_highest - higher_block)
+            block_total += tl.sum(tl.exp2(grouped - higher_block[:, None, :]), 1)
+            block_highest = higher_block
         log_sum = block_highest + tl.log2(block_total)
         tl.store(log_sums + slot[:, None] * n + block[None, :], log_sum, mask=(block < end)[None, :])
         higher = tl.maximum(highest, tl.max(log_sum, 1))
@@ -369,6 +376,7 @@ def select_adaptive(
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             TILE_BLOCKS=TILE_BLOCKS,
+            GROUP=GROUP,
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
