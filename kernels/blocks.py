@@ -1,8 +1,8 @@
 """The index: one bit a block of the attention matrix, and the ways to get there.
 
-A ``block_mask`` is int32 [B|1, Hq|1, n_query_blocks, ceil(n_key_blocks / 32)]; bit ``j % 32`` of word ``j //
-32`` of query block ``i`` says that block (i, j) is kept. Bits of blocks that do not exist are 0. Row ``i`` of
-the queries has position ``i + q_offset``. Nothing here synchronises with the host.
+A ``block_mask`` is int32 [B|1, Hq|1, n_query_blocks, n_words], n_words = max(2, ceil(n_key_blocks / 32)); bit
+``j % 32`` of word ``j // 32`` of query block ``i`` says that block (i, j) is kept. Bits of blocks that do not
+exist are 0. Row ``i`` of the queries has position ``i + q_offset``. Nothing here synchronises with the host.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .shapes import WORD_BITS, ceil_div, n_words, query_block_positions
 
 
 def pack_bits(blocks: Tensor) -> Tensor:
-    """Bool [..., n_key_blocks] to int32 words [..., ceil(n_key_blocks / 32)]."""
+    """Bool [..., n_key_blocks] to int32 words [..., n_words], unused bits 0."""
     n_blocks = blocks.shape[-1]
     padded = F.pad(blocks, (0, n_words(n_blocks) * WORD_BITS - n_blocks))
     bit = torch.arange(WORD_BITS, dtype=torch.int32, device=blocks.device)

@@ -64,7 +64,7 @@ def check_segment(
 def check_block_mask(
     op: str, block_mask: Tensor, query: Tensor, k_len: int, block_q: int, block_k: int
 ) -> None:
-    """block_mask is int32 [B|1, Hq|1, ceil(Sq / block_q), ceil(ceil(Sk / block_k) / 32)]."""
+    """block_mask is int32 [B|1, Hq|1, ceil(Sq / block_q), n_words(ceil(Sk / block_k))]."""
     if block_mask.dim() != 4 or block_mask.dtype != torch.int32:
         raise ValueError(
             f"{op}: 'block_mask' must be an int32 [B|1, Hq|1, n_query_blocks, n_words] tensor, "

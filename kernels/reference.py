@@ -186,7 +186,7 @@ def select_blocks(
     """Score-based filtering, extended to strips: block by block as the definition reads."""
     batch, heads, n_key_blocks = column_scores.shape
     n_query_blocks = -(-q_len // block_q)
-    words = torch.zeros(batch, heads, n_query_blocks, -(-n_key_blocks // 32), dtype=torch.int64)
+    words = torch.zeros(batch, heads, n_query_blocks, max(2, -(-n_key_blocks // 32)), dtype=torch.int64)
     for b in range(batch):
         visible_blocks = list(range(n_key_blocks))
         if key_segment is not None:
@@ -257,7 +257,9 @@ def mask_blocks(
                 [reached[:, j * block_k : (j + 1) * block_k].any(-1) for j in range(n_key_blocks)], -1
             )
         )
-    words = torch.zeros(blocks[0].shape[0], 1, n_query_blocks, -(-n_key_blocks // 32), dtype=torch.int64)
+    words = torch.zeros(
+        blocks[0].shape[0], 1, n_query_blocks, max(2, -(-n_key_blocks // 32)), dtype=torch.int64
+    )
     for i, block_row in enumerate(blocks):
         for j in range(n_key_blocks):
             words[:, 0, i, j // 32] |= block_row[:, j].cpu().long() << (j % 32)

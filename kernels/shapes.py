@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 WORD_BITS = 32
+LEAST_WORDS = 2
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -14,8 +15,12 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def n_words(n_key_blocks: int) -> int:
-    """int32 words that hold one bit for each of ``n_key_blocks``."""
-    return ceil_div(n_key_blocks, WORD_BITS)
+    """int32 words of a row of a block_mask: one bit for each of ``n_key_blocks``, and no row of one word.
+
+    torch.compile makes a graph of its own for every size that is 1: so short prompts take the same graph as
+    long ones.
+    """
+    return torch.sym_max(LEAST_WORDS, ceil_div(n_key_blocks, WORD_BITS))
 
 
 def sampled_rows(q_len: int, chunk_n: int, sample_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 The model's prefill runs on fake tensors, which have sizes and no memory, with every attention sampled, and
 PyTorch's ``MemTracker`` adds up what is alive. Nothing is fused, so a compiled model stays below it: RMSNorm
-alone makes a float32 copy of the hidden states. Not counted: what the kernels use inside (less than one
-query), and what the allocator loses between blocks.
+alone makes float32 copies of the hidden states. Not counted: what the kernels use inside, and what the
+allocator loses between blocks.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from sa_compile.kernels import blocks
+from sa_compile.kernels import blocks, ops
 
 LENGTHS = st.integers(1, 150)
 OFFSETS = st.integers(-60, 120)
@@ -33,7 +33,7 @@ def set_of(mask, n_key_blocks):
 def test_packing_is_invertible(n_blocks, rows, seed):
     kept = torch.rand(rows, n_blocks, generator=torch.Generator().manual_seed(seed)) < 0.5
     words = blocks.pack_bits(kept)
-    assert words.dtype == torch.int32 and words.shape == (rows, ceil_div(n_blocks, 32))
+    assert words.dtype == torch.int32 and words.shape == (rows, max(2, ceil_div(n_blocks, 32)))
     assert torch.equal(blocks.unpack_bits(words, n_blocks), kept)
     assert torch.equal(blocks.popcount(words).sum(-1), kept.sum(-1))
 
@@ -121,3 +121,22 @@ def test_density_counts_kept_blocks_among_those_that_causality_allows():
 
 def test_density_without_any_allowed_block_is_one():
     assert blocks.density(torch.zeros(1, 1, 1, 1, dtype=torch.int32), 16, 16, -100, 16, 16).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    "length, words", [(16, 2), (32 * 16, 2), (64 * 16, 2), (64 * 16 + 1, 3)], ids=["1", "32", "64", "65"]
+)
+def test_no_row_of_an_index_is_a_single_word(length, words):
+    """A size of 1 would cost short prompts a compiled graph of their own."""
+    query = torch.randn(1, 2, length, 16)
+    sizes = {"block_q": 16, "block_k": 16}
+    column_scores, slash_scores = ops.sample_scores(query, query, sample_rows=16, block_k=16)
+    selected = ops.select_blocks(column_scores, slash_scores, q_len=length, k_len=length, **sizes)
+    terms = ops.block_representatives(query, block_k=16)
+    by_rows = ops.select_adaptive(query, query, terms, **sizes)
+    allowed = ops.mask_blocks(query, query, **sizes)
+    for index in (selected, by_rows, allowed):
+        assert index.shape[-1] == words
+        assert not blocks.unpack_bits(index, 32 * words)[..., -(-length // 16) :].any()
+        out, _ = ops.block_sparse_attention(query, query, query, index, **sizes)
+        assert out.isfinite().all()

@@ -116,7 +116,7 @@ def test_inductor_computes_operands_once_and_copies_no_transposed_view():
 
 Q = torch.zeros(2, 4, 64, 16)
 K = torch.zeros(2, 2, 64, 16)
-MASK = torch.zeros(1, 1, 4, 1, dtype=torch.int32)
+MASK = torch.zeros(1, 1, 4, 2, dtype=torch.int32)
 SCORES = torch.zeros(2, 4, 4)
 SEGMENT = torch.zeros(2, 64, dtype=torch.int32)
 TERMS = ops.block_representatives(K, block_k=16, landmarks=2)

@@ -79,14 +79,14 @@ Segments segments_of(const char* op, const char* name, OptionalTensor& tensor, i
 }
 
 BlockMask block_mask_of(const char* op, Tensor& mask, const Sizes& sizes) {
-  const int64_t words = ceil_div(sizes.key_blocks(), 32);
+  const int64_t words = mask_words(sizes.key_blocks());
   STD_TORCH_CHECK(mask.dim() == 4 && mask.is_cpu() && mask.scalar_type() == ScalarType::Int &&
                       (mask.size(0) == 1 || mask.size(0) == sizes.batch) &&
                       (mask.size(1) == 1 || mask.size(1) == sizes.q_heads) && mask.size(2) == sizes.query_blocks() &&
                       mask.size(3) == words,
                   op, ": 'block_mask' must be an int32 CPU tensor [1 or ", sizes.batch, ", 1 or ", sizes.q_heads, ", ",
                   sizes.query_blocks(), ", ", words, "], got ", shape(mask));
-  if (words > 1 && mask.stride(3) != 1) mask = torch::stable::contiguous(mask);
+  if (mask.stride(3) != 1) mask = torch::stable::contiguous(mask);
   return {reinterpret_cast<const uint32_t*>(mask.const_data_ptr<int32_t>()), mask.size(0) == 1 ? 0 : mask.stride(0),
           mask.size(1) == 1 ? 0 : mask.stride(1), mask.stride(2)};
 }
@@ -190,7 +190,7 @@ Tensor select_blocks_cpu(Tensor column_scores, Tensor slash_scores, OptionalTens
                                 alpha_s,
                                 keep_sink,
                                 window_slashes};
-  Tensor mask = empty(column_scores, {batch, heads, ceil_div(q_len, block_q), ceil_div(column_scores.size(2), 32)},
+  Tensor mask = empty(column_scores, {batch, heads, ceil_div(q_len, block_q), mask_words(column_scores.size(2))},
                       ScalarType::Int);
   select_blocks(args, parallel_for, torch::stable::get_num_threads(),
                 reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
@@ -267,7 +267,7 @@ Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Ten
                                tau,
                                keep_sink,
                                window_slashes};
-  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), ceil_div(sizes.key_blocks(), 32)},
+  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())},
                       ScalarType::Int);
   select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
                   reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));

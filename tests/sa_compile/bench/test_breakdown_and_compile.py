@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from sa_compile.bench.compile_time import table
 from sa_compile.cli import main
 
 MODEL = ["--model", "llama-3.1-8b", "--narrow", "--layers", "2", "--device", "cpu", "--dtype", "float32"]
@@ -23,12 +26,42 @@ def test_breakdown_prints_a_row_a_layer_and_draws_it(tmp_path, capsys):
 def test_breakdown_tells_the_rule_by_rows_apart_from_the_rest(tmp_path):
     out = tmp_path / "b.json"
     arguments = [*MODEL, *OPTIONS, "--option", "inner=eager", "--option", "method=adaptive"]
-    assert (
-        main(["bench", "breakdown", *arguments, "--lengths", "512", "--rounds", "1", "--json", str(out)]) == 0
-    )
+    arguments += ["--lengths", "512", "--rounds", "1", "--json", str(out)]
+    assert main(["bench", "breakdown", *arguments]) == 0
     layers = json.loads(out.read_text())["layers"]
     assert len(layers) == 3
     assert all(layer[part] > 0 for layer in layers[:2] for part in ("sampling", "selection", "attention"))
+
+
+def goals_of(*entries):
+    result = {"model": "glm-4-9b", "layers": 40, "device": "a CPU", "compile": list(entries)}
+    _, _, *goals = table(result).split("\n\n")
+    return [line.split("|")[2:5] for text in goals for line in text.splitlines()[2:]]
+
+
+def entry(competitor, passes, everything):
+    times = {"passes": passes, "backend": everything / 2, "everything": everything, "first_call": everything}
+    return {"competitor": competitor, "cold": times, "warm": times}
+
+
+@pytest.mark.parametrize(
+    ("entries", "found"),
+    [
+        pytest.param(
+            [entry("inductor", 0, 10.0), entry("sampleattn", 0.3, 40.0)],
+            [["0.30 s", "<= 2 s", "met"], ["3.0%", "<= 5%", "met"]],
+            id="beside Inductor",
+        ),
+        pytest.param(
+            [entry("sampleattn", 2.5, 22.5)],
+            [["2.50 s", "<= 2 s", "MISSED"], ["12.5%", "<= 5%", "MISSED"]],
+            id="alone: beside the rest of its own",
+        ),
+        pytest.param([entry("inductor", 0, 10.0)], [], id="no passes, no goals"),
+    ],
+)
+def test_compile_says_whether_warm_passes_are_cheap_enough(entries, found):
+    assert [[cell.strip() for cell in line] for line in goals_of(*entries)] == found
 
 
 def test_compile_measures_two_processes_that_share_a_cache(tmp_path, capsys):

@@ -57,7 +57,7 @@ struct PackedRepresentatives {
 
 // Which key blocks of a batch entry hold a valid key, and the first of them.
 struct VisibleBlocks {
-  VisibleBlocks(const AdaptiveArguments& args, int64_t b) : words(ceil_div(args.sizes.key_blocks(), 32), 0) {
+  VisibleBlocks(const AdaptiveArguments& args, int64_t b) : words(mask_words(args.sizes.key_blocks()), 0) {
     const int32_t* ids = args.key_segment.row(b);
     for (int64_t k = 0; k < args.sizes.k_len; ++k) {
       if (ids && ids[k] != 0) continue;
@@ -92,7 +92,7 @@ class AdaptiveWorker {
 
   void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t h,
            int64_t query_block, uint32_t* words) {
-    const int64_t n_blocks = packed.blocks, n_words = ceil_div(n_blocks, 32);
+    const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
     const int64_t first_row = query_block * sizes_.block_q;
     const int64_t rows = std::min(sizes_.block_q, sizes_.q_len - first_row);
     const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
@@ -183,7 +183,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
   using namespace detail;
   const Sizes& sizes = args.sizes;
   const int64_t pairs = sizes.batch * sizes.kv_heads, query_blocks = sizes.query_blocks();
-  const int64_t blocks = sizes.key_blocks(), words = ceil_div(blocks, 32);
+  const int64_t blocks = sizes.key_blocks(), words = mask_words(blocks);
   if (pairs * sizes.group() * query_blocks * blocks == 0) return;
   const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
                              args.key_segment.data != nullptr);

@@ -73,7 +73,7 @@ class AttentionWorker {
     const int64_t rows = std::min(sizes_.block_q, sizes_.q_len - first_row);
     begin(b, h, first_row, rows);
     const uint32_t* words = args_.block_mask.row(b, h, query_block);
-    for_each_set_bit(words, ceil_div(sizes_.key_blocks(), 32), [&](int64_t block) {
+    for_each_set_bit(words, mask_words(sizes_.key_blocks()), [&](int64_t block) {
       if (block < sizes_.key_blocks()) add_block(packed, pair, b, block);
     });
     for (int64_t s = 0; s * kStripRows < rows; ++s) {
@@ -143,7 +143,7 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
   const Sizes& sizes = args.sizes;
   const int64_t pairs = sizes.batch * sizes.kv_heads;
   const int64_t query_blocks = sizes.query_blocks(), key_blocks = sizes.key_blocks();
-  const int64_t words = ceil_div(key_blocks, 32);
+  const int64_t words = mask_words(key_blocks);
   if (pairs * sizes.group() * query_blocks == 0) return;
   const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
                              args.key_segment.data || args.query_segment.data);

@@ -179,7 +179,7 @@ void attention_mass(const SamplingArguments& args, const BlockMask& block_mask, 
       args, isa, parallel_for, threads, [&](int64_t b, int64_t h, int64_t row, const float* shares) {
         if (!shares) return;
         double kept = 0.0;
-        detail::for_each_set_bit(block_mask.row(b, h, row / sizes.block_q), ceil_div(n_blocks, 32), [&](int64_t j) {
+        detail::for_each_set_bit(block_mask.row(b, h, row / sizes.block_q), mask_words(n_blocks), [&](int64_t j) {
           if (j < n_blocks) kept += shares[j];
         });
         float& smallest = mass[b * sizes.q_heads + h];

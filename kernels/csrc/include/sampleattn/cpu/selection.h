@@ -54,7 +54,7 @@ template <class ParallelFor>
 void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_for, int64_t threads,
                    uint32_t* block_mask) {
   using namespace detail;
-  const int64_t n_key_blocks = ceil_div(args.k_len, args.block_k), n_words = ceil_div(n_key_blocks, 32);
+  const int64_t n_key_blocks = ceil_div(args.k_len, args.block_k), n_words = mask_words(n_key_blocks);
   const int64_t n_query_blocks = ceil_div(args.q_len, args.block_q);
   const bool everything = args.alpha_c >= 1.0 || args.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {

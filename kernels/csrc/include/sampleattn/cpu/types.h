@@ -1,6 +1,7 @@
 // What the CPU kernels work on: raw pointers, strides in elements, sizes. No torch.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace sampleattn::cpu {
@@ -11,6 +12,9 @@ inline int64_t element_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// Words of a row of a block mask, as kernels/shapes.py has it: never one, a size that torch.compile specialises on.
+inline int64_t mask_words(int64_t key_blocks) { return std::max<int64_t>(2, ceil_div(key_blocks, 32)); }
 
 // [B, H, S, D] with a contiguous last dimension.
 struct View {
