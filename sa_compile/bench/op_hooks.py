@@ -89,20 +89,45 @@ class SetDensity:
         self.kept: dict[int, float] = {}
         self._masks: dict[Any, Tensor] = {}
 
-    def __call__(self, kernel: Kernel) -> Kernel:
-        def select(column_scores: Tensor, *rest: Any) -> Tensor:
-            selected = kernel(column_scores, *rest)
-            q_len, k_len, q_offset, block_q, block_k = (int(size) for size in rest[2:7])
-            sizes = (q_len, k_len, q_offset, block_q, block_k)
-            key = (column_scores.shape[1], *sizes, column_scores.device)
-            if key not in self._masks:
-                mask = random_strips(self.density, key[0], *sizes, column_scores.device)
-                self._masks[key] = mask
-                self.kept[q_len] = blocks.density(mask, *sizes).mean().item()
-            # A copy: compiled code may write over an op's output once nothing reads it any more.
-            return self._masks[key].expand(selected.shape).clone(memory_format=torch.contiguous_format)
+    def wrapper(self, op: str) -> Callable[[Kernel], Kernel]:
+        """For :func:`replaced`, of one of the ops that choose blocks."""
 
-        return select
+        def wrap(kernel: Kernel) -> Kernel:
+            def select(*arguments: Any) -> Tensor:
+                selected = kernel(*arguments)
+                sizes = _SIZES[op](*arguments)
+                heads, device = selected.shape[1], selected.device
+                key = (heads, *sizes, device)
+                if key not in self._masks:
+                    mask = random_strips(self.density, heads, *sizes, device)
+                    self._masks[key] = mask
+                    self.kept[sizes[0]] = blocks.density(mask, *sizes).mean().item()
+                # A copy: compiled code may write over an op's output once nothing reads it any more.
+                return self._masks[key].expand(selected.shape).clone(memory_format=torch.contiguous_format)
+
+            return select
+
+        return wrap
+
+
+Sizes = tuple[int, int, int, int, int]  # q_len, k_len, q_offset, block_q, block_k
+
+
+def _sizes_of_strips(*arguments: Any) -> Sizes:
+    q_len, k_len, q_offset, block_q, block_k = arguments[3:8]
+    return int(q_len), int(k_len), int(q_offset), int(block_q), int(block_k)
+
+
+def _sizes_by_rows(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
+    q_offset, block_q, block_k = rest[5:8]
+    return int(query.shape[2]), int(key.shape[2]), int(q_offset), int(block_q), int(block_k)
+
+
+# Op that chooses blocks -> how to read the sizes off its arguments.
+_SIZES: dict[str, Callable[..., Sizes]] = {
+    "select_blocks": _sizes_of_strips,
+    "select_adaptive": _sizes_by_rows,
+}
 
 
 @contextmanager
@@ -112,7 +137,7 @@ def density_set(device: str, density: float | None) -> Iterator[SetDensity | Non
         yield None
         return
     chosen = SetDensity(density)
-    with replaced(device, {"select_blocks": chosen}):
+    with replaced(device, {op: chosen.wrapper(op) for op in _SIZES}):
         yield chosen
 
 

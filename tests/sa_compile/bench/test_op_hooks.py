@@ -10,9 +10,9 @@ from sa_compile.kernels import blocks
 from sa_compile.kernels.blocks import unpack_bits
 
 
-@pytest.fixture
-def compiled(llama):
-    options = {**SMALL_BLOCKS, "inner": "aot_eager"}
+@pytest.fixture(params=["chunked", "adaptive"])
+def compiled(request, llama):
+    options = {**SMALL_BLOCKS, "inner": "aot_eager", "method": request.param}
     return torch.compile(llama, backend="sampleattn", options=options)
 
 
