@@ -1,0 +1,119 @@
+"""What each op asks of its arguments, built of ``checks``: the fakes and the calls in ``ops`` share it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import checks
+
+
+def check_sample_scores(
+    query: Tensor, key: Tensor, key_segment: Tensor | None, chunk_n: int, sample_rows: int, block_k: int
+) -> None:
+    op = "sample_scores"
+    checks.check_qkv(op, query, key)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+    checks.check_at_least(op, 1, chunk_n=chunk_n, sample_rows=sample_rows)
+    checks.check_block_size(op, block_k=block_k)
+
+
+def check_select_blocks(
+    column_scores: Tensor,
+    slash_scores: Tensor,
+    key_segment: Tensor | None,
+    q_len: int,
+    k_len: int,
+    block_q: int,
+    block_k: int,
+    alpha_c: float,
+    alpha_s: float,
+) -> None:
+    op = "select_blocks"
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_scores(op, column_scores, slash_scores, k_len, block_k)
+    checks.check_segment(op, "key_segment", key_segment, column_scores.shape[0], k_len, column_scores)
+    checks.check_at_least(op, 0, q_len=q_len, alpha_c=alpha_c, alpha_s=alpha_s)
+
+
+def check_mask_blocks(
+    query: Tensor,
+    key: Tensor,
+    query_segment: Tensor | None,
+    key_segment: Tensor | None,
+    block_q: int,
+    block_k: int,
+) -> None:
+    op = "mask_blocks"
+    checks.check_qkv(op, query, key)
+    checks.check_segment(op, "query_segment", query_segment, query.shape[0], query.shape[2], query)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+
+
+def check_block_sparse_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    query_segment: Tensor | None,
+    key_segment: Tensor | None,
+    block_q: int,
+    block_k: int,
+) -> None:
+    op = "block_sparse_attention"
+    checks.check_qkv(op, query, key, value)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
+    checks.check_segment(op, "query_segment", query_segment, query.shape[0], query.shape[2], query)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+
+
+def check_attention_mass(
+    query: Tensor,
+    key: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    chunk_n: int,
+    sample_rows: int,
+    block_q: int,
+    block_k: int,
+) -> None:
+    op = "attention_mass"
+    checks.check_qkv(op, query, key)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+    checks.check_at_least(op, 1, chunk_n=chunk_n, sample_rows=sample_rows)
+
+
+def check_block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> None:
+    op = "block_representatives"
+    checks.check_qkv(op, key, key)
+    checks.check_block_size(op, block_k=block_k)
+    checks.check_segment(op, "key_segment", key_segment, key.shape[0], key.shape[2], key)
+    checks.check_at_least(op, 0, landmarks=landmarks)
+    if landmarks > block_k:
+        raise ValueError(f"{op}: 'landmarks' must be at most block_k ({block_k}), got {landmarks}")
+
+
+def check_select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    window_slashes: int,
+) -> None:
+    op = "select_adaptive"
+    checks.check_qkv(op, query, key)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_representatives(op, representatives, log_weights, spreads, key, block_k)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+    checks.check_at_least(op, 0, tau=tau)
+    checks.check_at_least(op, 1, window_slashes=window_slashes)

@@ -1,0 +1,198 @@
+"""The ops as PyTorch knows them: schemas, fakes, and which function computes them where.
+
+Importing it defines the ops of the namespace ``sampleattn``, registers the PyTorch implementation (``eager``)
+for every device and the kernels for CUDA, and loads the C++ library that replaces it on the CPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import cuda_library, eager, eager_adaptive, op_checks
+from .shapes import ceil_div, n_words
+
+NAMESPACE = "sampleattn"
+
+SCHEMAS = {
+    "sample_scores": "(Tensor query, Tensor key, Tensor? key_segment, float scale, SymInt q_offset, "
+    "SymInt chunk_n, int sample_rows, int block_k) -> (Tensor column_scores, Tensor slash_scores)",
+    "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
+    "SymInt k_len, SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
+    "SymInt window_slashes) -> Tensor",
+    "mask_blocks": "(Tensor query, Tensor key, Tensor? query_segment, Tensor? key_segment, bool causal, "
+    "SymInt q_offset, SymInt window, int block_q, int block_k) -> Tensor",
+    "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
+    "Tensor? query_segment, Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, "
+    "int block_q, int block_k) -> (Tensor out, Tensor lse)",
+    "attention_mass": "(Tensor query, Tensor key, Tensor block_mask, Tensor? key_segment, float scale, "
+    "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
+    "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
+    "(Tensor representatives, Tensor log_weights, Tensor spreads)",
+    "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
+    "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
+    "bool keep_sink, int window_slashes) -> Tensor",
+}
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+for _name, _schema in SCHEMAS.items():
+    # Implementations take any strides whose last dimension is contiguous, so the order of strides is all that
+    # Inductor has to keep: views such as [B, S, H, D].transpose(1, 2) reach them uncopied.
+    _library.define(_name + _schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
+
+
+def implement(name: str, dispatch_key: str, function: Callable) -> None:
+    """Register ``function`` as the implementation of op ``name`` for a dispatch key such as "CUDA".
+
+    ``function`` takes the schema's arguments positionally. Must run before a graph is captured.
+    """
+    _library.impl(name, function, dispatch_key)
+
+
+def load_cpu_library() -> bool:
+    """Load the C++ implementations for the CPU; False, with a warning, if they are not installed."""
+    spec = importlib.util.find_spec(f"{__package__}._C_cpu")
+    if spec is None or spec.origin is None:
+        warnings.warn(
+            "sa_compile's C++ library for the CPU is not installed: CPU tensors use slower PyTorch code",
+            stacklevel=2,
+        )
+        return False
+    torch.ops.load_library(spec.origin)
+    return True
+
+
+def _fake(name: str) -> Callable[[Callable], Callable]:
+    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=_library)
+
+
+@_fake("sample_scores")
+def _sample_scores_fake(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k):
+    op_checks.check_sample_scores(query, key, key_segment, chunk_n, sample_rows, block_k)
+    shape = (query.shape[0], query.shape[1], ceil_div(key.shape[2], block_k))
+    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.float32)
+
+
+@_fake("select_blocks")
+def _select_blocks_fake(
+    column_scores,
+    slash_scores,
+    key_segment,
+    q_len,
+    k_len,
+    q_offset,
+    block_q,
+    block_k,
+    alpha_c,
+    alpha_s,
+    keep_sink,
+    window_slashes,
+):
+    op_checks.check_select_blocks(
+        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s
+    )
+    batch, heads, n_key_blocks = column_scores.shape
+    return column_scores.new_empty(
+        (batch, heads, ceil_div(q_len, block_q), n_words(n_key_blocks)), dtype=torch.int32
+    )
+
+
+@_fake("mask_blocks")
+def _mask_blocks_fake(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k):
+    op_checks.check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
+    batch = eager.segment_batch(query_segment, key_segment)
+    shape = (batch, 1, ceil_div(query.shape[2], block_q), n_words(ceil_div(key.shape[2], block_k)))
+    return query.new_empty(shape, dtype=torch.int32)
+
+
+@_fake("block_sparse_attention")
+def _block_sparse_attention_fake(
+    query,
+    key,
+    value,
+    block_mask,
+    query_segment,
+    key_segment,
+    scale,
+    causal,
+    q_offset,
+    window,
+    block_q,
+    block_k,
+):
+    op_checks.check_block_sparse_attention(
+        query, key, value, block_mask, query_segment, key_segment, block_q, block_k
+    )
+    batch, heads, q_len, _ = query.shape
+    out = query.new_empty((batch, q_len, heads, value.shape[3])).transpose(1, 2)
+    return out, query.new_empty((batch, heads, q_len), dtype=torch.float32)
+
+
+@_fake("attention_mass")
+def _attention_mass_fake(
+    query, key, block_mask, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k
+):
+    op_checks.check_attention_mass(
+        query, key, block_mask, key_segment, chunk_n, sample_rows, block_q, block_k
+    )
+    return query.new_empty(query.shape[:2], dtype=torch.float32)
+
+
+@_fake("block_representatives")
+def _block_representatives_fake(key, key_segment, block_k, landmarks):
+    op_checks.check_block_representatives(key, key_segment, block_k, landmarks)
+    batch, heads, k_len, head_dim = key.shape
+    shape = (batch, heads, 1 + landmarks, ceil_div(k_len, block_k))
+    floats = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return key.new_empty((*shape, head_dim)), *floats
+
+
+@_fake("select_adaptive")
+def _select_adaptive_fake(
+    query,
+    key,
+    representatives,
+    log_weights,
+    spreads,
+    key_segment,
+    scale,
+    q_offset,
+    block_q,
+    block_k,
+    tau,
+    keep_sink,
+    window_slashes,
+):
+    op_checks.check_select_adaptive(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        block_q,
+        block_k,
+        tau,
+        window_slashes,
+    )
+    batch, heads, q_len, _ = query.shape
+    shape = (batch, heads, ceil_div(q_len, block_q), n_words(ceil_div(key.shape[2], block_k)))
+    return query.new_empty(shape, dtype=torch.int32)
+
+
+def _no_backward(ctx: object, *grads: Tensor) -> None:
+    raise NotImplementedError(
+        "sampleattn.block_sparse_attention has no backward: it serves inference, run it under torch.no_grad()"
+    )
+
+
+for _name in SCHEMAS:
+    _module = eager if hasattr(eager, _name) else eager_adaptive
+    implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
+torch.library.register_autograd(f"{NAMESPACE}::block_sparse_attention", _no_backward, lib=_library)
+HAS_CPU_LIBRARY = load_cpu_library()
+cuda_library.register(implement)
