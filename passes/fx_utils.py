@@ -95,6 +95,11 @@ def normal_dim(dim: int, of_rank: int) -> int:
     return dim % of_rank
 
 
+# What Dynamo calls the model, depending on the function that it traces: the model's forward, a decorator of it
+# (transformers has several), or one that takes the model.
+_ROOTS = ("L['self']", "L['args'][0]", "L['model']")
+
+
 def module_path(node: fx.Node) -> str:
     """Path of the innermost module that a node was traced in, as ``named_modules`` spells it; "" if
     unknown."""
@@ -102,7 +107,9 @@ def module_path(node: fx.Node) -> str:
     if not stack:
         return ""
     path = list(stack.values())[-1][0]
-    path = path.replace("L['self']", "").replace("L['model']", "").replace("['", ".").replace("']", "")
+    for root in _ROOTS:
+        path = path.removeprefix(root)
+    path = path.replace("['", ".").replace("']", "")
     return path.replace("[", ".").replace("]", "").removeprefix("._orig_mod").strip(".")
 
 
