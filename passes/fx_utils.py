@@ -95,8 +95,8 @@ def normal_dim(dim: int, of_rank: int) -> int:
     return dim % of_rank
 
 
-# What Dynamo calls the model, depending on the function that it traces: the model's forward, a decorator of it
-# (transformers has several), or one that takes the model.
+# What Dynamo calls the model, depending on the function that it traces: the model's forward, a decorator of
+# it (transformers has several), or one that takes the model.
 _ROOTS = ("L['self']", "L['args'][0]", "L['model']")
 
 
