@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from sa_compile.bench import competitors, density
 from sa_compile.bench.op_hooks import OpTimes, density_set, op_times
-from sa_compile.bench.ttft import parse_options, prepare
+from sa_compile.bench.ttft import parse_options, prepare, wait
 from sa_compile.provenance import provenance
 
 PARTS = {
@@ -72,20 +72,15 @@ def measure(run: Any, inputs: dict[str, Any], device: str, rounds: int) -> dict[
         begin = clock.mark()
         run(**inputs)
         end = clock.mark()
-        _wait(device)
+        wait(device)
         whole.append(clock.milliseconds(begin, end))
         with op_times(device) as times:
             begin = times.mark()
             run(**inputs)
             end = times.mark()
-            _wait(device)
+            wait(device)
             marked.append(split(times, begin, end))
     return {"layers": median_layers(marked), "whole_ms": statistics.median(whole)}
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 def table(result: dict[str, Any]) -> str:

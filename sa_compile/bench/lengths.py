@@ -21,7 +21,7 @@ from tabulate import tabulate
 from torch import nn
 
 from sa_compile import report
-from sa_compile.bench.ttft import parse_options, prepare
+from sa_compile.bench.ttft import parse_options, prepare, wait
 from sa_compile.provenance import provenance
 
 MOST_GRAPHS = 3
@@ -64,21 +64,16 @@ def measure(model: nn.Module, lengths: list[int], device: str, options: dict[str
     with report.collect() as reports:
         for length in lengths:
             tokens = torch.randint(0, config.vocab_size, (1, length), device=device)
-            _wait(device)
+            wait(device)
             begin = time.perf_counter()
             compiled(input_ids=tokens, past_key_values=DynamicCache(), logits_to_keep=1)
-            _wait(device)
+            wait(device)
             seconds = time.perf_counter() - begin
             del tokens
             gc.collect()
             graphs = sum(bool(graph.sites) for graph in reports)
             found.append(Prompt(length, seconds, graphs, _held(device), _reserved(device)))
     return found
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _held(device: str) -> int:

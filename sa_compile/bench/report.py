@@ -67,8 +67,7 @@ def headline(results: Sequence[Result]) -> str:
     Columns: tokens, kept share, how many layers were measured, the baselines, sampleattn, times faster.
     """
     rows = sorted((row for result in results for row in result["rows"]), key=lambda row: row["length"])
-    names = [name for name in ttft_table.TITLES if any(row["competitor"] == name for row in rows)]
-    baselines = [name for name in names if name != OURS]
+    baselines = [name for name in ttft_table.names_of(results) if name != OURS]
     lines = []
     for length in dict.fromkeys(row["length"] for row in rows):
         found = {row["competitor"]: row for row in rows if row["length"] == length}
@@ -98,17 +97,15 @@ def _factor(row: Result | None, ours: Result) -> str:
     return "-" if row is None or row["error"] else f"**{row['ttft_ms'] / ours['ttft_ms']:.1f}**"
 
 
-def _ops_page(results: list[Result], folder: Path) -> list[Path]:
-    return ops_report.write(results, folder)
+def _section(table: str, result: Result) -> str:
+    """A result's table, and where it comes from."""
+    return f"{table}\n\n    {result['command']}\n\nCommit {result['revision']}."
 
 
 def _ttft_page(results: list[Result], folder: Path) -> list[Path]:
     page, picture = folder / "ttft.md", folder / "ttft.png"
     results = sorted(results, key=lambda result: (result["model"], result["lengths"]))
-    sections = [
-        f"{ttft_table.table(result)}\n\n    {result['command']}\n\nCommit {result['revision']}."
-        for result in results
-    ]
+    sections = [_section(ttft_table.table(result), result) for result in results]
     title = "# bench ttft\n\nMilliseconds of a prefill with a new KV cache and the last token's logits."
     page.write_text("\n\n".join([title, *sections, f"![times to first token]({picture.name})"]) + "\n")
     return [page, ttft_table.chart(results, picture)]
@@ -121,8 +118,7 @@ def _breakdown_page(results: list[Result], folder: Path) -> list[Path]:
         for number, result in enumerate(results, start=1)
     ]
     sections = [
-        f"{breakdown.table(result)}\n\n    {result['command']}\n\nCommit {result['revision']}.\n\n"
-        f"![milliseconds of each layer]({picture.name})"
+        f"{_section(breakdown.table(result), result)}\n\n![milliseconds of each layer]({picture.name})"
         for result, picture in zip(results, pictures, strict=True)
     ]
     page.write_text("\n\n".join(["# bench breakdown", *sections]) + "\n")
@@ -131,16 +127,13 @@ def _breakdown_page(results: list[Result], folder: Path) -> list[Path]:
 
 def _lengths_page(results: list[Result], folder: Path) -> list[Path]:
     page = folder / "lengths.md"
-    sections = [
-        f"{lengths.table(result)}\n\n    {result['command']}\n\nCommit {result['revision']}."
-        for result in results
-    ]
+    sections = [_section(lengths.table(result), result) for result in results]
     page.write_text("\n\n".join(["# bench lengths", *sections]) + "\n")
     return [page]
 
 
 _PAGES: dict[str, Callable[[list[Result], Path], list[Path]]] = {
-    OPS: _ops_page,
+    OPS: ops_report.write,
     "ttft": _ttft_page,
     "breakdown": _breakdown_page,
     "lengths": _lengths_page,

@@ -63,21 +63,27 @@ class Row:
         return {**asdict(self), "median_ms": self.median, "ttft_ms": self.ttft}
 
 
+def wait(device: str) -> None:
+    """Until a CUDA device has done what it was given; at once on the CPU."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+
+
 class Clock:
     """Times, peak memory and results of calls on one device."""
 
     def __init__(self, device: str) -> None:
+        self.device = device
         self.cuda = torch.device(device).type == "cuda"
 
     def call(self, competitor: Competitor, inputs: dict[str, Any]) -> tuple[float, int | None, Tensor]:
         """(seconds, peak bytes, last token's logits) of one call, the wait for the device included."""
+        wait(self.device)
         if self.cuda:
-            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         begin = time.perf_counter()
         logits = competitor.run(**inputs)
-        if self.cuda:
-            torch.cuda.synchronize()
+        wait(self.device)
         seconds = time.perf_counter() - begin
         peak = torch.cuda.max_memory_allocated() if self.cuda else None
         return seconds, peak, logits[:, -1].float().cpu()

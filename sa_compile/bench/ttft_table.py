@@ -22,7 +22,7 @@ TITLES = {
 
 def table(result: dict[str, Any]) -> str:
     """Markdown: a row a length; each competitor's TTFT and how many times faster sampleattn is."""
-    names = _names([result])
+    names = names_of([result])
     ours, baselines = [OURS], [name for name in names if name != OURS]
     headers = ["tokens", *(f"{TITLES[name]} (ms)" for name in [*baselines, *ours])]
     headers += [f"x {TITLES[name]}" for name in baselines] + ["peak GiB: " + " / ".join([*baselines, *ours])]
@@ -64,7 +64,7 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
     colour = {name: f"C{number}" for number, name in enumerate(TITLES)}
     for axis, (model, measured) in zip(axes[0], models.items(), strict=True):
         measured.sort(key=lambda row: row["length"])
-        for name in _names([{"rows": measured}]):
+        for name in names_of([{"rows": measured}]):
             rows = [row for row in measured if row["competitor"] == name and not row["error"]]
             lengths, times = [row["length"] for row in rows], [row["ttft_ms"] / 1e3 for row in rows]
             style = {"linewidth": 2.5} if name == OURS else {}
@@ -81,7 +81,8 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def _names(results: Sequence[dict[str, Any]]) -> list[str]:
+def names_of(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The competitors that results have rows of, in the order of :data:`TITLES`."""
     return [name for name in TITLES if any(r["competitor"] == name for x in results for r in x["rows"])]
 
 
