@@ -9,10 +9,12 @@ folder=${1:?"give a folder for documents, results and logs"}
 processes=${2:-8}
 minutes=${3:-30}
 revision=${4:-$(git rev-parse HEAD)}
+python=${PYTHON:-python}
 lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
 documents=(--model examples/model --split test --lengths $lengths --tasks $tasks --count 200 --texts 6)
-claims="chunked chunked:alpha=0.95 adaptive:tau=0.15 adaptive:tau=0.2 adaptive:tau=0.25
+claims="chunked chunked:alpha=0.9
+  adaptive adaptive:tau=0.15 adaptive:tau=0.15,landmarks=15 adaptive:tau=0.2,landmarks=15
   oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
   xattention:tau=0.9+sink+w2 xattention:tau=0.95+sink+w2 xattention:tau=0.98+sink+w2"
 others="peers paper"
@@ -20,15 +22,15 @@ export OMP_NUM_THREADS=1
 
 stage() {  # rules
   for ((shard = 1; shard <= processes; shard++)); do
-    python -m sa_compile eval "${documents[@]}" --documents "$folder/documents.npz" --shard "$shard/$processes" \
-      --rules $1 --minutes "$minutes" --greedy 1 --sparsity 1 --resume --revision "$revision" \
+    "$python" -m sa_compile eval "${documents[@]}" --documents "$folder/documents.npz" --shard "$shard/$processes" \
+      --rules $1 --minutes "$minutes" --sparsity 1 --resume --revision "$revision" \
       --json "$folder/shard-$shard.json" > "$folder/shard-$shard.log" 2>&1 &
   done
   wait
 }
 
 mkdir -p "$folder"
-[ -e "$folder/documents.npz" ] || python -m sa_compile eval-documents "${documents[@]}" --out "$folder/documents.npz"
+[ -e "$folder/documents.npz" ] || "$python" -m sa_compile eval-documents "${documents[@]}" --out "$folder/documents.npz"
 stage "$claims"
 stage "$claims $others"
-python -m sa_compile eval-report "$folder"/shard-*.json --out "$folder/report" --merged "$folder/test.json"
+"$python" -m sa_compile eval-report "$folder"/shard-*.json --out "$folder/report" --merged "$folder/test.json"

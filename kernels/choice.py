@@ -21,6 +21,10 @@ ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
 DEFAULT = ("cuda_sm90", "cuda_sm80", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+# Of ``select_adaptive``, which has no values: both times that of queries and keys; and its representatives a
+# key block, the mean included.
+CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (128, 128))
+CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 
 _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
@@ -39,6 +43,7 @@ class Call:
     head_dims: tuple[int, int] | None = None
     block_q: int | None = None
     block_k: int | None = None
+    representatives: int | None = None  # of a key block, the mean included
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Kernel:
     head_dims: tuple[tuple[int, int], ...] | None = None
     block_q: tuple[int, ...] | None = None
     block_k: tuple[int, ...] | None = None
+    representatives: tuple[int, ...] | None = None
     capabilities: tuple[Capability, Capability] | None = None  # lowest and highest, both included
     library_op: str | None = None  # the op of the CUDA library, which may be built without it
     shared_bytes: Callable[[tuple[int, int]], int] | None = None  # of a thread block, by head dims
@@ -62,6 +68,7 @@ class Kernel:
             and _allowed(call.head_dims, self.head_dims)
             and _allowed(call.block_q, self.block_q)
             and _allowed(call.block_k, self.block_k)
+            and _allowed(call.representatives, self.representatives)
             and (self.library_op is None or has_library_op(self.library_op))
             and (self.capabilities is None or _within(self.capabilities, _capability(call.device)))
             and (
@@ -72,34 +79,59 @@ class Kernel:
         )
 
 
-KERNELS = {
+KERNELS: dict[str, tuple[Kernel, ...]] = {
     # Hopper's instructions exist on no other generation.
-    "cuda_sm90": Kernel(
-        _ATTENTION,
-        _HALF,
-        CUDA_HEAD_DIMS,
-        (128,),
-        (64, 128),
-        ((9, 0), (9, 0)),
-        "block_sparse_attention_sm90",
+    "cuda_sm90": (
+        Kernel(
+            _ATTENTION,
+            _HALF,
+            CUDA_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(64, 128),
+            capabilities=((9, 0), (9, 0)),
+            library_op="block_sparse_attention_sm90",
+        ),
+        Kernel(
+            ("select_adaptive",),
+            _HALF,
+            CUDA_ADAPTIVE_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(128,),
+            representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
+            capabilities=((9, 0), (9, 0)),
+            library_op="select_adaptive_sm90",
+        ),
     ),
     # Shipped with PTX, so it runs on every later generation too.
-    "cuda_sm80": Kernel(
-        _ATTENTION,
-        _HALF,
-        CUDA_HEAD_DIMS,
-        (128,),
-        (64, 128),
-        ((8, 0), (99, 0)),
-        "block_sparse_attention_sm80",
-        # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
-        lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
+    "cuda_sm80": (
+        Kernel(
+            _ATTENTION,
+            _HALF,
+            CUDA_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(64, 128),
+            capabilities=((8, 0), (99, 0)),
+            library_op="block_sparse_attention_sm80",
+            # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
+            shared_bytes=lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
+        ),
     ),
     # float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
-    "triton": Kernel(_ALL, _HALF),
+    "triton": (Kernel(_ALL, _HALF),),
     # Correct everywhere, faster than dense attention nowhere.
-    "pytorch": Kernel(_ALL),
+    "pytorch": (Kernel(_ALL),),
 }
+
+
+def fits(name: str, call: Call) -> bool:
+    """Can this kernel compute the call, on this machine, as installed?"""
+    return any(kernel.fits(call) for kernel in KERNELS[name])
+
+
+def library_op(name: str, op: str) -> Callable:
+    """The CUDA library's function behind an op of a kernel that has one there."""
+    names = [str(kernel.library_op) for kernel in KERNELS[name] if op in kernel.ops]
+    return getattr(torch.ops.sampleattn_cuda, names[0]).default
 
 
 def choose(call: Call) -> str:
@@ -110,11 +142,13 @@ def choose(call: Call) -> str:
 @lru_cache(maxsize=1024)
 def _first_fitting(call: Call, names: tuple[str, ...]) -> str:
     for name in names:
-        if KERNELS[name].fits(call):
+        if fits(name, call):
             return name
     raise ValueError(
         f"{call.op}: none of the kernels asked for ({', '.join(names)}) takes {call.dtype}, head dims "
-        f"{call.head_dims}, block_q {call.block_q} and block_k {call.block_k} on {call.device}; "
+        f"{call.head_dims}, block_q {call.block_q}, block_k {call.block_k}"
+        + (f" and {call.representatives} representatives" if call.representatives is not None else "")
+        + f" on {call.device}; "
         f"add 'pytorch', which takes everything, to {ENVIRONMENT}"
     )
 

@@ -47,7 +47,7 @@ def block_sparse_attention(
 
         run = attention.block_sparse_attention
     else:
-        run = getattr(torch.ops.sampleattn_cuda, str(choice.KERNELS[kernel].library_op)).default
+        run = choice.library_op(kernel, "block_sparse_attention")
     return run(
         query,
         key,
@@ -70,7 +70,6 @@ _SELECTION: dict[str, tuple[str, Callable, bool]] = {
     "sample_scores": ("sampling", eager.sample_scores, True),
     "select_blocks": ("selection", eager.select_blocks, False),
     "block_representatives": ("adaptive", eager_adaptive.block_representatives, True),
-    "select_adaptive": ("adaptive", eager_adaptive.select_adaptive, True),
 }
 
 
@@ -88,10 +87,57 @@ def selection(op: str) -> Callable:
     return run
 
 
+def select_adaptive(
+    query: Tensor,
+    key: Tensor,
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    tau: float,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
+    dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
+    call = Call("select_adaptive", query.device, query.dtype, dims, block_q, block_k, members)
+    kernel = choice.choose(call)
+    run: Callable
+    # The native kernel scales what it has masked, which a scale below zero would turn round.
+    if kernel == "pytorch" or scale <= 0:
+        run = eager_adaptive.select_adaptive
+    elif kernel == "triton":
+        from .triton import adaptive
+
+        run = adaptive.select_adaptive
+    else:
+        run = choice.library_op(kernel, "select_adaptive")
+    return run(
+        query,
+        key,
+        representatives,
+        log_weights,
+        spreads,
+        key_segment,
+        scale,
+        q_offset,
+        block_q,
+        block_k,
+        tau,
+        keep_sink,
+        window_slashes,
+    )
+
+
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
     implement("block_sparse_attention", "CUDA", block_sparse_attention)
+    implement("select_adaptive", "CUDA", select_adaptive)
     for op in _SELECTION:
         implement(op, "CUDA", selection(op))

@@ -1,4 +1,7 @@
-"""Settings of method C that ops, options and the evaluation's rule share; docs/accuracy.md: how chosen."""
+"""Settings that ops, options and the evaluation's rules share; docs/accuracy.md: how chosen."""
 
-ADAPTIVE_TAU = 0.2
-ADAPTIVE_LANDMARKS = 16
+# Methods A and B: share of the sampled attention that columns, and slashes, reach.
+ALPHA = 0.95
+# Method C.
+ADAPTIVE_TAU = 0.1
+ADAPTIVE_LANDMARKS = 7

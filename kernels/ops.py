@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_library, op_checks
-from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
+from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
 from .registration import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
 
 __all__ = [
@@ -106,8 +106,8 @@ def select_blocks(
     q_offset: int = 0,
     block_q: int = 128,
     block_k: int = 128,
-    alpha_c: float = 0.9,
-    alpha_s: float = 0.9,
+    alpha_c: float = ALPHA,
+    alpha_s: float = ALPHA,
     keep_sink: bool = True,
     window_slashes: int = 2,
 ) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
 from sa_compile.profile import LengthRange, Profile, load_profile
 
 METHODS = ("chunked", "stride", "adaptive")
@@ -33,19 +33,19 @@ class SampleAttentionConfig:
     """
 
     method: Literal["chunked", "stride", "adaptive"] = _option(
-        "chunked",
-        "Selection rule: 'chunked' samples the tail rows of chunk_n chunks and keeps columns and slashes "
-        "(arXiv 2406.15486v3); 'stride' samples rows at a stride and keeps columns and a window (v2); "
-        "'adaptive' scores all rows against a few keys of every block and keeps what they look for "
-        "(docs/accuracy.md).",
+        "adaptive",
+        "Selection rule: 'adaptive' scores all rows against a few keys of every block and keeps what they "
+        "look for, wherever in the prompt (docs/accuracy.md); 'chunked' samples the tail rows of chunk_n "
+        "chunks and keeps columns and slashes (arXiv 2406.15486v3), for questions that close the prompt; "
+        "'stride' samples rows at a stride and keeps columns and a window (v2).",
     )
     alpha_c: float = _option(
-        0.90,
+        ALPHA,
         "Share of the sampled attention that the kept columns must reach (methods 'chunked' and 'stride'), "
         "in (0, 1].",
     )
     alpha_s: float = _option(
-        0.90,
+        ALPHA,
         "Share of the sampled attention that the kept slashes must reach (method 'chunked'), in (0, 1].",
     )
     chunk_n: int = _option(

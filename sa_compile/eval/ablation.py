@@ -19,11 +19,12 @@ from sa_compile.eval.plan import Plan
 from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.run import FORMAT, Journal, run
 from sa_compile.eval.supply import Documents
+from sa_compile.kernels.defaults import ALPHA
 
 KIND = "ablation"
 BLOCK = 128  # rows and keys of a block wherever blocks are not what is varied
 # Settings of 'chunked' whose default 0 means another value.
-_ZERO_STANDS_FOR = {"alpha_c": 0.9, "alpha_s": 0.9, "sample_rows": BLOCK}
+_ZERO_STANDS_FOR = {"alpha_c": ALPHA, "alpha_s": ALPHA, "sample_rows": BLOCK}
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ _SETS = {
     "paper": ("stride", "streaming", "bigbird", "hyper", "hashsparse"),
     "ours": (
         "chunked",
-        "chunked:alpha=0.95",
-        "adaptive:tau=0.1",
+        "chunked:alpha=0.9",
+        "adaptive",
         "adaptive:tau=0.15",
-        "adaptive:tau=0.2",
-        "adaptive:tau=0.3",
+        "adaptive:tau=0.15,landmarks=15",
+        "adaptive:tau=0.2,landmarks=15",
     ),
     "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
 }

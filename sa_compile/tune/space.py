@@ -112,7 +112,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "adaptive",
-        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4),),
+        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4), axis("landmarks", 7, 15)),
         timed=("landmarks",),
         rule=_adaptive_rule,
     ),

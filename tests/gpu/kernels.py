@@ -19,7 +19,7 @@ LSE_ERROR = 1e-3
 def skip_without(name: str) -> None:
     """Skips the test where the kernel cannot run; must be called inside ``preferring(name)``."""
     call = Call("block_sparse_attention", torch.device("cuda"), torch.bfloat16, (128, 128), 128, 128)
-    if not choice.KERNELS[name].fits(call):
+    if not choice.fits(name, call):
         pytest.skip(f"{name} needs its GPU and a CUDA library built with it")
 
 

@@ -79,15 +79,34 @@ def check_sampling() -> None:
         print("sampling", "plain" if segment is None else "padded", flush=True)
 
 
+def check_adaptive() -> None:
+    """``select_adaptive``, with padding and without: blocks of random inputs, few of which are near tau."""
+    for dim, landmarks in ((64, 7), (128, 15)):
+        query, key = torch.randn(2, 4, 700, dim).bfloat16() * 2, torch.randn(2, 2, 700, dim).bfloat16()
+        padding = torch.where(torch.arange(700) < torch.tensor([[200], [0]]), -1, 0).int()
+        for segment in (None, padding):
+            moved = None if segment is None else segment.cuda()
+            terms = ops.block_representatives(key, key_segment=segment, landmarks=landmarks)
+            on_device = tuple(x.cuda() for x in terms)
+            found = ops.select_adaptive(query.cuda(), key.cuda(), on_device, key_segment=moved)
+            expected = ops.select_adaptive(query, key, terms, key_segment=segment)
+            assert (found.cpu() != expected).float().mean() < 0.05
+            print("adaptive", dim, landmarks, "plain" if segment is None else "padded", flush=True)
+
+
+CHECKS = {"attention": check_attention, "sampling": check_sampling, "adaptive": check_adaptive}
+
+
 def main() -> None:
     """Run the grid; an AssertionError shows a wrong result, the sanitizer what it finds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("kernel", choices=[name for name in KERNELS if name != "pytorch"])
-    kernel = parser.parse_args().kernel
-    with preferring(kernel):
-        check_attention()
-    with preferring("triton" if kernel == "triton" else "pytorch"):
-        check_sampling()
+    parser.add_argument("--ops", nargs="+", choices=list(CHECKS), default=list(CHECKS))
+    chosen = parser.parse_args()
+    only = (chosen.kernel,) if chosen.kernel == "triton" else (chosen.kernel, "pytorch")
+    for name in chosen.ops:
+        with preferring(*(only[:1] if name == "attention" else only)):
+            CHECKS[name]()
     torch.cuda.synchronize()
     print("done")
 

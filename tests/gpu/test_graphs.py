@@ -68,14 +68,18 @@ def test_sampling_and_selection(padded: bool, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
-def test_adaptive_selection(padded: bool, sampler: str) -> None:
-    query = torch.randn(2, 4, 2000, 64, device=sampler, dtype=torch.bfloat16)
-    key = torch.randn(2, 2, 2000, 64, device=sampler, dtype=torch.bfloat16)
-    begin = torch.tensor([[300], [0]], device=sampler)
-    segment = torch.where(torch.arange(2000, device=sampler) < begin, -1, 0).int() if padded else None
-    check_replay(lambda: ops.block_representatives(key, key_segment=segment))
-    terms = ops.block_representatives(key, key_segment=segment)
-    check_replay(lambda: (ops.select_adaptive(query, key, terms, key_segment=segment),))
+@pytest.mark.parametrize("kernels", [("cuda_sm90", "triton"), ("triton",), ("pytorch",)], ids="-".join)
+def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -> None:
+    query = torch.randn(2, 4, 2000, 64, device=cuda, dtype=torch.bfloat16)
+    key = torch.randn(2, 2, 2000, 64, device=cuda, dtype=torch.bfloat16)
+    begin = torch.tensor([[300], [0]], device=cuda)
+    segment = torch.where(torch.arange(2000, device=cuda) < begin, -1, 0).int() if padded else None
+    if "triton" in kernels:
+        pytest.importorskip("triton")
+    with preferring(*kernels):
+        check_replay(lambda: ops.block_representatives(key, key_segment=segment))
+        terms = ops.block_representatives(key, key_segment=segment)
+        check_replay(lambda: (ops.select_adaptive(query, key, terms, key_segment=segment),))
 
 
 @pytest.mark.parametrize("segments", ["none", "left_padding", "packed"])

@@ -58,7 +58,7 @@ def test_a_prefill_does_not_wait_for_the_device(model, tokens, spec):
             torch.cuda.set_sync_debug_mode(mode)
             try:
                 with sparse_prefill(model, parse_rule(spec), cra_chunks=16, cra_rows=4) as run:
-                    model(input_ids=tokens, use_cache=False, logits_to_keep=tokens[0, :5])
+                    model(input_ids=tokens, use_cache=False, logits_to_keep=torch.arange(5, device="cuda"))
                 densities = run.densities
             finally:
                 torch.cuda.set_sync_debug_mode("default")

@@ -21,7 +21,7 @@ def gpu(monkeypatch):
         choice._from_environment.cache_clear()
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
         monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
-        names = [f"block_sparse_attention_{name}" for name in built]
+        names = [f"{op}_{name}" for op in ("block_sparse_attention", "select_adaptive") for name in built]
         monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
         choice._first_fitting.cache_clear()
 
@@ -32,6 +32,10 @@ def gpu(monkeypatch):
 
 def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=128):
     return Call("block_sparse_attention", DEVICE, dtype, head_dims, block_q, block_k)
+
+
+def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16):
+    return Call("select_adaptive", DEVICE, dtype, (head_dim, head_dim), 128, block_k, representatives)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,14 @@ def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=1
         pytest.param(Call("sample_scores", DEVICE, torch.float32), {}, "pytorch", id="sampling in fp32"),
         pytest.param(Call("select_blocks", DEVICE), {}, "triton", id="selection"),
         pytest.param(Call("select_blocks", DEVICE), {"triton": False}, "pytorch", id="without triton"),
+        pytest.param(adaptive(), {}, "cuda_sm90", id="adaptive"),
+        pytest.param(adaptive(torch.float16, 64, 128, 8), {}, "cuda_sm90", id="adaptive fp16 64"),
+        pytest.param(adaptive(head_dim=96), {}, "triton", id="adaptive head dim 96"),
+        pytest.param(adaptive(block_k=64), {}, "triton", id="adaptive narrow key blocks"),
+        pytest.param(adaptive(representatives=17), {}, "triton", id="adaptive other landmarks"),
+        pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),
+        pytest.param(adaptive(), {"capability": (8, 0)}, "triton", id="adaptive ampere"),
+        pytest.param(adaptive(), {"built": ("sm80",)}, "triton", id="adaptive without sm90"),
     ],
 )
 def test_the_default_takes_the_fastest_kernel_that_fits(call, machine, expected, gpu):
@@ -115,7 +127,7 @@ def test_triton_on_request_must_be_installed(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "block_representatives", "select_adaptive"])
+@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "block_representatives"])
 def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
     def says(name):
         return lambda *arguments: (name, len(arguments))
@@ -129,3 +141,25 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
     for name in ("pytorch", "triton"):
         with preferring(name):
             assert cuda_library.selection(op)(torch.zeros(1, dtype=dtype), 1, 2) == (name, 3)
+
+
+@pytest.mark.parametrize(
+    "kernel, scale, expected",
+    [
+        pytest.param("cuda_sm90", 0.1, "library", id="native"),
+        pytest.param("cuda_sm90", -0.1, "pytorch", id="scale below zero"),
+        pytest.param("triton", 0.1, "triton", id="triton"),
+        pytest.param("pytorch", 0.1, "pytorch", id="pytorch"),
+    ],
+)
+def test_adaptive_selection_goes_to_the_kernel_that_fits(kernel, scale, expected, monkeypatch):
+    monkeypatch.setattr(choice, "choose", lambda call: kernel)
+    monkeypatch.setattr(choice, "library_op", lambda name, op: lambda *arguments: ("library", len(arguments)))
+    pytorch = lambda *arguments: ("pytorch", len(arguments))  # noqa: E731
+    monkeypatch.setattr(cuda_library.eager_adaptive, "select_adaptive", pytorch)
+    triton = types.SimpleNamespace(select_adaptive=lambda *arguments: ("triton", len(arguments)))
+    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton", types.SimpleNamespace(adaptive=triton))
+    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton.adaptive", triton)
+    tensors = [torch.zeros(1, 1, 1, 1, 1)] * 5
+    found = cuda_library.select_adaptive(*tensors, None, scale, 0, 128, 128, 0.2, True, 2)
+    assert found == (expected, 13)

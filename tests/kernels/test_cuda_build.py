@@ -15,8 +15,11 @@ CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 OBJECTS = (
     "_C_cuda.dir/kernels/csrc/cuda/bindings.cu.o",
     "_C_cuda.dir/kernels/csrc/cuda/schedule.cu.o",
+    "_C_cuda.dir/kernels/csrc/cuda/visibility.cu.o",
+    "_C_cuda.dir/kernels/csrc/cuda/adaptive_bindings.cu.o",
     "sampleattn_sm80.dir/kernels/csrc/cuda/sm80/head_dim_256_256.cu.o",
     "sampleattn_sm90.dir/kernels/csrc/cuda/sm90/head_dim_128_128.cu.o",
+    "sampleattn_sm90.dir/kernels/csrc/cuda/sm90/adaptive_128.cu.o",
 )
 
 

@@ -1,57 +1,21 @@
-// The CUDA implementations as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
+// Block-sparse attention as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <optional>
 #include <tuple>
 
 #include "sampleattn/cuda/schedule.h"
+#include "sampleattn/cuda/tensors.h"
 #include "sampleattn/sm80/forward.h"
 #include "sampleattn/sm90/forward.h"
 
 namespace {
 
-using torch::stable::Tensor;
 using namespace sampleattn;
-
-void check(Error const& error, char const* op) {
-  STD_TORCH_CHECK(!error, op, ": ", error.what, " (", error.code, ")");
-}
-
-// The kernels read rows of any strides that are multiples of 16 bytes; anything else is copied first.
-Tensor readable(Tensor const& tensor) {
-  bool fits = tensor.stride(3) == 1 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
-  for (int i = 0; i < 3; ++i) {
-    fits = fits && (tensor.size(i) == 1 || (tensor.stride(i) > 0 && tensor.stride(i) % 8 == 0));
-  }
-  return fits ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
-}
-
-// Strides in elements; of a dimension of size 1 any stride will do, so it gets one that the copy engine takes.
-Strides strides_of(Tensor const& tensor) {
-  auto stride = [&](int i) { return tensor.size(i) == 1 ? tensor.size(3) : tensor.stride(i); };
-  return {stride(0), stride(1), stride(2)};
-}
-
-int64_t broadcast_stride(Tensor const& tensor, int dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); }
-
-Tensor workspace(Tensor const& like, int64_t elements) {
-  return torch::stable::new_empty(like, {elements}, torch::headeronly::ScalarType::Int);
-}
 
 using Forward = Error (*)(Arguments const& args, int device, cudaStream_t stream);
 
 #ifdef SAMPLEATTN_SM90
-int multiprocessors(int device) {
-  int count = 0;
-  check(to_error(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)), "block_sparse_attention");
-  return count;
-}
-
 Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
   int const count = multiprocessors(device);
   if (args.head_dim == 64 && args.head_dim_v == 64) return sm90::forward_64_64(args, count, stream);
@@ -85,8 +49,7 @@ std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tens
   using torch::headeronly::ScalarType;
   int const device = query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  cudaStream_t const stream = current_stream(device);
 
   query = readable(query);
   key = readable(key);
@@ -113,7 +76,7 @@ std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tens
   args.window = int(window);
   args.causal = causal;
   args.scale = float(scale);
-  args.dtype = query.scalar_type() == ScalarType::BFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
+  args.dtype = data_type(query);
 
   Tensor const out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), value.size(3)});
   Tensor const lse = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)}, ScalarType::Float);
@@ -153,9 +116,8 @@ std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tens
   args.tile_blocks = position += 2 * query_ranges;
   args.next_work = position + args.tiles();
 
-  auto const cuda_stream = static_cast<cudaStream_t>(stream);
-  check(to_error(build_work_list(args, cuda_stream)), "block_sparse_attention");
-  check(forward(args, device, cuda_stream), "block_sparse_attention");
+  check(to_error(build_work_list(args, stream)), "block_sparse_attention");
+  check(forward(args, device, stream), "block_sparse_attention");
   return {torch::stable::transpose(out, 1, 2), lse};
 }
 

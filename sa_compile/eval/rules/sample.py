@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import bits_from_window, unpack_bits
+from sa_compile.kernels.defaults import ALPHA
 from sa_compile.kernels.shapes import ceil_div
 
 from .base import Problem, Rule
@@ -29,7 +30,7 @@ class Chunked(Rule):
     """
 
     name: ClassVar[str] = "chunked"
-    alpha: float = 0.9
+    alpha: float = ALPHA
     alpha_c: float = 0.0
     alpha_s: float = 0.0
     chunk_n: int = 2
@@ -90,7 +91,7 @@ class Stride(Rule):
     """
 
     name: ClassVar[str] = "stride"
-    alpha: float = 0.95
+    alpha: float = ALPHA
     r_row: float = 0.05
     r_w: float = 0.08
     sink: bool = True

@@ -5,6 +5,8 @@
 #include "sampleattn/cuda/epilogue.h"
 #include "sampleattn/cuda/mask.h"
 #include "sampleattn/sm90/config.h"
+#include "sampleattn/sm90/notes.h"
+#include "sampleattn/sm90/products.h"
 
 namespace sampleattn::sm90 {
 
@@ -17,19 +19,6 @@ CUTE_DEVICE void pass_turn(int consumer) {
 }
 CUTE_DEVICE void sync_consumer(int consumer) {
   asm volatile("bar.sync %0, 128;" ::"r"(consumer + 3) : "memory");
-}
-
-template <class Mma, class A, class B, class Accumulator>
-CUTE_DEVICE void multiply(Mma& mma, A const& a, B const& b, Accumulator& accumulator, GMMA::ScaleOut first) {
-  warpgroup_fence_operand(accumulator);
-  warpgroup_arrive();
-  mma.accumulate_ = first;
-  CUTE_UNROLL
-  for (int k = 0; k < size<2>(a); ++k) {
-    gemm(mma, a(_, _, k), b(_, _, k), accumulator);
-    mma.accumulate_ = GMMA::ScaleOut::One;
-  }
-  warpgroup_commit_batch();
 }
 
 // Zeroes the value rows of keys that no row sees: their weight is 0, but 0 * NaN is NaN.
@@ -49,11 +38,6 @@ CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const&
   cutlass::arch::fence_view_async_shared();
   sync_consumer(consumer);
 }
-
-// What the producer wrote is read by the lane that will give the stage back: no other lane's reading has to be ordered
-// before that. `agree` makes it known to the warp; the maximum is how a word gets into a register that the warp shares.
-CUTE_DEVICE int read_alone(int const& shared) { return threadIdx.x % 32 == 0 ? shared : INT_MIN; }
-CUTE_DEVICE int agree(int own) { return __reduce_max_sync(0xffffffffu, own); }
 
 CUTE_DEVICE KeyTile read_tile(KeyTile const& shared) {
   return {agree(read_alone(shared.first_run)), agree(read_alone(shared.second_run)), agree(read_alone(shared.flags))};

@@ -1,0 +1,103 @@
+// Method C's selection as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "sampleattn/cuda/tensors.h"
+#include "sampleattn/cuda/visibility.h"
+#include "sampleattn/sm90/adaptive/select.h"
+
+#ifdef SAMPLEATTN_SM90
+namespace {
+
+using namespace sampleattn;
+
+// Memory for the masses of one round. Prompts of over a million tokens get fewer thread blocks instead of more.
+constexpr int64_t kMassBytes = int64_t(640) << 20;
+constexpr int64_t kQuadWords = 512;  // of two tiles of 128 rows, two rows a word, four blocks
+
+Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream_t stream) {
+  if (args.head_dim == 64) return sm90::adaptive::select_64(args, thread_blocks, stream);
+  if (args.head_dim == 128) return sm90::adaptive::select_128(args, thread_blocks, stream);
+  return {"no kernel for this head_dim", args.head_dim};
+}
+
+Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
+                       std::optional<Tensor> key_segment, double scale, int64_t q_offset, int64_t block_q,
+                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes) {
+  using torch::headeronly::ScalarType;
+  int const device = query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+  STD_TORCH_CHECK(block_q == adaptive::kBlock && block_k == adaptive::kBlock,
+                  "select_adaptive_sm90: blocks must be 128 x 128, got ", block_q, " x ", block_k);
+
+  query = readable(query);
+  key = readable(key);
+  representatives = torch::stable::contiguous(representatives);
+  log_weights = torch::stable::contiguous(log_weights);
+  spreads = torch::stable::contiguous(spreads);
+  if (key_segment) key_segment = torch::stable::contiguous(*key_segment);
+
+  adaptive::Arguments args{};
+  args.query = query.const_data_ptr();
+  args.key = key.const_data_ptr();
+  args.representatives = representatives.const_data_ptr();
+  args.log_weights = static_cast<float const*>(log_weights.const_data_ptr());
+  args.spreads = static_cast<float const*>(spreads.const_data_ptr());
+  args.query_strides = strides_of(query);
+  args.key_strides = strides_of(key);
+  if (key_segment) {
+    args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    args.key_segment_stride = broadcast_stride(*key_segment, 0);
+  }
+  args.batch = int(query.size(0));
+  args.heads_q = int(query.size(1));
+  args.heads_kv = int(key.size(1));
+  args.q_len = int(query.size(2));
+  args.k_len = int(key.size(2));
+  args.head_dim = int(query.size(3));
+  args.members = int(representatives.size(2));
+  args.q_offset = int(q_offset);
+  args.window_slashes = int(window_slashes);
+  args.keep_sink = keep_sink;
+  args.scale = float(scale);
+  args.scale_log2 = float(scale) * adaptive::kLog2E;
+  args.tau = float(tau);
+  args.dtype = data_type(query);
+  args.mask_words = std::max((args.n() + 31) / 32, 2);  // kernels/shapes.py
+
+  Tensor const block_mask = torch::stable::new_empty(
+      query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
+  args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
+  if (args.items() == 0) return block_mask;
+
+  int64_t const mass_words = args.quads() * kQuadWords;
+  int64_t const affordable = std::max<int64_t>(kMassBytes / (4 * std::max<int64_t>(mass_words, 1)), 1);
+  int const thread_blocks = int(std::min<int64_t>({args.items(), multiprocessors(device), affordable}));
+  int64_t const visible_words = (int64_t(args.visibilities()) * args.n() + 3) / 4;
+  Tensor const memory = workspace(query, thread_blocks * mass_words + args.visibilities() + visible_words);
+  auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
+  args.masses = reinterpret_cast<uint32_t*>(position);
+  args.sinks = position += thread_blocks * mass_words;
+  args.visible = reinterpret_cast<uint8_t*>(position + args.visibilities());
+
+  check(adaptive::find_visible_blocks(args, stream), "select_adaptive");
+  check(select_sm90(args, thread_blocks, stream), "select_adaptive");
+  return block_mask;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
+  library.def(
+      "select_adaptive_sm90(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
+      "Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, "
+      "int window_slashes) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  library.impl("select_adaptive_sm90", TORCH_BOX(&select_adaptive));
+}
+#endif

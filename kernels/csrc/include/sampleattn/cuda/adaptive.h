@@ -1,0 +1,101 @@
+// What one call of method C's selection consists of, and which blocks a query tile scores, and how.
+#pragma once
+
+#include "sampleattn/cuda/tile.h"
+
+namespace sampleattn::adaptive {
+
+// The only block sizes of these kernels.
+constexpr int kBlock = 128;
+constexpr float kLog2E = 1.4426950408889634f;
+
+struct Arguments {
+  const void* query;            // [B, Hq, Sq, D]
+  const void* key;              // [B, Hkv, Sk, D]
+  const void* representatives;  // [B, Hkv, members, n, D] contiguous: the mean of a key block, then its landmarks
+  Strides query_strides, key_strides;
+  const float* log_weights;  // [B, Hkv, members, n] contiguous, -inf for a landmark that the block does not have
+  const float* spreads;      // the same shape
+
+  const int32_t* key_segment;  // [B|1, Sk] or null: every key may be seen; else those with 0
+  int64_t key_segment_stride;
+
+  uint32_t* block_mask;  // [B, Hq, q_blocks, mask_words] contiguous
+  int mask_words;
+
+  int batch, heads_q, heads_kv, q_len, k_len, head_dim, members;
+  int q_offset, window_slashes;
+  bool keep_sink;
+  float scale, scale_log2, tau;  // scale_log2: scale * log2(e)
+  DataType dtype;
+
+  // Workspace on the device.
+  int32_t* sinks;    // [B|1]: the first block with a key that may be seen; n if none is or it is not forced
+  uint8_t* visible;  // [B|1, n]: the block has such a key
+  uint32_t* masses;  // [thread blocks, quads, 512]: see sm90/adaptive/consumer.h
+
+  constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
+  constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }
+  constexpr int visibilities() const { return key_segment && key_segment_stride ? batch : 1; }
+  // Query tiles of a key/value head, and pairs of them: what a thread block works on at a time.
+  constexpr int tiles() const { return heads_q / heads_kv * q_blocks(); }
+  constexpr int items() const { return batch * heads_kv * ((tiles() + 1) / 2); }
+  // Groups of four key blocks, as many as whole tiles of representatives cover.
+  constexpr int quads() const { return (n() + 15) / 16 * 4; }
+};
+
+SAMPLEATTN_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }
+
+// A block of queries of one head. Blocks from `end` on, and the sink, are forced: their keys are scored exactly. Of the
+// blocks before `end`, representatives are.
+struct QueryBlock {
+  int head, row;    // row: first query row; q_len or more if there is no such tile
+  int end, behind;  // behind: the first block that is not allowed by position
+};
+
+SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile) {
+  int const group = args.heads_q / args.heads_kv;
+  int const row = tile / group * kBlock;
+  if (row >= args.q_len) return {0, row, 0, 0};
+  int const own = floor_div(row + args.q_offset, kBlock);
+  int const last = floor_div(min(row + kBlock, args.q_len) - 1 + args.q_offset, kBlock);
+  return {head_kv * group + tile % group, row, min(max(own - args.window_slashes + 1, 0), args.n()),
+          min(max(last + 1, 0), args.n())};
+}
+
+// Two query tiles of one key/value head, which share everything that is scored: first key blocks in full (the sink, if
+// it lies before the others, then [first, behind)), then the representatives of the blocks [0, end).
+struct Item {
+  int batch, head_kv, sink;
+  QueryBlock tile[2];
+  int first, behind, end;
+
+  SAMPLEATTN_DEVICE int exact_blocks() const { return max(behind - first, 0) + (sink < first); }
+};
+
+SAMPLEATTN_DEVICE int exact_block(int first, int sink, int step) {
+  if (sink >= first) return first + step;
+  return step == 0 ? sink : first + step - 1;
+}
+
+// Items of the longest prompts' ends come first.
+SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
+  int const heads = args.batch * args.heads_kv, pair = (args.tiles() + 1) / 2 - 1 - index / heads;
+  Item item;
+  item.batch = index % heads / args.heads_kv;
+  item.head_kv = index % heads % args.heads_kv;
+  item.sink = args.sinks[args.visibilities() > 1 ? item.batch : 0];
+  for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i);
+  bool const both = item.tile[1].row < args.q_len;
+  item.end = both ? max(item.tile[0].end, item.tile[1].end) : item.tile[0].end;
+  item.first = both ? min(item.tile[0].end, item.tile[1].end) : item.tile[0].end;
+  item.behind = max(item.tile[0].behind, item.tile[1].behind);
+  return item;
+}
+
+// Thread block `x` of `count` takes items in rounds, every other one backwards, so that all get as much work.
+SAMPLEATTN_DEVICE int item_of_round(int round, int x, int count) {
+  return round * count + (round % 2 ? count - 1 - x : x);
+}
+
+}  // namespace sampleattn::adaptive

@@ -1,0 +1,47 @@
+// Compile-time shape of the selection kernel and the shared memory it needs.
+#pragma once
+
+#include "sampleattn/cuda/adaptive.h"
+#include "sampleattn/sm90/config.h"
+
+namespace sampleattn::sm90::adaptive {
+
+using namespace sampleattn::adaptive;
+using Arguments = sampleattn::adaptive::Arguments;
+
+template <class Element_, int kHeadDim_, int kMembers_>
+struct Config {
+  using Element = Element_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kMembers = kMembers_;              // representatives of a key block
+  static constexpr int kColumns = 128;                    // of a product: keys, or representatives
+  static constexpr int kBlocks = kColumns / kMembers;     // key blocks whose representatives are one tile
+  static constexpr int kQuads = kBlocks / 4;              // a thread holds the scores of one block of four
+  static constexpr int kAhead = kQuads > 2 ? 1 : 2;       // quads whose terms are read ahead: more would spill
+  static constexpr int kConsumers = 4;                    // warp groups of 64 query rows; two work on a query tile
+  static constexpr int kThreads = (kConsumers + 1) * 128;
+  static constexpr int kStages = kHeadDim == 64 ? 6 : 3;
+  static constexpr int kChunk = 64;  // columns of a swizzled row of shared memory
+  static_assert(kHeadDim % kChunk == 0 && kMembers % 8 == 0 && kQuads >= 2);
+
+  using Atom = GMMA::Layout_K_SW128_Atom<Element>;
+  using LayoutQ = decltype(tile_to_shape(Atom{}, Shape<Int<kBlock>, Int<kHeadDim>, _4>{}));  // two items' tiles
+  using LayoutK = decltype(tile_to_shape(Atom{}, Shape<Int<kColumns>, Int<kHeadDim>, Int<kStages>>{}));
+  using Mma = decltype(make_tiled_mma(
+      GMMA::ss_op_selector<Element, Element, float, Shape<_64, Int<kColumns>, Int<kHeadDim>>>()));
+
+  static constexpr int kTileElements = kBlock * kHeadDim;  // of queries, and of keys as of representatives
+  static constexpr int kTileBytes = kTileElements * 2;
+};
+
+template <class C>
+struct SharedStorage {
+  alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutQ>, 1024> query;
+  alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutK>, 1024> key;
+  float2 inverse_total[2][8][8];  // of query tile, warp, and row within the warp and the one eight further down
+  Item item[2];  // read by one lane of a warp
+  Barrier query_barrier[2];
+  Barrier key_barrier[C::kStages];
+};
+
+}  // namespace sampleattn::sm90::adaptive

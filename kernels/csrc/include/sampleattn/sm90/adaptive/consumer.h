@@ -1,0 +1,345 @@
+// A consumer warp group: 64 rows of one query tile. Every row's mass in each key block is kept, relative to an offset of
+// the row, until the row's total is known; then the two groups of a tile turn masses into bits.
+//
+// A representative's column lies where the scores of one block end up in one thread: column 8 g + 2 c + p of a quad of
+// blocks is member 2 g + p of block c, and lane c of a row's four lanes holds it (the tensor map's box has that order).
+#pragma once
+
+#include "sampleattn/cuda/softmax.h"
+#include "sampleattn/sm90/adaptive/config.h"
+#include "sampleattn/sm90/notes.h"
+#include "sampleattn/sm90/products.h"
+
+namespace sampleattn::sm90::adaptive {
+
+// A mass above this could overflow a row's total: the row gets a new offset.
+constexpr float kLargestMass = 0x1p90f;
+
+CUTE_DEVICE uint32_t pack_masses(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+CUTE_DEVICE float low_mass(uint32_t packed) { return __uint_as_float(packed << 16); }
+CUTE_DEVICE float high_mass(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
+
+template <class C>
+struct Consumer {
+  using Scores = decltype(partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{}));
+
+  Arguments const& args;
+  SharedStorage<C>& shared;
+  int const consumer;  // 0 to 3; the first two work on the item's first tile
+
+  Stage<2> query_stage;
+  Stage<C::kStages> key_stage;
+
+  // Of the current item.
+  int end;      // of this warp group's tile, see QueryBlock
+  int head_kv;  // batch * heads_kv + key/value head
+  int sink;
+  // Of this thread's rows (one, and the one eight further down), in powers of two.
+  float offset[2];
+  float total[2];  // this thread's part
+  float half_norm[2];
+
+  CUTE_DEVICE static int lane() { return threadIdx.x % 32; }
+  CUTE_DEVICE static int column_lane() { return threadIdx.x % 4; }
+  CUTE_DEVICE int warp() const { return consumer % 2 * 4 + threadIdx.x % 128 / 32; }  // within the tile's eight
+  CUTE_DEVICE int batch() const { return head_kv / args.heads_kv; }
+  CUTE_DEVICE int own_queries() const { return query_stage.index * 2 + consumer / 2; }
+  CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }
+  CUTE_DEVICE bool forced(int block) const { return block >= end || block == sink; }
+
+  // The masses of four blocks: one word of two rows a thread; laid out for the warps of both tiles.
+  CUTE_DEVICE uint32_t* masses(int quad, int of_warp) const {
+    // 32 bits: the host gives less than 2^32 words (args.masses' bound), and registers are scarce.
+    uint32_t const place = (uint32_t(blockIdx.x) * args.quads() + quad) * 16 + consumer / 2 * 8 + of_warp;
+    return args.masses + (place * 32 + lane());
+  }
+
+  CUTE_DEVICE void run() {
+    for (int round = 0; round * int(gridDim.x) < args.items(); ++round) {
+      if (item_of_round(round, blockIdx.x, gridDim.x) < args.items()) work_on(shared.item[query_stage.index]);
+    }
+  }
+
+  CUTE_DEVICE void work_on(Item const& item) {
+    Barrier const& queries = shared.query_barrier[query_stage.index];
+    wait_full(queries, query_stage.parity);
+    end = agree(read_alone(item.tile[consumer / 2].end));
+    sink = agree(read_alone(item.sink));
+    head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
+    start_rows();
+    int const item_end = agree(read_alone(item.end)), first = agree(read_alone(item.first));
+    int const exact_blocks = max(agree(read_alone(item.behind)) - first, 0) + (sink < first);
+
+    Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{});
+    for (int step = 0; step < exact_blocks; ++step) {
+      score(scores);
+      int const block = exact_block(first, sink, step);
+      if (forced(block)) {
+        add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
+      }
+    }
+    for (int block = 0; block < item_end; block += C::kBlocks) {
+      Terms ahead[C::kAhead];
+      CUTE_UNROLL
+      for (int quad = 0; quad < C::kAhead; ++quad) ahead[quad] = read_terms(block + quad * 4 + column_lane());
+      score(scores);
+      if (block < end) add_estimates(scores, ahead, block);
+    }
+    write_bits({agree(read_alone(item.tile[consumer / 2].head)), agree(read_alone(item.tile[consumer / 2].row)), end,
+                agree(read_alone(item.tile[consumer / 2].behind))});
+    release(queries);
+    query_stage.advance();
+  }
+
+  CUTE_DEVICE void start_rows() {
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      offset[r] = -INFINITY;
+      total[r] = 0.f;
+      // A row's chunks are 128 bytes each, in some order of their 16-byte units: the sum does not mind.
+      float sum = 0.f;
+      CUTE_UNROLL
+      for (int chunk = 0; chunk < C::kHeadDim; chunk += C::kChunk) {
+        auto const* row = reinterpret_cast<uint4 const*>(shared.query.data() + own_queries() * C::kTileElements +
+                                                         chunk * kBlock + (own_row() + 8 * r) * C::kChunk);
+        CUTE_UNROLL
+        for (int unit = column_lane(); unit < 8; unit += 4) {
+          uint4 const loaded = row[unit];
+          auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
+          CUTE_UNROLL
+          for (int i = 0; i < 8; ++i) sum = fmaf(float(element[i]), float(element[i]), sum);
+        }
+      }
+      half_norm[r] = quad_sum(sum) * 0.5f * args.scale * args.scale_log2;
+    }
+  }
+
+  // The products of the queries with the next tile of keys.
+  CUTE_DEVICE void score(Scores& scores) {
+    Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
+                              Shape<_64, Int<C::kHeadDim>, _4>{}, make_coord(consumer % 2, _0{}, _0{}));
+    Tensor key = make_tensor(make_smem_ptr(shared.key.data()), typename C::LayoutK{});
+    typename C::Mma mma;
+    auto slice = mma.get_slice(threadIdx.x % 128);
+    Tensor query_operand = slice.partition_fragment_A(query);
+    Tensor key_operand = slice.partition_fragment_B(key);
+    Barrier const& barrier = shared.key_barrier[key_stage.index];
+    wait_full(barrier, key_stage.parity);
+    multiply(mma, query_operand(_, _, _, own_queries()), key_operand(_, _, _, key_stage.index), scores,
+             GMMA::ScaleOut::Zero);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(scores);
+    release(barrier);
+    key_stage.advance();
+  }
+
+  // Adds the scores of a forced block's keys to the rows' totals. position: that of the tile's first row.
+  CUTE_DEVICE void add_exact(Scores& scores, int block, int position) {
+    auto rows = as_rows(scores);
+    int const behind = (block + 1) * kBlock;
+    if (args.key_segment || behind > args.k_len || behind > position + 1) hide(rows, block, position);
+    float largest[2];
+    row_maximum(rows, largest);
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      move_offset(r, largest[r] * args.scale_log2);
+      float const zero = finite_offset(r);
+      float sum = 0.f, other = 0.f;
+      CUTE_UNROLL
+      for (int i = 0; i < size<1>(rows); i += 2) {
+        sum += exp2_approximate(fmaf(rows(r, i), args.scale_log2, -zero));
+        other += exp2_approximate(fmaf(rows(r, i + 1), args.scale_log2, -zero));
+      }
+      total[r] += sum + other;
+    }
+  }
+
+  // Scores of keys that a row does not see become -inf.
+  template <class Rows>
+  CUTE_DEVICE void hide(Rows& rows, int block, int position) const {
+    int32_t const* segment =
+        args.key_segment ? args.key_segment + batch() * args.key_segment_stride + block * kBlock : nullptr;
+    int const last = min(args.k_len - 1, position + own_row()) - block * kBlock;  // of the first row
+    int const last_below = min(args.k_len - 1, position + own_row() + 8) - block * kBlock;
+    CUTE_UNROLL
+    for (int i = 0; i < size<1>(rows); ++i) {
+      int const entry = i / 2 * 8 + column_lane() * 2 + i % 2;
+      bool const hidden = segment && block * kBlock + entry < args.k_len && __ldg(segment + entry) != 0;
+      if (hidden || entry > last) rows(0, i) = -INFINITY;
+      if (hidden || entry > last_below) rows(1, i) = -INFINITY;
+    }
+  }
+
+  CUTE_DEVICE float finite_offset(int r) const { return offset[r] == -INFINITY ? 0.f : offset[r]; }
+
+  // Raises a row's offset to `highest` if that is above it. Returns what masses so far must be scaled by.
+  CUTE_DEVICE float move_offset(int r, float highest) {
+    float const before = offset[r];
+    offset[r] = fmaxf(before, highest);
+    float const factor = exp2_approximate(before - finite_offset(r));
+    total[r] *= factor;
+    return factor;
+  }
+
+  // What the estimate of this thread's block of a quad needs beside its scores.
+  struct Terms {
+    float weight;  // log of how many keys the mean stands for
+    float spread;
+  };
+
+  CUTE_DEVICE int64_t term_place(int member, int block) const {
+    return (int64_t(head_kv) * C::kMembers + member) * args.n() + block;
+  }
+
+  CUTE_DEVICE bool lacks(int member, int block) const {
+    return __ldg(args.log_weights + term_place(member, block)) == -INFINITY;
+  }
+
+  CUTE_DEVICE Terms read_terms(int block) const {
+    if (forced(block)) return {-INFINITY, 0.f};
+    return {__ldg(args.log_weights + term_place(0, block)), __ldg(args.spreads + term_place(0, block))};
+  }
+
+  // What the mean's score grows by: how many keys it stands for, and how far they spread.
+  CUTE_DEVICE float mean_term(Terms const& terms, int r) const {
+    return fmaf(half_norm[r], terms.spread, terms.weight * sampleattn::adaptive::kLog2E);
+  }
+
+  // A row's mass in this thread's block of a quad, relative to the row's offset.
+  template <class Rows>
+  CUTE_DEVICE float mass(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
+    float const mean = mean_term(terms, r) - zero;
+    int const first = quad * C::kMembers;
+    float sum = exp2_approximate(fmaf(rows(r, first), args.scale_log2, mean)), other = 0.f;
+    CUTE_UNROLL
+    for (int member = 1; member < C::kMembers; ++member) {
+      float const term = exp2_approximate(fmaf(rows(r, first + member), args.scale_log2, -zero));
+      if (member % 2) other += term; else sum += term;
+    }
+    return sum + other;
+  }
+
+  // Adds the estimated masses of a tile of blocks to the rows' totals, and stores them.
+  // ahead: terms of the first quads.
+  CUTE_DEVICE void add_estimates(Scores& scores, Terms (&ahead)[C::kAhead], int first_block) {
+    auto rows = as_rows(scores);
+    // Only padding and the end of the keys leave a block with fewer keys than landmarks.
+    if (args.key_segment || first_block + C::kBlocks >= args.n()) [[unlikely]] mask_missing(rows, first_block);
+    CUTE_UNROLL
+    for (int quad = 0; quad < C::kQuads; ++quad) {
+      int const group = first_block / 4 + quad;
+      int const block = group * 4 + column_lane();
+      bool const counts = !forced(block);
+      Terms const terms = ahead[quad % C::kAhead];
+      if (quad + C::kAhead < C::kQuads) ahead[quad % C::kAhead] = read_terms(block + 4 * C::kAhead);
+      float found[2];
+      bool fits = true;
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        float const value = mass(rows, terms, quad, r, offset[r]);
+        found[r] = counts ? value : 0.f;
+        fits = fits && found[r] <= kLargestMass;  // not so for NaN
+      }
+      if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) total[r] += found[r];
+      if (group * 4 < end) __stcg(masses(group, warp()), pack_masses(found[0], found[1]));
+    }
+  }
+
+  // Landmarks that a block does not have must not count. Those that it has come first.
+  template <class Rows>
+  CUTE_DEVICE void mask_missing(Rows& rows, int first_block) const {
+    CUTE_UNROLL
+    for (int quad = 0; quad < C::kQuads; ++quad) {
+      int const block = first_block + quad * 4 + column_lane();
+      int existing = C::kMembers;
+      if (!forced(block)) {
+        CUTE_NO_UNROLL
+        while (existing > 1 && lacks(existing - 1, block)) --existing;
+      }
+      CUTE_UNROLL
+      for (int member = 1; member < C::kMembers; ++member) {
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          if (member >= existing) rows(r, quad * C::kMembers + member) = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // The rows have no offset yet, or scores far above it: the highest score of a quad becomes the offset.
+  template <class Rows>
+  CUTE_DEVICE void raise_offsets(Rows const& rows, Terms const& terms, int quad, int group, bool counts,
+                                 float (&found)[2]) {
+    float factor[2];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      int const first = quad * C::kMembers;
+      float highest = fmaf(rows(r, first), args.scale_log2, mean_term(terms, r));
+      CUTE_UNROLL
+      for (int member = 1; member < C::kMembers; ++member) {
+        highest = fmaxf(highest, rows(r, first + member) * args.scale_log2);
+      }
+      factor[r] = move_offset(r, quad_max(counts ? highest : -INFINITY));
+      float const value = mass(rows, terms, quad, r, finite_offset(r));
+      found[r] = counts ? value : 0.f;
+    }
+    for (int before = 0; before < group; ++before) {
+      uint32_t* place = masses(before, warp());
+      uint32_t const packed = __ldcg(place);
+      __stcg(place, pack_masses(low_mass(packed) * factor[0], high_mass(packed) * factor[1]));
+    }
+  }
+
+  // Waits for the other warp group of the tile.
+  CUTE_DEVICE void sync_tile() const { asm volatile("bar.sync %0, 256;" ::"r"(consumer / 2 + 1) : "memory"); }
+
+  // Turns the tile's masses into bits: a warp takes a word, and sums squared shares over all rows.
+  CUTE_DEVICE void write_bits(QueryBlock const& tile) {
+    float inverse[2];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      float const sum = quad_sum(total[r]);
+      bool const counts = tile.row + own_row() + 8 * r < args.q_len && sum > 0.f;
+      inverse[r] = counts ? 1.f / sum : 0.f;
+    }
+    auto& inverses = shared.inverse_total[consumer / 2];
+    if (column_lane() == 0) inverses[warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
+    __threadfence_block();
+    sync_tile();
+    bool const exists = tile.row < args.q_len;
+    for (int word = warp(); exists && word < args.mask_words; word += 8) {
+      uint32_t bits = 0;
+#pragma unroll 4
+      for (int group = word * 8; group < word * 8 + 8; ++group) {
+        if (group * 4 >= end) continue;
+        float squares = 0.f;
+        CUTE_UNROLL
+        for (int of_warp = 0; of_warp < 8; ++of_warp) {
+          uint32_t const packed = __ldcg(masses(group, of_warp));
+          float2 const scale = inverses[of_warp][lane() / 4];
+          float const low = low_mass(packed) * scale.x, high = high_mass(packed) * scale.y;
+          squares = fmaf(low, low, fmaf(high, high, squares));
+        }
+        for (int step = 4; step < 32; step *= 2) squares += __shfl_xor_sync(0xffffffffu, squares, step);
+        uint32_t const kept = __ballot_sync(0xffffffffu, squares >= args.tau * args.tau);
+        bits |= (kept & 0xfu) << (group % 8 * 4);
+      }
+      int const block = word * 32 + lane();
+      bool keep = (bits >> lane() & 1) || forced(block);
+      keep = keep && block < tile.behind &&
+             args.visible[int64_t(args.visibilities() > 1 ? batch() : 0) * args.n() + block];
+      bits = __ballot_sync(0xffffffffu, keep);
+      int64_t const row = (int64_t(batch()) * args.heads_q + tile.head) * args.q_blocks() + tile.row / kBlock;
+      if (lane() == 0) args.block_mask[row * args.mask_words + word] = bits;
+    }
+    sync_tile();  // the next item's masses take the place of these
+  }
+};
+
+}  // namespace sampleattn::sm90::adaptive

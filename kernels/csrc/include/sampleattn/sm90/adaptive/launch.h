@@ -1,0 +1,58 @@
+// Host side of the selection kernel: tensor maps and the launch.
+#pragma once
+
+#include "sampleattn/sm90/adaptive/kernel.h"
+#include "sampleattn/sm90/adaptive/select.h"
+#include "sampleattn/sm90/tensor_map.h"
+
+namespace sampleattn::sm90::adaptive {
+
+template <class C>
+Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
+  TensorMaps maps;
+  Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.heads_q, args.q_len,
+                                C::kHeadDim, kBlock, C::kChunk, args.dtype);
+  if (!error) {
+    error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.heads_kv, args.k_len, C::kHeadDim,
+                            C::kColumns, C::kChunk, args.dtype);
+  }
+  if (!error) {
+    // Dimensions: element, member of a pair, block, pair of members, head. A box of four blocks has the order of
+    // columns that the consumers want.
+    cuuint64_t const member = cuuint64_t(args.n()) * C::kHeadDim * 2;
+    cuuint64_t const sizes[] = {C::kHeadDim, 2, cuuint64_t(args.n()), C::kMembers / 2,
+                                cuuint64_t(args.batch) * args.heads_kv};
+    cuuint64_t const bytes[] = {member, C::kHeadDim * 2, 2 * member, C::kMembers * member};
+    cuuint32_t const box[] = {C::kChunk, 2, 4, C::kMembers / 2, 1};
+    error = encode_tensor_map<5>(maps.representatives, args.representatives, sizes, bytes, box, args.dtype);
+  }
+  if (error) return error;
+
+  constexpr int kBytes = sizeof(SharedStorage<C>);
+  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
+  auto* kernel = &select_adaptive<C>;
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  if (status == cudaSuccess) {
+    kernel<<<thread_blocks, C::kThreads, kBytes, stream>>>(args, maps);
+    status = cudaGetLastError();
+  }
+  return to_error(status);
+}
+
+// Both data types and both numbers of representatives of one head dim.
+template <int kHeadDim>
+Error select(Arguments const& args, int thread_blocks, cudaStream_t stream) {
+  using BFloat16 = cutlass::bfloat16_t;
+  using Float16 = cutlass::half_t;
+  if (args.members == 8) {
+    return args.dtype == DataType::kBFloat16 ? launch<Config<BFloat16, kHeadDim, 8>>(args, thread_blocks, stream)
+                                             : launch<Config<Float16, kHeadDim, 8>>(args, thread_blocks, stream);
+  }
+  if (args.members == 16) {
+    return args.dtype == DataType::kBFloat16 ? launch<Config<BFloat16, kHeadDim, 16>>(args, thread_blocks, stream)
+                                             : launch<Config<Float16, kHeadDim, 16>>(args, thread_blocks, stream);
+  }
+  return {"no kernel for this number of representatives", args.members};
+}
+
+}  // namespace sampleattn::sm90::adaptive

@@ -1,0 +1,136 @@
+"""The CUDA kernel of ``select_adaptive`` against the oracle: the same blocks but for shares nearly at tau."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa_compile.kernels import blocks, choice, eager_adaptive, ops, reference_adaptive
+from sa_compile.kernels.choice import Call, preferring
+
+# Masses are kept in bfloat16 until a row's total is known: a squared share is off by 2^-8 at most.
+NEAR_TAU = 0.012
+
+
+@dataclass(frozen=True)
+class Case:
+    q_len: int = 640
+    k_len: int = 640
+    q_offset: int = 0
+    batch: int = 1
+    heads: int = 4
+    heads_kv: int = 2
+    dim: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    landmarks: int = 15
+    padding: str = "none"  # or "left", "right"
+    layout: str = "bhsd"  # or "bshd", transposed
+    sharpness: float = 2.0
+    keep_sink: bool = True
+    window: int = 2
+
+
+BASE = Case()
+CASES = {
+    "bf16": BASE,
+    "fp16": replace(BASE, dtype=torch.float16),
+    "head_dim_64": replace(BASE, dim=64, layout="bshd"),
+    "seven_landmarks": replace(BASE, landmarks=7, dim=64),
+    "seven_landmarks_128": replace(BASE, landmarks=7, q_len=1500, k_len=1500),
+    "ragged": replace(BASE, q_len=555, k_len=555, layout="bshd"),
+    "one_head_a_key_head": replace(BASE, heads=3, heads_kv=3, batch=2),
+    "three_heads_a_key_head": replace(BASE, heads=3, heads_kv=1),
+    "eight_heads_a_key_head": replace(BASE, heads=8, heads_kv=1, batch=2, dim=64),
+    "left_padding": replace(BASE, batch=3, padding="left"),
+    "right_padding": replace(BASE, batch=3, padding="right", landmarks=7),
+    "second_chunk": replace(BASE, q_len=200, k_len=840, q_offset=640),
+    "offset_inside_a_block": replace(BASE, q_len=300, k_len=900, q_offset=577, window=1),
+    "rows_before_the_first_key": replace(BASE, q_len=640, k_len=300, q_offset=-200),
+    "positions_past_the_last_key": replace(BASE, q_len=900, k_len=300),
+    "one_row": replace(BASE, q_len=1, k_len=700, q_offset=699),
+    "wide_window": replace(BASE, window=4),
+    "no_sink": replace(BASE, keep_sink=False, window=1),
+    "no_sink_padded": replace(BASE, keep_sink=False, window=1, padding="left", batch=2),
+    "flat": replace(BASE, sharpness=0.1),
+    # Scores of several hundred: a landmark's exceeds every forced key's by more than a float can hold.
+    "steep": replace(BASE, sharpness=60.0),
+    "steep_no_sink": replace(BASE, sharpness=60.0, keep_sink=False, window=1, landmarks=7),
+    "two_words": replace(BASE, q_len=256, k_len=5000, q_offset=4744, heads=2, heads_kv=1),
+}
+
+
+def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Query, key and key segments; keys that nobody sees hold NaN."""
+    generator = torch.Generator("cuda").manual_seed(seed)
+
+    def random(heads: int, length: int) -> Tensor:
+        shape = (case.batch, heads, length, case.dim)
+        if case.layout == "bshd":
+            shape = (case.batch, length, heads, case.dim)
+        tensor = torch.randn(shape, generator=generator, device="cuda")
+        return tensor.transpose(1, 2) if case.layout == "bshd" else tensor
+
+    query = (case.sharpness * random(case.heads, case.q_len)).to(case.dtype)
+    key = random(case.heads_kv, case.k_len).to(case.dtype)
+    if case.padding == "none":
+        return query, key, None
+    count = torch.tensor([[200], [0], [130]], device="cuda")[: case.batch]
+    place = torch.arange(case.k_len, device="cuda")
+    hidden = place < count if case.padding == "left" else place >= case.k_len - count
+    key = key.masked_fill(hidden[:, None, :, None], float("nan"))
+    return query, key, torch.where(hidden, -1, 0).int()
+
+
+@pytest.fixture
+def kernel(cuda: str):
+    """The device, with the CUDA kernel only; skips where it cannot run."""
+    call = Call("select_adaptive", torch.device(cuda), torch.bfloat16, (128, 128), 128, 128, 16)
+    if not choice.fits("cuda_sm90", call):
+        pytest.skip("needs a Hopper GPU and the CUDA library built for it")
+    with preferring("cuda_sm90", "pytorch"):
+        yield cuda
+
+
+def compare(case: Case, arguments: tuple, squares: Tensor, expected: dict[float, Tensor]) -> None:
+    before, after = arguments
+    for tau, exact in expected.items():
+        bits = ops.select_adaptive_op(*before, tau, *after)
+        kept = blocks.unpack_bits(bits, exact.shape[-1])
+        near_tau = (squares - tau**2).abs() <= NEAR_TAU * tau**2
+        assert torch.equal(kept | near_tau, exact | near_tau), f"tau {tau}"
+        assert near_tau.float().mean() < 0.15 or tau == 0
+        unused = blocks.unpack_bits(bits, 32 * bits.shape[-1])[..., exact.shape[-1] :]
+        assert not unused.any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
+    case = CASES[name]
+    query, key, segment = inputs(case, seed=sorted(CASES).index(name))
+    terms = ops.block_representatives_op(key, segment, 128, case.landmarks)
+    before = (query, key, *terms, segment, case.dim**-0.5, case.q_offset, 128, 128)
+    after = (case.keep_sink, case.window)
+    on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in before]
+    squares, _ = reference_adaptive.squared_shares(*on_cpu, *after)
+    expected = {
+        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after).cuda() for tau in (0.0, 0.1, 0.3)
+    }
+    compare(case, (before, after), squares.cuda(), expected)
+
+
+@pytest.mark.parametrize("landmarks", [7, 15])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> None:
+    """Several items a thread block, and more blocks than one word."""
+    case = Case(q_len=16200, k_len=16200, heads=8, heads_kv=2, dim=dim, landmarks=landmarks)
+    query, key, _ = inputs(case, seed=1)
+    terms = ops.block_representatives_op(key, None, 128, landmarks)
+    where = (dim**-0.5, 0, 128, 128)
+    found = eager_adaptive.AdaptiveBlocks(query, key, None, *where, True, 2)
+    squares = found.squared_shares(*terms).double()
+    causal = torch.ones(127, 127, dtype=torch.bool, device="cuda").tril()
+    expected = {tau: (found.forced | (squares >= tau**2)) & causal for tau in (0.02, 0.1, 0.2)}
+    compare(case, ((query, key, *terms, None, *where), (True, 2)), squares, expected)
