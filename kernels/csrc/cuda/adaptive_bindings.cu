@@ -13,9 +13,9 @@ namespace {
 
 using namespace sampleattn;
 
-// Memory for the masses of one round. Prompts of over a million tokens get fewer thread blocks instead of more.
-constexpr int64_t kMassBytes = int64_t(640) << 20;
-constexpr int64_t kQuadWords = 512;  // of two tiles of 128 rows, two rows a word, four blocks
+// Memory for the masses of two rounds. Prompts of over a million tokens get fewer thread blocks instead of more.
+constexpr int64_t kMassBytes = int64_t(1280) << 20;
+constexpr int64_t kQuadWords = 2 * 512;  // two items of two tiles of 128 rows, two rows a word, four blocks
 
 Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream_t stream) {
   if (args.head_dim == 64) return sm90::adaptive::select_64(args, thread_blocks, stream);
@@ -64,24 +64,28 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.keep_sink = keep_sink;
   args.scale = float(scale);
   args.scale_log2 = float(scale) * adaptive::kLog2E;
-  args.tau = float(tau);
+  args.tau_squared = float(tau) * float(tau);
   args.dtype = data_type(query);
   args.mask_words = std::max((args.n() + 31) / 32, 2);  // kernels/shapes.py
+
+  args.item_count = args.items();
+  args.quad_count = args.quads();
 
   Tensor const block_mask = torch::stable::new_empty(
       query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
-  if (args.items() == 0) return block_mask;
+  if (args.item_count == 0) return block_mask;
 
-  int64_t const mass_words = args.quads() * kQuadWords;
+  int64_t const mass_words = args.quad_count * kQuadWords;
   int64_t const affordable = std::max<int64_t>(kMassBytes / (4 * std::max<int64_t>(mass_words, 1)), 1);
-  int const thread_blocks = int(std::min<int64_t>({args.items(), multiprocessors(device), affordable}));
+  int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
   int64_t const visible_words = (int64_t(args.visibilities()) * args.n() + 3) / 4;
   Tensor const memory = workspace(query, thread_blocks * mass_words + args.visibilities() + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
   args.masses = reinterpret_cast<uint32_t*>(position);
   args.sinks = position += thread_blocks * mass_words;
   args.visible = reinterpret_cast<uint8_t*>(position + args.visibilities());
+  args.visible_stride = args.visibilities() > 1 ? args.n() : 0;
 
   check(adaptive::find_visible_blocks(args, stream), "select_adaptive");
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");

@@ -104,6 +104,7 @@ CASES = (
         )
         for length in (32, 8)
     ),
+    Case("adaptive_128k", problems.adaptive, Shape(128 * K), density=0.3, repeats=2),
     Case(
         "whole_128k",
         problems.whole_attention,

@@ -26,13 +26,17 @@ struct Arguments {
   int batch, heads_q, heads_kv, q_len, k_len, head_dim, members;
   int q_offset, window_slashes;
   bool keep_sink;
-  float scale, scale_log2, tau;  // scale_log2: scale * log2(e)
+  float scale, scale_log2, tau_squared;  // scale_log2: scale * log2(e)
   DataType dtype;
+
+  // As items() and quads() say, which take divisions.
+  int item_count, quad_count;
 
   // Workspace on the device.
   int32_t* sinks;    // [B|1]: the first block with a key that may be seen; n if none is or it is not forced
   uint8_t* visible;  // [B|1, n]: the block has such a key
-  uint32_t* masses;  // [thread blocks, quads, 512]: see sm90/adaptive/consumer.h
+  int visible_stride;
+  uint32_t* masses;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/masses.h
 
   constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }

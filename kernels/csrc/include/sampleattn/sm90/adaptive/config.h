@@ -19,6 +19,7 @@ struct Config {
   static constexpr int kQuads = kBlocks / 4;              // a thread holds the scores of one block of four
   static constexpr int kAhead = kQuads > 2 ? 1 : 2;       // quads whose terms are read ahead: more would spill
   static constexpr int kConsumers = 4;                    // warp groups of 64 query rows; two work on a query tile
+  static constexpr int kWriters = 3;                      // warps; the fourth of their warp group is the producer
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kStages = kHeadDim == 64 ? 6 : 3;
   static constexpr int kChunk = 64;  // columns of a swizzled row of shared memory
@@ -38,9 +39,11 @@ template <class C>
 struct SharedStorage {
   alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutQ>, 1024> query;
   alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutK>, 1024> key;
-  float2 inverse_total[2][8][8];  // of query tile, warp, and row within the warp and the one eight further down
-  Item item[2];  // read by one lane of a warp
+  // Two items each: while the consumers work on one, the producer fetches the next and the writers end the last.
+  Item item[2];
+  float2 inverse_total[2][2][8][8];  // of tile, warp, and its row and the one eight further down
   Barrier query_barrier[2];
+  Barrier masses_barrier[2];  // only `full`: the writers give back the queries' place, and the masses' with it
   Barrier key_barrier[C::kStages];
 };
 

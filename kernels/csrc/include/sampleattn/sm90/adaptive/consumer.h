@@ -1,12 +1,12 @@
 // A consumer warp group: 64 rows of one query tile. Every row's mass in each key block is kept, relative to an offset of
-// the row, until the row's total is known; then the two groups of a tile turn masses into bits.
+// the row, until the row's total is known; the writers turn masses into bits.
 //
 // A representative's column lies where the scores of one block end up in one thread: column 8 g + 2 c + p of a quad of
 // blocks is member 2 g + p of block c, and lane c of a row's four lanes holds it (the tensor map's box has that order).
 #pragma once
 
 #include "sampleattn/cuda/softmax.h"
-#include "sampleattn/sm90/adaptive/config.h"
+#include "sampleattn/sm90/adaptive/masses.h"
 #include "sampleattn/sm90/notes.h"
 #include "sampleattn/sm90/products.h"
 
@@ -14,14 +14,6 @@ namespace sampleattn::sm90::adaptive {
 
 // A mass above this could overflow a row's total: the row gets a new offset.
 constexpr float kLargestMass = 0x1p90f;
-
-CUTE_DEVICE uint32_t pack_masses(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-CUTE_DEVICE float low_mass(uint32_t packed) { return __uint_as_float(packed << 16); }
-CUTE_DEVICE float high_mass(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
 
 template <class C>
 struct Consumer {
@@ -51,16 +43,13 @@ struct Consumer {
   CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }
   CUTE_DEVICE bool forced(int block) const { return block >= end || block == sink; }
 
-  // The masses of four blocks: one word of two rows a thread; laid out for the warps of both tiles.
-  CUTE_DEVICE uint32_t* masses(int quad, int of_warp) const {
-    // 32 bits: the host gives less than 2^32 words (args.masses' bound), and registers are scarce.
-    uint32_t const place = (uint32_t(blockIdx.x) * args.quads() + quad) * 16 + consumer / 2 * 8 + of_warp;
-    return args.masses + (place * 32 + lane());
+  CUTE_DEVICE uint32_t* masses(int quad) const {
+    return masses_of(args, query_stage.index, quad, consumer / 2, warp()) + lane();
   }
 
   CUTE_DEVICE void run() {
-    for (int round = 0; round * int(gridDim.x) < args.items(); ++round) {
-      if (item_of_round(round, blockIdx.x, gridDim.x) < args.items()) work_on(shared.item[query_stage.index]);
+    for (int round = 0; round * int(gridDim.x) < args.item_count; ++round) {
+      if (item_of_round(round, blockIdx.x, gridDim.x) < args.item_count) work_on(shared.item[query_stage.index]);
     }
   }
 
@@ -89,8 +78,7 @@ struct Consumer {
       score(scores);
       if (block < end) add_estimates(scores, ahead, block);
     }
-    write_bits({agree(read_alone(item.tile[consumer / 2].head)), agree(read_alone(item.tile[consumer / 2].row)), end,
-                agree(read_alone(item.tile[consumer / 2].behind))});
+    hand_over(agree(read_alone(item.tile[consumer / 2].row)));
     release(queries);
     query_stage.advance();
   }
@@ -247,7 +235,7 @@ struct Consumer {
       if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) total[r] += found[r];
-      if (group * 4 < end) __stcg(masses(group, warp()), pack_masses(found[0], found[1]));
+      if (group * 4 < end) __stcg(masses(group), pack_masses(found[0], found[1]));
     }
   }
 
@@ -290,55 +278,25 @@ struct Consumer {
       found[r] = counts ? value : 0.f;
     }
     for (int before = 0; before < group; ++before) {
-      uint32_t* place = masses(before, warp());
+      uint32_t* place = masses(before);
       uint32_t const packed = __ldcg(place);
       __stcg(place, pack_masses(low_mass(packed) * factor[0], high_mass(packed) * factor[1]));
     }
   }
 
-  // Waits for the other warp group of the tile.
-  CUTE_DEVICE void sync_tile() const { asm volatile("bar.sync %0, 256;" ::"r"(consumer / 2 + 1) : "memory"); }
-
-  // Turns the tile's masses into bits: a warp takes a word, and sums squared shares over all rows.
-  CUTE_DEVICE void write_bits(QueryBlock const& tile) {
+  // The masses are complete, and so are the totals. Every lane that writes one says so itself.
+  CUTE_DEVICE void hand_over(int first_row) {
     float inverse[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float const sum = quad_sum(total[r]);
-      bool const counts = tile.row + own_row() + 8 * r < args.q_len && sum > 0.f;
+      bool const counts = first_row + own_row() + 8 * r < args.q_len && sum > 0.f;
       inverse[r] = counts ? 1.f / sum : 0.f;
     }
-    auto& inverses = shared.inverse_total[consumer / 2];
-    if (column_lane() == 0) inverses[warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
-    __threadfence_block();
-    sync_tile();
-    bool const exists = tile.row < args.q_len;
-    for (int word = warp(); exists && word < args.mask_words; word += 8) {
-      uint32_t bits = 0;
-#pragma unroll 4
-      for (int group = word * 8; group < word * 8 + 8; ++group) {
-        if (group * 4 >= end) continue;
-        float squares = 0.f;
-        CUTE_UNROLL
-        for (int of_warp = 0; of_warp < 8; ++of_warp) {
-          uint32_t const packed = __ldcg(masses(group, of_warp));
-          float2 const scale = inverses[of_warp][lane() / 4];
-          float const low = low_mass(packed) * scale.x, high = high_mass(packed) * scale.y;
-          squares = fmaf(low, low, fmaf(high, high, squares));
-        }
-        for (int step = 4; step < 32; step *= 2) squares += __shfl_xor_sync(0xffffffffu, squares, step);
-        uint32_t const kept = __ballot_sync(0xffffffffu, squares >= args.tau * args.tau);
-        bits |= (kept & 0xfu) << (group % 8 * 4);
-      }
-      int const block = word * 32 + lane();
-      bool keep = (bits >> lane() & 1) || forced(block);
-      keep = keep && block < tile.behind &&
-             args.visible[int64_t(args.visibilities() > 1 ? batch() : 0) * args.n() + block];
-      bits = __ballot_sync(0xffffffffu, keep);
-      int64_t const row = (int64_t(batch()) * args.heads_q + tile.head) * args.q_blocks() + tile.row / kBlock;
-      if (lane() == 0) args.block_mask[row * args.mask_words + word] = bits;
-    }
-    sync_tile();  // the next item's masses take the place of these
+    __syncwarp();
+    if (column_lane() != 0) return;
+    shared.inverse_total[query_stage.index][consumer / 2][warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
+    TransactionBarrier::arrive(&shared.masses_barrier[query_stage.index].full);
   }
 };
 

@@ -1,9 +1,11 @@
-// The sm_90a kernel: one persistent thread block a multiprocessor, a producer and four consumer warp groups.
+// The sm_90a kernel: one persistent thread block a multiprocessor, a producer warp, three
+// writer warps and four consumer warp groups.
 #pragma once
 
 #include "cutlass/arch/reg_reconfig.h"
 #include "sampleattn/sm90/adaptive/consumer.h"
 #include "sampleattn/sm90/adaptive/producer.h"
+#include "sampleattn/sm90/adaptive/writer.h"
 
 namespace sampleattn::sm90::adaptive {
 
@@ -15,12 +17,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   SharedStorage<C>& shared = *reinterpret_cast<SharedStorage<C>*>(memory);
 
   if (threadIdx.x == 0) {
-    auto initialise = [](Barrier& barrier) {
-      TransactionBarrier::init(&barrier.full, 1);
-      TransactionBarrier::init(&barrier.empty, C::kConsumers * 4);
+    auto initialise = [](Barrier& barrier, int filled_by, int emptied_by) {
+      TransactionBarrier::init(&barrier.full, filled_by);
+      TransactionBarrier::init(&barrier.empty, emptied_by);
     };
-    for (Barrier& barrier : shared.query_barrier) initialise(barrier);
-    for (Barrier& barrier : shared.key_barrier) initialise(barrier);
+    constexpr int kWarps = C::kConsumers * 4;
+    for (Barrier& barrier : shared.query_barrier) initialise(barrier, 1, kWarps + C::kWriters * 32);
+    for (Barrier& barrier : shared.key_barrier) initialise(barrier, 1, kWarps);
+    for (Barrier& barrier : shared.masses_barrier) initialise(barrier, kWarps * 8, 1);
     cutlass::arch::fence_barrier_init();
     prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.query));
     prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.key));
@@ -28,12 +32,16 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   }
   __syncthreads();
 
-  // The register file gives five warps a scheduler 96 registers each; the producer needs few of its own.
+  // The register file gives five warps a scheduler 96 registers each; the others need few.
   if (threadIdx.x < 128) {
-    cutlass::arch::warpgroup_reg_dealloc<32>();
-    if (threadIdx.x == 0) Producer<C>{args, maps, shared}.run();
+    cutlass::arch::warpgroup_reg_dealloc<64>();
+    if (threadIdx.x >= 32) {
+      Writer<C>{args, shared}.run();
+    } else if (threadIdx.x == 0) {
+      Producer<C>{args, maps, shared}.run();
+    }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<112>();
+    cutlass::arch::warpgroup_reg_alloc<104>();
     Consumer<C>{args, shared, cutlass::canonical_warp_group_idx() - 1}.run();
   }
 #endif

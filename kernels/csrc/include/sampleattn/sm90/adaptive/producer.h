@@ -21,8 +21,8 @@ struct Producer {
   CUTE_DEVICE void run() {
     for (int round = 0;; ++round) {
       int const index = item_of_round(round, blockIdx.x, gridDim.x);
-      if (round * int(gridDim.x) >= args.items()) return;
-      if (index < args.items()) produce(locate_item(args, index));
+      if (round * int(gridDim.x) >= args.item_count) return;
+      if (index < args.item_count) produce(locate_item(args, index));
     }
   }
 
