@@ -51,7 +51,8 @@ older: $(OLDER)/.installed
 	PYTHONPATH=$(OLDER) $(BIN)/python -m pytest tests/passes
 
 GPU_RESULTS := $(wildcard benchmarks/results/h200_ops.json benchmarks/results/h200_ttft_*.json \
-  benchmarks/results/h200_breakdown_*.json benchmarks/results/h200_lengths_*.json)
+  benchmarks/results/h200_breakdown_*.json benchmarks/results/h200_lengths_*.json \
+  benchmarks/results/h200_compile_*.json benchmarks/results/h200_ops_adaptive.json)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sa_compile bench report $(GPU_RESULTS) --out docs/gpu --headline glm-4-9b README.md

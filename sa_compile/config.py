@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +14,20 @@ from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
 from sa_compile.profile import LengthRange, Profile, load_profile
 
 METHODS = ("chunked", "stride", "adaptive")
+# Options that only some methods read.
+_METHODS_OF = {
+    "alpha_c": ("chunked", "stride"),
+    "alpha_s": ("chunked",),
+    "chunk_n": ("chunked",),
+    "sample_rows": ("chunked",),
+    "tau": ("adaptive",),
+    "landmarks": ("adaptive",),
+    "window_blocks": ("chunked", "adaptive"),
+    "r_w": ("stride",),
+    "r_row": ("stride",),
+}
+# With ``stats``, 'adaptive' measures CRA on the rows that these say.
+_OF_STATS = ("chunk_n", "sample_rows")
 BLOCK_SIZES = (16, 32, 64, 128)
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
 # Every other option says which blocks are kept: a profile sets those, for each range of lengths.
@@ -131,7 +146,10 @@ class SampleAttentionConfig:
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any] | None) -> SampleAttentionConfig:
-        """The config that an ``options`` dict describes; an unknown name is a ``ValueError``."""
+        """The config that an ``options`` dict describes; an unknown name is a ``ValueError``.
+
+        An option that the method does not read is a warning.
+        """
         if options is None:
             return cls()
         if not isinstance(options, Mapping):
@@ -144,7 +162,21 @@ class SampleAttentionConfig:
             )
         config = cls(**options)
         config._check_profile(options)
+        config._warn_of_unread(options)
         return config
+
+    def _warn_of_unread(self, given: Iterable[str]) -> None:
+        if self.tuned is not None:  # it may set a method for each range
+            return
+        for name in given:
+            methods = _METHODS_OF.get(name, METHODS)
+            of_stats = self.method == "adaptive" and self.stats and name in _OF_STATS
+            if self.method not in methods and not of_stats:
+                warnings.warn(
+                    f"option {name}={getattr(self, name)!r} has no effect with method={self.method!r}: it "
+                    f"belongs to {' and '.join(map(repr, methods))}",
+                    stacklevel=3,
+                )
 
     @property
     def rows_of_a_chunk(self) -> int:

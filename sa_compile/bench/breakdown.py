@@ -19,6 +19,7 @@ from tabulate import tabulate
 from sa_compile.bench import competitors, density
 from sa_compile.bench.op_hooks import OpTimes, density_set, op_times
 from sa_compile.bench.ttft import parse_options, prepare, wait
+from sa_compile.config import SampleAttentionConfig
 from sa_compile.provenance import provenance
 
 PARTS = {
@@ -144,6 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
         "batch": arguments.batch,
         "density": set_density,
         "density_source": source,
+        "method": SampleAttentionConfig.from_options(parse_options(arguments.option)).method,
         **measured,
     }
     print(table(result))

@@ -25,6 +25,7 @@ from sa_compile.bench.op_hooks import density_set
 from sa_compile.bench.shape import Shape, load_shape
 from sa_compile.bench.ttft_table import table
 from sa_compile.chunked_mlp import chunk_mlps
+from sa_compile.config import SampleAttentionConfig
 from sa_compile.provenance import provenance
 
 SPARSE = (OURS, "interface")
@@ -267,6 +268,7 @@ def run(arguments: argparse.Namespace) -> int:
             "goals": goals,
             "lengths": arguments.lengths,
             "options": parse_options(arguments.option),
+            "method": SampleAttentionConfig.from_options(parse_options(arguments.option)).method,
             "rows": [row.to_dict() for row in rows],
         }
         if arguments.json:  # after each length, so that a run that is cut off leaves what it measured

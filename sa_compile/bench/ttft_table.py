@@ -55,22 +55,27 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models: dict[str, list[dict[str, Any]]] = {}
+    # Model -> competitor and method -> length -> row; of several measurements the first.
+    models: dict[str, dict[tuple[str, str], dict[int, dict[str, Any]]]] = {}
     for result in results:
-        if result["rounds"]:
-            models.setdefault(result["model"], []).extend(result["rows"])
+        for row in result["rows"] if result["rounds"] else ():
+            line = (row["competitor"], method_of(result) if row["competitor"] == OURS else "")
+            if not row["error"]:
+                models.setdefault(result["model"], {}).setdefault(line, {}).setdefault(row["length"], row)
     size = (4.6 * len(models), 3.8)
     figure, axes = pyplot.subplots(1, len(models), figsize=size, squeeze=False, layout="constrained")
     colour = {name: f"C{number}" for number, name in enumerate(TITLES)}
     for axis, (model, measured) in zip(axes[0], models.items(), strict=True):
-        measured.sort(key=lambda row: row["length"])
-        for name in names_of([{"rows": measured}]):
-            rows = [row for row in measured if row["competitor"] == name and not row["error"]]
-            lengths, times = [row["length"] for row in rows], [row["ttft_ms"] / 1e3 for row in rows]
-            style = {"linewidth": 2.5} if name == OURS else {}
-            axis.plot(lengths, times, "o-", color=colour[name], label=TITLES[name], **style)
+        for name, method in sorted(measured, key=lambda line: (list(TITLES).index(line[0]), line[1])):
+            points = sorted(measured[name, method].items())
+            lengths, times = [at for at, _ in points], [row["ttft_ms"] / 1e3 for _, row in points]
+            style: dict[str, Any] = {"linewidth": 2.5} if name == OURS else {}
+            if method == "adaptive":
+                style["linestyle"] = "--"
+            label = f"{TITLES[name]}, {method}" if method else TITLES[name]
+            axis.plot(lengths, times, marker="o", color=colour[name], label=label, **style)
         axis.set(xscale="log", yscale="log", title=model, xlabel="prompt (tokens)")
-        ticks = sorted({row["length"] for row in measured})
+        ticks = sorted({length for rows in measured.values() for length in rows})
         axis.set_xticks(ticks, [length_text(tick, 1) for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
@@ -86,9 +91,15 @@ def names_of(results: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in TITLES if any(r["competitor"] == name for x in results for r in x["rows"])]
 
 
+def method_of(result: dict[str, Any]) -> str:
+    """The selection method of sampleattn; results of commits whose default was 'chunked' do not say it."""
+    return str(result.get("method", "chunked"))
+
+
 def _caption(result: dict[str, Any]) -> str:
     row = result["rows"][0]
     parts = [f"{result['model']}, {result['dtype']}, {result['device']}", f"{result['weights']} weights"]
+    parts.append(f"method {method_of(result)!r}")
     if row["layers"] != row["all_layers"]:
         parts.append(f"{row['layers']} layers measured, times scaled to all {row['all_layers']}")
     if result["narrow"]:

@@ -28,8 +28,8 @@ OTHER_LENGTH = 56
 FIRST_CHUNK = 32
 BATCH = 2
 LEFT_PADDING = 11
-# Long enough for sampling at these lengths; with alpha = 1 sampling keeps every block and must be exact.
-OPTIONS: dict[str, Any] = {"alpha_c": 1.0, "alpha_s": 1.0, "block_q": 16, "block_k": 16, "min_seq_len": 32}
+# Long enough for sampling at these lengths; with tau = 0 sampling keeps every block and must be exact.
+OPTIONS: dict[str, Any] = {"tau": 0.0, "block_q": 16, "block_k": 16, "min_seq_len": 32}
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,14 @@ def add_commands(commands: Any) -> None:
         "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
     )
     report.add_argument("--merged", type=Path, metavar="FILE", help="also write the results as one JSON file")
+    report.add_argument(
+        "--costs",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PROFILE",
+        help="profiles of 'tune' for the same model: adds what each rule's attention costs at their lengths",
+    )
     report.set_defaults(run=_report)
 
 
@@ -263,7 +271,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.ablation import KIND
     from sa_compile.eval.ablation_report import write_ablation
     from sa_compile.eval.merging import merge
-    from sa_compile.eval.report import write_report
+    from sa_compile.eval.naming import with_present_names
+    from sa_compile.eval.report import Results, write_report
+    from sa_compile.tune.times import note, time_table
 
     results = [json.loads(path.read_text()) for path in arguments.results]
     if any(result.get("kind") == KIND for result in results):
@@ -275,6 +285,9 @@ def _report(arguments: argparse.Namespace) -> int:
     result = merge(results)
     if arguments.merged:
         arguments.merged.write_text(json.dumps(result) + "\n")
-    for path in write_report(result, arguments.out):
+    result = with_present_names(result)
+    profiles = [json.loads(path.read_text()) for path in arguments.costs]
+    more = [("Time", note(profiles), time_table(Results(result), profiles))] if profiles else []
+    for path in write_report(result, arguments.out, more):
         print(path)
     return 0

@@ -236,8 +236,11 @@ def theorem_cells(results: Results, rule: str, length: int) -> list[str]:
     return [str(error.size), f"{error[worst]:.4f}", f"{bound[worst]:.4f}", ratio, str(above)]
 
 
-def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Write report.md and its plots into ``folder``; returns the files."""
+def write_report(
+    result: dict[str, Any], folder: Path, more: Sequence[tuple[str, str, str]] = ()
+) -> list[Path]:
+    """Write report.md and its plots into ``folder``; returns the files. ``more``: titles, notes and tables of
+    sections behind the summary."""
     from sa_compile.eval import plots
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -250,6 +253,7 @@ def write_report(result: dict[str, Any], folder: Path) -> list[Path]:
     )
     sections = [
         ("Summary", note, summary_table(result)),
+        *more,
         ("Tasks, questions at the end", "", task_table(results, "end")),
         ("Tasks, questions in the last tenth", "", task_table(results, "tenth")),
         ("Tasks, questions in mid-document", "", task_table(results, "middle")),

@@ -88,6 +88,6 @@ def test_stride_samples_the_share_of_rows_rounded_up(length, share):
 def test_chunked_window_is_counted_in_query_blocks(q, k, window):
     if k > q:
         return
-    config = SampleAttentionConfig(block_q=q, block_k=k, window_blocks=window)
+    config = SampleAttentionConfig(method="chunked", block_q=q, block_k=k, window_blocks=window)
     chosen = selection_arguments(config, sympy.Integer(1000), sympy.Integer(1000))
     assert chosen.window_slashes * k == window * q

@@ -46,7 +46,7 @@ def test_everything_kept_is_density_one_and_cra_one():
 
 
 def test_less_is_kept_with_a_lower_alpha_and_results_stay():
-    options = {"alpha_c": 0.2, "alpha_s": 0.2, "window_blocks": 1}
+    options = {"method": "chunked", "alpha_c": 0.2, "alpha_s": 0.2, "window_blocks": 1}
     tensors = tuple(torch.randn(2, heads, 320, 16) for heads in (4, 2, 2))
     result, (stats,) = collect(two_layers, *tensors, **options)
     density, cra_min, cra_mean = stats[0].unbind(1)

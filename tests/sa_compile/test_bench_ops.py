@@ -157,4 +157,4 @@ def test_the_report_shows_goals_times_failures_and_what_was_left_out(tmp_path, c
 
 def test_two_results_have_plots_of_their_own(tmp_path):
     names = [path.name for path in report.write([FIXTURE, FIXTURE], tmp_path)]
-    assert names == ["ops.md", "1_density.png", "1_length.png", "2_density.png", "2_length.png"]
+    assert names == ["ops.md", "density.png", "length.png", "2_density.png", "2_length.png"]

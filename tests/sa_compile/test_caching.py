@@ -70,7 +70,7 @@ def test_caches_hit_on_a_warm_start_and_miss_when_options_or_kernels_change(tmp_
     assert warm["aot"] == {"hit": 1}
     assert warm["fx"].get("miss", 0) == 0 and warm["fx"].get("hit", 0) >= 1
 
-    changed_options = run_process(cache, {**LOSSLESS, "alpha_c": 0.5, "alpha_s": 0.5}, package)
+    changed_options = run_process(cache, {**LOSSLESS, "tau": 0.5}, package)
     assert changed_options["aot"].get("hit", 0) == 0 and changed_options["aot"]["miss"] == 1
 
     with (package / "sa_compile" / "kernels" / "ops.py").open("a") as source:
@@ -80,7 +80,7 @@ def test_caches_hit_on_a_warm_start_and_miss_when_options_or_kernels_change(tmp_
 
 
 def test_a_changed_profile_misses(tmp_path):
-    ranges = [(32, None, {**LOSSLESS_RANGE, "chunk_n": 2})]
+    ranges = [(32, None, {**LOSSLESS_RANGE, "landmarks": 3})]
     model = model_of(tiny_llama(), torch.arange(64)[None])
     options = {"profile": write_profile(tmp_path / "profile.json", model, ranges)}
     cache = tmp_path / "cache"

@@ -1,6 +1,8 @@
 """The options: every bad value is an error that names the option, what came and what is allowed."""
 
 import dataclasses
+import re
+import warnings
 
 import pytest
 
@@ -9,8 +11,31 @@ from sa_compile import SampleAttentionConfig
 
 def test_the_defaults_are_the_measured_ones():
     config = SampleAttentionConfig()
-    assert (config.method, config.chunk_n, config.alpha_c, config.alpha_s) == ("chunked", 2, 0.90, 0.90)
+    assert (config.method, config.tau, config.landmarks) == ("adaptive", 0.2, 15)
+    assert (config.chunk_n, config.alpha_c, config.alpha_s) == (2, 0.95, 0.95)
     assert (config.window_blocks, config.keep_sink, config.block_q, config.block_k) == (2, True, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"alpha_c": 0.9}, "alpha_c=0.9 has no effect with method='adaptive': .* 'chunked' and 'stride'"),
+        ({"method": "chunked", "tau": 0.3}, "tau=0.3 has no effect with method='chunked': .* 'adaptive'"),
+        ({"method": "stride", "window_blocks": 3}, "window_blocks=3 has no effect with method='stride'"),
+        ({"chunk_n": 3}, "chunk_n=3 has no effect with method='adaptive'"),
+        ({"chunk_n": 3, "stats": True}, None),
+        ({"method": "chunked", "alpha_s": 0.9, "chunk_n": 3, "window_blocks": 3, "keep_sink": False}, None),
+        ({"tau": 0.3, "landmarks": 3, "window_blocks": 3}, None),
+    ],
+    ids=str,
+)
+def test_an_option_that_the_method_does_not_read_is_a_warning(options, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SampleAttentionConfig.from_options(options)
+    assert bool(caught) == (said is not None)
+    if said:
+        assert re.search(said, str(caught[0].message))
 
 
 def test_every_option_says_what_it_is_for():

@@ -16,8 +16,12 @@ from sa_compile.fingerprint import WrongModel
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BLOCKS = {"block_q": 16, "block_k": 16}
-SPARSE = {**BLOCKS, "alpha_c": 0.3, "alpha_s": 0.3, "chunk_n": 1, "window_blocks": 1}
-RANGES = [(32, 79, {**BLOCKS, "alpha_c": 1.0, "alpha_s": 1.0}), (80, 111, SPARSE), (112, None, None)]
+SPARSE = {**BLOCKS, "method": "chunked", "alpha_c": 0.3, "alpha_s": 0.3, "chunk_n": 1, "window_blocks": 1}
+RANGES = [
+    (32, 79, {**BLOCKS, "method": "chunked", "alpha_c": 1.0, "alpha_s": 1.0}),
+    (80, 111, SPARSE),
+    (112, None, None),
+]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +103,7 @@ def test_the_report_says_which_range_and_what_was_compared(llama, profile):
     assert "fits the model of profile" in text and "2 attentions, 8 weights, values of 8" in text
     reason = report.sites[0].reason
     assert reason.startswith("profile, 80 to 111: ") and "alpha_c=0.3, alpha_s=0.3, chunk_n=1" in reason
-    assert "method" not in reason, "options at their defaults are left out"
+    assert "keep_sink" not in reason, "options at their defaults are left out"
     assert report.to_dict()["sites"][0]["profile_range"] == "80 to 111"
 
 

@@ -7,8 +7,11 @@ import sa_compile
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.rules import parse_rule
 
-ALPHAS = {"alpha_c": 0.6, "alpha_s": 0.6}
-EVERY_OPTION = {"alpha_c": 0.5, "alpha_s": 0.8, "chunk_n": 3, "keep_sink": False, "window_blocks": 1}
+ALPHAS = {"method": "chunked", "alpha_c": 0.6, "alpha_s": 0.6}
+EVERY_OPTION = {
+    **{"method": "chunked", "alpha_c": 0.5, "alpha_s": 0.8, "chunk_n": 3},
+    **{"keep_sink": False, "window_blocks": 1},
+}
 STRIDE = {"method": "stride", "alpha_c": 0.5, "r_row": 0.1, "r_w": 0.1}
 ADAPTIVE = {
     **{"method": "adaptive", "tau": 0.3, "landmarks": 3},

@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 def write(results: Sequence[Row], folder: Path) -> list[Path]:
     """Write ``ops.md`` and the plots; returns what was written."""
-    tags = [""] if len(results) == 1 else [f"{number}_" for number in range(1, len(results) + 1)]
+    tags = ["", *(f"{number}_" for number in range(2, len(results) + 1))]
     plots = [path for tag, result in zip(tags, results, strict=True) for path in draw(result, folder, tag)]
     report = folder / "ops.md"
     sections = [section(result) for result in results]

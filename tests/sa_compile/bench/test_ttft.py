@@ -219,10 +219,17 @@ def test_the_headline_joins_the_lengths_of_several_results(result):
     second = {**result, "rows": result["rows"][2:]}
     lines = [[c.strip() for c in line.split("|")[1:-1]] for line in headline([second, first]).splitlines()]
     assert lines[0] == [
-        "tokens", "kept", "layers measured", "eager (s)", "sampleattn (s)", "times faster than eager"
+        "tokens", "method", "kept", "layers measured",
+        "eager (s)", "sampleattn (s)", "times faster than eager",
     ]  # fmt: skip
-    assert lines[2] == ["8K", "10%", "2 of 32", "0.05", "0.04", "**1.2**"]
-    assert lines[3] == ["1M", "10%", "2 of 32", "-", "4", "-"]
+    assert lines[2] == ["8K", "chunked", "10%", "2 of 32", "0.05", "0.04", "**1.2**"]
+    assert lines[3] == ["1M", "chunked", "10%", "2 of 32", "-", "4", "-"]
+
+
+def test_the_headline_keeps_methods_apart(result):
+    lines = headline([result, {**result, "method": "adaptive"}]).splitlines()
+    cells = [[c.strip() for c in line.split("|")[1:3]] for line in lines[2:]]
+    assert cells == [["8K", "adaptive"], ["8K", "chunked"], ["1M", "adaptive"], ["1M", "chunked"]]
 
 
 def test_the_readmes_headline_is_what_the_results_say(tmp_path):
@@ -252,7 +259,7 @@ def test_a_headline_needs_results_and_marks(model, text, message, result, tmp_pa
 def test_a_page_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"benchmark": "lunch"}')
     assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 2
-    assert "must be one of ops, ttft, breakdown, lengths for a page" in capsys.readouterr().err
+    assert "must be one of ops, ttft, breakdown, lengths, compile for a page" in capsys.readouterr().err
 
 
 def test_an_exact_prefill_has_no_density(result):

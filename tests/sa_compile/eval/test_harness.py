@@ -269,5 +269,5 @@ def test_a_ratio_of_equal_counts_is_one_and_its_interval_a_point():
 
 
 def test_runs_name_their_rules_once():
-    plan = Plan("m", ("full", "chunked:alpha=0.9", "chunked"), (4096,))
+    plan = Plan("m", ("full", "chunked:alpha=0.95", "chunked"), (4096,))
     assert plan.rules == ("full", "chunked")

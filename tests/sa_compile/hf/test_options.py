@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import sa_compile
 import sa_compile.hf
 
-SPARSE = {**SMALL_BLOCKS, "alpha_c": 0.2, "alpha_s": 0.2}
+SPARSE = {**SMALL_BLOCKS, "method": "chunked", "alpha_c": 0.2, "alpha_s": 0.2}
 
 
 @pytest.fixture

@@ -38,7 +38,9 @@ def test_settings_that_cost_the_same_selection_share_a_name_and_others_do_not():
 
 def test_a_candidates_rule_says_what_its_options_say():
     chunked = next(family for family in FAMILIES if family.method == "chunked")
-    config = SampleAttentionConfig(alpha_c=0.8, chunk_n=4, sample_rows=64, block_q=64, block_k=64)
+    config = SampleAttentionConfig(
+        method="chunked", alpha_c=0.8, alpha_s=0.9, chunk_n=4, sample_rows=64, block_q=64, block_k=64
+    )
     rule = parse_rule(Candidate(chunked, config).rule)
     assert (rule.alpha_c, rule.alpha_s, rule.chunk_n, rule.sample_rows, rule.window) == (0.8, 0.9, 4, 64, 2)
 
