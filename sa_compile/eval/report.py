@@ -16,6 +16,7 @@ from sa_compile.eval.statistics import mean_interval, paired_ratio, wilson
 from sa_compile.eval.tasks.documents import PLACES, Document
 
 SOLVED = 0.9  # a task counts where full attention answers at least this share
+NEAR_LOSSLESS = 0.99  # of full attention's answers
 ROUNDING = 1e-3  # of fp32 outputs and probabilities, in units of an output row's 1-norm
 THEOREM_NOTE = (
     "Per head, the largest ||O~ - O||_1 of any row (fp32) against 2 (1 - CRA) R: CRA measured over all rows, "
@@ -159,6 +160,28 @@ def task_table(results: Results, place: str) -> str:
     return tabulate(rows, ["length", "rule", *tasks], tablefmt="github", disable_numparse=True)
 
 
+def cells_table(results: Results) -> str:
+    """Of the tasks that full attention solves, at every length: how many keep NEAR_LOSSLESS of it, a row a
+    rule."""
+    rows = []
+    for rule in results.rules[1:]:
+        counts = [_cells(results, rule, place) for place in PLACES]
+        counts.append((sum(kept for kept, _ in counts), sum(all_ for _, all_ in counts)))
+        if counts[-1][1]:
+            rows.append([rule, *(f"{kept} of {all_}" for kept, all_ in counts)])
+    return tabulate(rows, ["rule", *PLACES, "all"], tablefmt="github", disable_numparse=True) if rows else ""
+
+
+def _cells(results: Results, rule: str, place: str) -> tuple[int, int]:
+    ratios = []
+    for length in results.lengths:
+        for task in results.solved(length, place):
+            _, right, full = results.counts(rule, length, [task], place)
+            if full.sum():
+                ratios.append(right.sum() / full.sum())
+    return sum(ratio >= NEAR_LOSSLESS for ratio in ratios), len(ratios)
+
+
 def _share(right: int, count: int) -> str:
     if not count:
         return "-"
@@ -253,6 +276,11 @@ def write_report(
     )
     sections = [
         ("Summary", note, summary_table(result)),
+        (
+            "Near-lossless",
+            f"Tasks, at all lengths, of which a rule keeps {NEAR_LOSSLESS:.0%} of full attention's answers.",
+            cells_table(results),
+        ),
         *more,
         ("Tasks, questions at the end", "", task_table(results, "end")),
         ("Tasks, questions in the last tenth", "", task_table(results, "tenth")),

@@ -1,4 +1,4 @@
-"""The CUDA kernels' index arithmetic on the host: layouts, lanes' operands, walked runs, mask flags."""
+"""The CUDA kernels' index arithmetic on the host: layouts, operands, walked runs, mask flags, items."""
 
 import shutil
 import subprocess

@@ -7,6 +7,7 @@
 #include <set>
 #include <vector>
 
+#include "sampleattn/cuda/adaptive.h"
 #include "sampleattn/cuda/walk.h"
 #include "sampleattn/sm80/products.h"
 
@@ -229,6 +230,59 @@ void check_walk(std::mt19937& random) {
   REQUIRE(int(seen.size()) == args.batch * args.heads_q * args.q_tiles(), "%zu tiles", seen.size());
 }
 
+// Every query tile is in one item, whose steps score each forced block of the tile once; rounds reach every item once.
+void check_items(std::mt19937& random) {
+  auto draw = [&](int from, int to) { return std::uniform_int_distribution<int>(from, to)(random); };
+  adaptive::Arguments args{};
+  int32_t sinks[2];
+  args.heads_kv = draw(1, 3);
+  args.heads_q = args.heads_kv * draw(1, 4);
+  args.batch = draw(1, 2);
+  args.q_len = draw(1, 1500);
+  args.k_len = draw(1, 1500);
+  args.q_offset = draw(-300, 700);
+  args.window_slashes = draw(1, 4);
+  args.sinks = sinks;
+  int32_t const segment = 0;
+  args.key_segment = &segment;
+  args.key_segment_stride = args.k_len;
+  for (int32_t& sink : sinks) sink = draw(0, 1) ? args.n() : draw(0, args.n() - 1);
+
+  std::set<std::vector<int>> tiles;
+  for (int index = 0; index < args.items(); ++index) {
+    adaptive::Item const item = adaptive::locate_item(args, index);
+    for (adaptive::QueryBlock const& tile : item.tile) {
+      if (tile.row >= args.q_len) continue;
+      bool const fresh = tiles.insert({item.batch, tile.head, tile.row}).second;
+      REQUIRE(fresh && tile.head / (args.heads_q / args.heads_kv) == item.head_kv, "item %d", index);
+      int const first = tile.row + args.q_offset, last = std::min(tile.row + 128, args.q_len) - 1 + args.q_offset;
+      for (int block = 0; block < args.n(); ++block) {
+        bool const allowed = block * 128 <= last;
+        bool const near = first < (block + args.window_slashes) * 128;
+        bool const forced = block >= tile.end || block == item.sink;
+        REQUIRE(allowed == (block < tile.behind), "block %d of item %d", block, index);
+        REQUIRE(forced == (near || block == item.sink), "block %d of item %d", block, index);
+        int scored = 0;
+        for (int step = 0; step < item.exact_blocks(); ++step) {
+          scored += adaptive::exact_block(item.first, item.sink, step) == block;
+        }
+        REQUIRE(!(forced && allowed) || scored == 1, "block %d of item %d: %d", block, index, scored);
+        REQUIRE(forced || block < item.end, "block %d of item %d", block, index);
+      }
+    }
+  }
+  REQUIRE(int(tiles.size()) == args.batch * args.heads_q * args.q_blocks(), "%d tiles", int(tiles.size()));
+
+  int const count = draw(1, 7);
+  std::set<int> reached;
+  for (int x = 0; x < count; ++x) {
+    for (int round = 0; adaptive::item_of_round(round, x, count) < args.items(); ++round) {
+      REQUIRE(reached.insert(adaptive::item_of_round(round, x, count)).second, "round %d of %d", round, x);
+    }
+  }
+  REQUIRE(int(reached.size()) == args.items(), "%d items", int(reached.size()));
+}
+
 int main() {
   check_products<64, 64>();
   check_products<96, 96>();
@@ -237,5 +291,8 @@ int main() {
   check_products<192, 192>();
   check_products<256, 256>();
   std::mt19937 random(std::random_device{}());
-  for (int i = 0; i < 500; ++i) check_walk(random);
+  for (int i = 0; i < 500; ++i) {
+    check_walk(random);
+    check_items(random);
+  }
 }
