@@ -290,6 +290,7 @@ def write_report(
         ("Error and its bound", THEOREM_NOTE, theorem_table(results)),
     ]
     text = ["# Accuracy under selection rules", "", *provenance_lines(result)]
+    text += ["Tables name rules by their settings and the present defaults, commands as they were typed.", ""]
     for title, note, table in sections:
         if table:
             text += [f"## {title}", "", *([note, ""] if note else []), table, ""]
