@@ -17,9 +17,28 @@ def attention_kernel(
     device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
 ) -> str:
     """What ``block_sparse_attention`` runs, a key of ``choice.KERNELS``; ValueError if nothing may."""
-    return choice.choose(
-        Call("block_sparse_attention", device, dtype, (head_dim, head_dim_v), block_q, block_k)
-    )
+    return choice.choose(_attention_call(device, dtype, head_dim, head_dim_v, block_q, block_k))
+
+
+def _attention_call(
+    device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
+) -> Call:
+    return Call("block_sparse_attention", device, dtype, (head_dim, head_dim_v), block_q, block_k)
+
+
+def _implementation(call: Call, module: str, plain: Callable, scale: float = 1.0) -> Callable:
+    """What computes a call: ``plain`` PyTorch, the function of the op's name in the Triton ``module``, or an
+    op of the CUDA library.
+
+    Native attention and adaptive selection order or mask scores before they scale them, which a scale of zero
+    or less would turn round: those go to PyTorch whatever is preferred.
+    """
+    kernel = choice.choose(call)
+    if kernel == "pytorch" or scale <= 0:
+        return plain
+    if kernel == "triton":
+        return getattr(importlib.import_module(f".triton.{module}", __package__), call.op)
+    return choice.library_op(kernel, call.op)
 
 
 def block_sparse_attention(
@@ -37,17 +56,8 @@ def block_sparse_attention(
     block_k: int,
 ) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` on CUDA tensors (see ``ops``)."""
-    kernel = attention_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1], block_q, block_k)
-    run: Callable
-    # The native kernels keep a running maximum of unscaled scores, which a scale below zero would turn round.
-    if kernel == "pytorch" or scale <= 0:
-        run = eager.block_sparse_attention
-    elif kernel == "triton":
-        from .triton import attention
-
-        run = attention.block_sparse_attention
-    else:
-        run = choice.library_op(kernel, "block_sparse_attention")
+    call = _attention_call(query.device, query.dtype, query.shape[-1], value.shape[-1], block_q, block_k)
+    run = _implementation(call, "attention", eager.block_sparse_attention, scale)
     return run(
         query,
         key,
@@ -79,10 +89,7 @@ def selection(op: str) -> Callable:
 
     def run(first: Tensor, *arguments: Any) -> Any:
         call = Call(op, first.device, first.dtype if by_dtype else None)
-        if choice.choose(call) == "triton":
-            kernels = importlib.import_module(f".triton.{module}", __package__)
-            return getattr(kernels, op)(first, *arguments)
-        return plain(first, *arguments)
+        return _implementation(call, module, plain)(first, *arguments)
 
     return run
 
@@ -105,17 +112,7 @@ def select_adaptive(
     """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
     dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
     call = Call("select_adaptive", query.device, query.dtype, dims, block_q, block_k, members)
-    kernel = choice.choose(call)
-    run: Callable
-    # The native kernel scales what it has masked, which a scale below zero would turn round.
-    if kernel == "pytorch" or scale <= 0:
-        run = eager_adaptive.select_adaptive
-    elif kernel == "triton":
-        from .triton import adaptive
-
-        run = adaptive.select_adaptive
-    else:
-        run = choice.library_op(kernel, "select_adaptive")
+    run = _implementation(call, "adaptive", eager_adaptive.select_adaptive, scale)
     return run(
         query,
         key,

@@ -131,7 +131,8 @@ def run(arguments: argparse.Namespace) -> int:
     shape, model = prepare(arguments)
     length = arguments.lengths[0]
     set_density, source = density.for_length(arguments, length)
-    competitor = competitors.build(competitors.OURS, model, parse_options(arguments.option))
+    options = parse_options(arguments.option)
+    competitor = competitors.build(competitors.OURS, model, options)
     tokens = torch.randint(0, shape.config.vocab_size, (arguments.batch, length)).to(arguments.device)
     inputs = {"input_ids": tokens, "logits_to_keep": 1, "use_cache": True}
     with density_set(arguments.device, set_density):
@@ -145,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
         "batch": arguments.batch,
         "density": set_density,
         "density_source": source,
-        "method": SampleAttentionConfig.from_options(parse_options(arguments.option)).method,
+        "method": SampleAttentionConfig.from_options(options).method,
         **measured,
     }
     print(table(result))

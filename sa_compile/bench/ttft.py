@@ -239,6 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("--density and --density-from exclude each other")
     goals = parse_goals(arguments.goal, names, arguments.lengths)
     shape, model = prepare(arguments)
+    options = parse_options(arguments.option)
     rows: list[Row] = []
     result: dict[str, Any] = {}
     for length in arguments.lengths:
@@ -253,7 +254,7 @@ def run(arguments: argparse.Namespace) -> int:
             rounds=arguments.rounds,
             set_density=set_density,
             density_source=source,
-            options=parse_options(arguments.option),
+            options=options,
         )
         result = {
             **provenance(arguments.device, revision=arguments.revision),
@@ -267,8 +268,8 @@ def run(arguments: argparse.Namespace) -> int:
             "rounds": arguments.rounds,
             "goals": goals,
             "lengths": arguments.lengths,
-            "options": parse_options(arguments.option),
-            "method": SampleAttentionConfig.from_options(parse_options(arguments.option)).method,
+            "options": options,
+            "method": SampleAttentionConfig.from_options(options).method,
             "rows": [row.to_dict() for row in rows],
         }
         if arguments.json:  # after each length, so that a run that is cut off leaves what it measured

@@ -57,6 +57,11 @@ class Results:
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
         return table[:, 0], table[:, 1], table[:, 2]
 
+    def kept(self, rule: str, length: int, tasks: Sequence[str], place: str) -> float:
+        """Right answers of these tasks here as a share of full attention's; NaN if that has none."""
+        _, right, full = self.counts(rule, length, tasks, place)
+        return float(right.sum() / full.sum()) if full.sum() else math.nan
+
     def solved(self, length: int, place: str) -> list[str]:
         """Tasks of which full attention answers at least SOLVED."""
         if (length, place) not in self._solved:
@@ -128,12 +133,9 @@ def _signed(means: dict[str, float]) -> str:
 
 def _worst(results: Results, rule: str, length: int, place: str, tasks: Sequence[str]) -> str:
     """The task that loses most, with its accuracy relative to full attention."""
-    ratios = []
-    for task in tasks:
-        _, right, full = results.counts(rule, length, [task], place)
-        if full.sum():
-            ratios.append((right.sum() / full.sum(), task))
-    return "{1} {0:.3f}".format(*min(ratios)) if ratios else "-"
+    shares = ((results.kept(rule, length, [task], place), task) for task in tasks)
+    known = [(share, task) for share, task in shares if not math.isnan(share)]
+    return "{1} {0:.3f}".format(*min(known)) if known else "-"
 
 
 def summary_table(result: dict[str, Any]) -> str:
@@ -173,13 +175,12 @@ def cells_table(results: Results) -> str:
 
 
 def _cells(results: Results, rule: str, place: str) -> tuple[int, int]:
-    ratios = []
-    for length in results.lengths:
-        for task in results.solved(length, place):
-            _, right, full = results.counts(rule, length, [task], place)
-            if full.sum():
-                ratios.append(right.sum() / full.sum())
-    return sum(ratio >= NEAR_LOSSLESS for ratio in ratios), len(ratios)
+    shares = [
+        results.kept(rule, length, [task], place)
+        for length in results.lengths
+        for task in results.solved(length, place)
+    ]
+    return sum(share >= NEAR_LOSSLESS for share in shares), sum(not math.isnan(share) for share in shares)
 
 
 def _share(right: int, count: int) -> str:

@@ -31,6 +31,11 @@ class Family:
     timed: tuple[str, ...]
     rule: Callable[[SampleAttentionConfig], str]
 
+    def timed_as(self, settings: Mapping[str, Any], blocks: str) -> str:
+        """What selection's time depends on, as text: a key for its measured cost."""
+        options = "".join(f" {name}={settings[name]}" for name in self.timed)
+        return f"{self.method}{options} {blocks}"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -49,9 +54,8 @@ class Candidate:
 
     @property
     def timed_as(self) -> str:
-        """What selection's time depends on, as text: a key for its measured cost."""
-        options = "".join(f" {name}={getattr(self.config, name)}" for name in self.family.timed)
-        return f"{self.family.method}{options} {blocks_text(self.blocks)}"
+        """The key of its selection's measured cost."""
+        return self.family.timed_as(vars(self.config), blocks_text(self.blocks))
 
 
 def blocks_text(blocks: tuple[int, int]) -> str:

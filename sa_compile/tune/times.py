@@ -9,8 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from sa_compile.eval.report import Results
-from sa_compile.eval.statistics import paired_ratio
 from sa_compile.eval.tasks.documents import PLACES
+from sa_compile.tune.space import FAMILIES, blocks_text
 
 NOTE = (
     "Milliseconds of a forward pass's attentions: density times the block-sparse op's time with every causal "
@@ -37,41 +37,30 @@ def note(profiles: Sequence[Mapping[str, Any]]) -> str:
 
 def _rows(results: Results, cost: Mapping[str, Any]) -> Iterator[list[str]]:
     length, plan = cost["length"], results.result["plan"]
-    blocks = f"{plan['block_q']}x{plan['block_k']}"
+    blocks = blocks_text((plan["block_q"], plan["block_k"]))
+    families = {family.method: family for family in FAMILIES}
     for rule in results.rules:
         if rule == "full" or not results.lines(rule, length):
             continue
         means = results.means(rule, length)
+        places = (results.kept(rule, length, results.solved(length, place), place) for place in PLACES)
+        kept = [share for share in places if not math.isnan(share)]
         attention = means["density"] * cost["block_ms"][blocks]
-        selection = cost["selection_ms"].get(_timed_as(rule, results.result["settings"][rule], blocks))
+        family = families.get(rule.partition(":")[0])
+        selection = None
+        if family is not None:
+            timed_as = family.timed_as(results.result["settings"][rule], blocks)
+            selection = cost["selection_ms"].get(timed_as)
         total = attention + (selection or 0.0)
         bound, faster = ("", "") if selection is not None else (">= ", "<= ")
         yield [
             f"{length // 1024}K",
             rule,
             f"{means['density']:.3f}",
-            f"{_worst_place(results, rule, length):.3f}",
+            f"{min(kept, default=math.nan):.3f}",
             f"{means['nll']:+.4f}",
             "-" if selection is None else f"{selection:.2f}",
             f"{attention:.2f}",
             f"{bound}{total:.2f}",
             f"{faster}{cost['dense_ms'] / total:.2f}",
         ]
-
-
-def _timed_as(rule: str, settings: Mapping[str, Any], blocks: str) -> str:
-    """The key of a rule's selection among a profile's costs (``space.Candidate.timed_as``)."""
-    name = rule.partition(":")[0]
-    options = {"adaptive": "landmarks", "chunked": "chunk_n", "stride": "r_row"}
-    if name not in options:
-        return ""
-    return f"{name} {options[name]}={settings[options[name]]} {blocks}"
-
-
-def _worst_place(results: Results, rule: str, length: int) -> float:
-    ratios = []
-    for place in PLACES:
-        _, right, full = results.counts(rule, length, results.solved(length, place), place)
-        ratios.append(paired_ratio(right, full)[0])
-    known = [ratio for ratio in ratios if not math.isnan(ratio)]
-    return min(known) if known else math.nan

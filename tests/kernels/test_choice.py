@@ -143,23 +143,33 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
             assert cuda_library.selection(op)(torch.zeros(1, dtype=dtype), 1, 2) == (name, 3)
 
 
+TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5
+DISPATCHED = {
+    "block_sparse_attention": ("attention", "eager", (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128)),
+    "select_adaptive": ("adaptive", "eager_adaptive", (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2)),
+}
+
+
+@pytest.mark.parametrize("op", DISPATCHED)
 @pytest.mark.parametrize(
-    "kernel, scale, expected",
+    "kernel, sign, expected",
     [
-        pytest.param("cuda_sm90", 0.1, "library", id="native"),
-        pytest.param("cuda_sm90", -0.1, "pytorch", id="scale below zero"),
-        pytest.param("triton", 0.1, "triton", id="triton"),
-        pytest.param("pytorch", 0.1, "pytorch", id="pytorch"),
+        pytest.param("cuda_sm90", 1, "library", id="native"),
+        pytest.param("cuda_sm90", -1, "pytorch", id="scale below zero"),
+        pytest.param("triton", 1, "triton", id="triton"),
+        pytest.param("triton", -1, "pytorch", id="triton, scale below zero"),
+        pytest.param("pytorch", 1, "pytorch", id="pytorch"),
     ],
 )
-def test_adaptive_selection_goes_to_the_kernel_that_fits(kernel, scale, expected, monkeypatch):
+def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, expected, monkeypatch):
+    def says(name):
+        return lambda *arguments: (name, len(arguments))
+
+    module, plain, arguments = DISPATCHED[op]
     monkeypatch.setattr(choice, "choose", lambda call: kernel)
-    monkeypatch.setattr(choice, "library_op", lambda name, op: lambda *arguments: ("library", len(arguments)))
-    pytorch = lambda *arguments: ("pytorch", len(arguments))  # noqa: E731
-    monkeypatch.setattr(cuda_library.eager_adaptive, "select_adaptive", pytorch)
-    triton = types.SimpleNamespace(select_adaptive=lambda *arguments: ("triton", len(arguments)))
-    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton", types.SimpleNamespace(adaptive=triton))
-    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton.adaptive", triton)
-    tensors = [torch.zeros(1, 1, 1, 1, 1)] * 5
-    found = cuda_library.select_adaptive(*tensors, None, scale, 0, 128, 128, 0.2, True, 2)
-    assert found == (expected, 13)
+    monkeypatch.setattr(choice, "library_op", lambda name, of: says("library"))
+    monkeypatch.setattr(getattr(cuda_library, plain), op, says("pytorch"))
+    triton = types.SimpleNamespace(**{op: says("triton")})
+    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.triton.{module}", triton)
+    signed = [sign * x if isinstance(x, float) and x == 0.1 else x for x in arguments]
+    assert getattr(cuda_library, op)(*signed) == (expected, len(arguments))
