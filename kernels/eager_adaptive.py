@@ -99,24 +99,28 @@ class AdaptiveBlocks:
             self.forced = self.forced | (key_block == self.sink[:, None])[:, None, None]
 
     def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
-        """Squared shares summed over the rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
+        """The keys' squared shares summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
         group = self.query.shape[1] // self.key.shape[1]
         members = representatives.shape[2:4]
         flat = representatives.flatten(2, 3).float().transpose(-1, -2)
         log_weights, spreads = (x.repeat_interleave(group, 1)[:, :, None] for x in (log_weights, spreads))
+        numbers = log_weights.clamp(min=0)  # logs, of the keys that exist
         parts = []
         for rows, blocks in self._chunks(flat.shape[-1]):
             query = self.query[:, :, rows].float() * self.scale
             scores = eager.grouped_product(query, flat).unflatten(-1, members)
             half_norm = 0.5 * query.square().sum(-1)[..., None, None]
-            scores = (scores + log_weights + half_norm * spreads).logsumexp(-2)
+            boosts = torch.minimum(half_norm * spreads, numbers)
+            scores = scores + log_weights + boosts  # [B, Hq, rows, members, n_key_blocks]
             forced = self.forced[:, :, blocks].repeat_interleave(self.block_q, 2)[:, :, : query.shape[2]]
-            scores = scores.masked_fill(forced, -torch.inf)  # [B, Hq, rows, n_key_blocks]
-            total = torch.logaddexp(scores.logsumexp(-1), self._forced_log_sum(query, blocks))
-            shares = torch.where(total[..., None] > -torch.inf, torch.exp(scores - total[..., None]), 0)
+            scores = scores.masked_fill(forced[..., None, :], -torch.inf)
+            total = torch.logaddexp(scores.logsumexp((-1, -2)), self._forced_log_sum(query, blocks))
+            total = total[..., None, None]
+            squares = torch.exp(2 * (scores - total) + (2 * boosts - numbers).clamp(max=0)).sum(-2)
+            squares = torch.where(total[..., 0] > -torch.inf, squares, 0)
             missing = -query.shape[2] % self.block_q
-            shares = torch.nn.functional.pad(shares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
-            parts.append(shares.square().sum(3))
+            squares = torch.nn.functional.pad(squares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
+            parts.append(squares.sum(3))
         shape = (*self.query.shape[:2], 0, self.n_key_blocks)
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
 

@@ -58,9 +58,12 @@ def squared_shares(
     keep_sink: bool,
     window_slashes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Per block, the rows' squared estimated shares, summed: float64 [B, Hq, n_query_blocks, n_key_blocks].
+    """Per block, the keys' squared estimated shares, summed over rows: float64 [B, Hq, n_query_blocks, n_key_blocks].
 
     And bool of the same shape: the block is forced. A forced block is scored exactly and has no share here.
+    A representative of n keys with spread s stands for scores of a normal distribution of variance |q|^2 s: their
+    mean exponential is exp(variance / 2) times that of the mean, but n keys cannot have more than n; and their
+    squares sum to exp(variance) / n of their sum's square, but not to more than all of it.
     """
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
@@ -89,21 +92,18 @@ def squared_shares(
                 q = scale * query[b, h, rows].double()
                 exact = (q @ key[b, h // group].double().nan_to_num().T).masked_fill(~visible, -torch.inf)
                 half_norm = 0.5 * q.square().sum(-1)
-                estimated = [
-                    torch.logsumexp(
-                        q @ representatives[b, h // group, :, j].double().T
-                        + log_weights[b, h // group, :, j].double()
-                        + half_norm[:, None] * spreads[b, h // group, :, j].double(),
-                        -1,
-                    )
-                    for j in far
-                ]
                 if not far:
                     continue
-                scores = torch.stack(estimated, -1)  # [rows, far]
-                total = torch.logsumexp(torch.cat((scores, exact), -1), -1, keepdim=True)
+                stand_ins = representatives[b, h // group][:, far].double()  # [members, far, D]
+                weight = log_weights[b, h // group][:, far].double()
+                number = weight.clamp(min=0)  # log of the keys that exist
+                spread = spreads[b, h // group][:, far].double()
+                boost = torch.minimum(half_norm[:, None, None] * spread, number)  # [rows, members, far]
+                scores = torch.einsum("rd,mfd->rmf", q, stand_ins) + weight + boost
+                unequal = (2 * boost - number).clamp(max=0).exp()  # sum of squares by square of the sum
+                total = torch.logsumexp(torch.cat((scores.flatten(1), exact), -1), -1)[:, None, None]
                 shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
-                squares[b, h, i, far] = shares.square().sum(0)
+                squares[b, h, i, far] = (unequal * shares.square()).sum((0, 1))
     return squares, forced
 
 
@@ -122,7 +122,7 @@ def select_adaptive(
     keep_sink: bool,
     window_slashes: int,
 ) -> Tensor:
-    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the rows' shares reach tau in their 2-norm."""
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the block of attention reaches tau in its 2-norm."""
     squares, forced = squared_shares(
         query,
         key,

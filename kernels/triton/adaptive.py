@@ -2,8 +2,9 @@
 
 The selection scores a tile of query rows against one representative of many key blocks at a time, so that
 the sum over a block's representatives runs in registers: no product is reduced across columns. A row's
-shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block) and
-a second kernel turns them into bits. Query blocks come in groups whose numbers fit in ``SCRATCH_BYTES``.
+shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block), the
+2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks come in groups whose
+numbers fit in ``SCRATCH_BYTES``.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _score_blocks(
     landmarks,  # int32 [B, Hkv, n]: how many the block has
     key_segment,
     sinks,  # int32 [B|1]: the forced first block; n for none
-    log_sums,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
+    log_norms,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
     totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
     q_batch,
     q_head,
@@ -208,9 +209,12 @@ def _score_blocks(
             other=0.0,
         )
         mean_scores = tl.dot(q, means, input_precision=PRECISION) * scale_log2
-        mean_scores = mean_scores + norm[:, None] * spread[None, :] + weight[None, :]
+        number = tl.maximum(weight, 0.0)[None, :]  # log of the keys that the mean stands for, if any
+        boost = tl.minimum(norm[:, None] * spread[None, :], number)
+        mean_scores = mean_scores + boost + weight[None, :]
         block_highest = tl.maximum(mean_scores, LOWEST)
         block_total = tl.exp2(mean_scores - block_highest)
+        block_squares = block_total * block_total * tl.exp2(tl.minimum(2 * boost - number, 0.0))
         for first_mark in range(1, members, GROUP):
             mark = first_mark + column // TILE_BLOCKS
             marked = tl.load(
@@ -222,11 +226,14 @@ def _score_blocks(
             scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
             grouped = tl.reshape(scores, (BLOCK_Q, GROUP, TILE_BLOCKS))
             higher_block = tl.maximum(block_highest, tl.max(grouped, 1))
-            block_total = block_total * tl.exp2(block_highest - higher_block)
-            block_total += tl.sum(tl.exp2(grouped - higher_block[:, None, :]), 1)
+            lower = tl.exp2(block_highest - higher_block)
+            masses = tl.exp2(grouped - higher_block[:, None, :])
+            block_total = block_total * lower + tl.sum(masses, 1)
+            block_squares = block_squares * (lower * lower) + tl.sum(masses * masses, 1)
             block_highest = higher_block
+        log_norm = block_highest + 0.5 * tl.log2(block_squares)
+        tl.store(log_norms + slot[:, None] * n + block[None, :], log_norm, mask=(block < end)[None, :])
         log_sum = block_highest + tl.log2(block_total)
-        tl.store(log_sums + slot[:, None] * n + block[None, :], log_sum, mask=(block < end)[None, :])
         higher = tl.maximum(highest, tl.max(log_sum, 1))
         offset = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(highest - offset) + tl.sum(tl.exp2(log_sum - offset[:, None]), 1)
@@ -236,7 +243,7 @@ def _score_blocks(
 
 @triton.jit
 def _write_bits(
-    log_sums,
+    log_norms,
     totals,
     visible,  # int8 [B|1, n]: the block holds a valid key
     sinks,
@@ -268,12 +275,12 @@ def _write_bits(
         slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
         total = tl.load(totals + slot)
         seen = total != float("-inf")
-        log_sum = tl.load(
-            log_sums + slot[:, None] * n + block[None, :],
+        log_norm = tl.load(
+            log_norms + slot[:, None] * n + block[None, :],
             mask=seen[:, None] & (block < end)[None, :],
             other=float("-inf"),
         )
-        share = tl.exp2(log_sum - tl.where(seen, total, 0.0)[:, None])
+        share = tl.exp2(log_norm - tl.where(seen, total, 0.0)[:, None])
         squares = tl.sum(share * share, 0)
     keep = (squares >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
     keep = keep & (block < n) & (block * BLOCK_K <= last)
@@ -342,7 +349,7 @@ def select_adaptive(
     visible, sinks = _visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
     per_block = batch * heads * block_q * n * 4
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
-    log_sums = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
+    log_norms = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
     totals = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
     for first in range(0, n_query_blocks, step):
         count = min(step, n_query_blocks - first)
@@ -355,7 +362,7 @@ def select_adaptive(
             landmarks,
             key_segment,
             sinks,
-            log_sums,
+            log_norms,
             totals,
             *query.stride()[:3],
             *key.stride()[:3],
@@ -385,7 +392,7 @@ def select_adaptive(
             num_stages=2,
         )
         _write_bits[(count, batch * heads, words)](
-            log_sums,
+            log_norms,
             totals,
             visible,
             sinks,

@@ -113,8 +113,8 @@ def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
     scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
     visible = torch.ones(200, 200, dtype=torch.bool).tril()
     mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    by_block = torch.nn.functional.pad(mass, (0, 8)).unflatten(-1, (-1, 16)).sum(-1)
-    exact = torch.nn.functional.pad(by_block, (0, 0, 0, 24)).unflatten(2, (-1, 32)).square().sum(3)
+    by_block = torch.nn.functional.pad(mass, (0, 8)).unflatten(-1, (-1, 16)).square().sum(-1)
+    exact = torch.nn.functional.pad(by_block, (0, 0, 0, 24)).unflatten(2, (-1, 32)).sum(3)
     torch.testing.assert_close(squares, exact.masked_fill(forced, 0), rtol=1e-5, atol=1e-9)
 
 
@@ -217,6 +217,25 @@ def test_one_row_that_looks_for_a_block_is_enough_to_keep_it():
     expected = kept(query)
     assert expected[row // 128, needle // 128]
     assert expected.sum() == 8 + 7 + 6 + 1  # diagonals, sink, and this block
+
+
+def test_a_block_that_every_key_of_which_gets_the_same_is_left_to_its_mean():
+    """However much attention it gets: nothing is lost if its mean stands for it."""
+    torch.manual_seed(0)
+    key, query = torch.randn(1, 1, 1024, 64), torch.randn(1, 1, 1024, 64)
+    query[..., 0] = 8.0
+    key[..., 0] = 0.0
+    key[:, :, 256:384] = 0.0
+    key[:, :, 256:384, 0] = 16.0  # two orders of magnitude more than any other block has
+    terms = ops.block_representatives(key)
+    arguments = (query, key, *terms, None, 64**-0.5, 0, 128, 128)
+    squares, _ = reference_adaptive.squared_shares(*arguments, True, 2)
+    assert torch.allclose(squares[0, 0, 4:, 2], squares.new_tensor(128 / 128), rtol=1e-3)
+    # 128 rows give each of 128 keys 1 / 128: a 2-norm of 1. Were it one key, it would be sqrt(128).
+    key[:, :, 257:384, 0] = 0.0
+    terms = ops.block_representatives(key)
+    squares, _ = reference_adaptive.squared_shares(query, key, *terms, *arguments[5:], True, 2)
+    assert (squares[0, 0, 4:, 2] > 100).all()
 
 
 def test_the_ops_defaults_are_the_settings_that_were_chosen():

@@ -13,8 +13,8 @@ namespace {
 
 using namespace sampleattn;
 
-// Memory for the masses of two rounds. Prompts of over a million tokens get fewer thread blocks instead of more.
-constexpr int64_t kMassBytes = int64_t(1280) << 20;
+// Memory for the squares of two rounds. Prompts of over a million tokens get fewer thread blocks instead of more.
+constexpr int64_t kSquareBytes = int64_t(1280) << 20;
 constexpr int64_t kQuadWords = 2 * 512;  // two items of two tiles of 128 rows, two rows a word, four blocks
 
 Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream_t stream) {
@@ -76,14 +76,14 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
   if (args.item_count == 0) return block_mask;
 
-  int64_t const mass_words = args.quad_count * kQuadWords;
-  int64_t const affordable = std::max<int64_t>(kMassBytes / (4 * std::max<int64_t>(mass_words, 1)), 1);
+  int64_t const square_words = args.quad_count * kQuadWords;
+  int64_t const affordable = std::max<int64_t>(kSquareBytes / (4 * std::max<int64_t>(square_words, 1)), 1);
   int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
   int64_t const visible_words = (int64_t(args.visibilities()) * args.n() + 3) / 4;
-  Tensor const memory = workspace(query, thread_blocks * mass_words + args.visibilities() + visible_words);
+  Tensor const memory = workspace(query, thread_blocks * square_words + args.visibilities() + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
-  args.masses = reinterpret_cast<uint32_t*>(position);
-  args.sinks = position += thread_blocks * mass_words;
+  args.squares = reinterpret_cast<uint32_t*>(position);
+  args.sinks = position += thread_blocks * square_words;
   args.visible = reinterpret_cast<uint8_t*>(position + args.visibilities());
   args.visible_stride = args.visibilities() > 1 ? args.n() : 0;
 

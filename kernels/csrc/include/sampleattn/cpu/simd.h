@@ -34,6 +34,7 @@ inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 inline Vec splat(float x) { return x - Vec{}; }  // not x + Vec{}, which turns -0 into 0 and so is an addition
 inline IntVec splat(int32_t x) { return IntVec{} + x; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
 template <int... I>
 inline IntVec iota(std::integer_sequence<int, I...>) {

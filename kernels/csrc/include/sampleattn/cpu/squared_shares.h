@@ -17,16 +17,25 @@ struct MemberTerms {
   const float* forced_maximum;
   const float* forced_sum;
   int64_t n_forced;
+
+  // What a representative's spread adds to its score, at most what the keys that it stands for can.
+  Vec boost(int64_t at) const {
+    return min(load(half_spreads + at) * query_norm, max(load(log2_weights + at), splat(0.0f)));
+  }
+  // By what the squares of these keys' exponentials sum to less than the square of their sum; a logarithm.
+  Vec unequal(int64_t at) const {
+    return min(boost(at) * 2.0f - max(load(log2_weights + at), splat(0.0f)), splat(0.0f));
+  }
 };
 
-// scores: member m's at scores + m * stride. Both passes run along the columns, so no sum crosses lanes until the end.
+// scores: member m's at scores + m * stride. All passes run along the columns, so no sum crosses lanes until the end.
 inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms, float* squares) {
   Vec highest = splat(-kInf);
   for (int64_t m = 0; m < terms.members; ++m) {
     float* row = scores + m * stride;
     for (int64_t j = 0; j < terms.end; j += kLanes) {
       const int64_t at = m * terms.columns + j;
-      const Vec weighted = load(row + j) + load(terms.log2_weights + at) + load(terms.half_spreads + at) * terms.query_norm;
+      const Vec weighted = load(row + j) + load(terms.log2_weights + at) + terms.boost(at);
       const Vec score = iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
       store(row + j, score);
       highest = max(score, highest);
@@ -43,17 +52,17 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
   }
   Vec sum{};
   for (int64_t j = 0; j < terms.end; j += kLanes) {
-    Vec mass{};
+    Vec square{};
     for (int64_t m = 0; m < terms.members; ++m) {
-      mass += exp2_nonpositive(load(scores + m * stride + j) - splat(reference));
+      const Vec mass = exp2_nonpositive(load(scores + m * stride + j) - splat(reference));
+      square += mass * mass * exp2_nonpositive(terms.unequal(m * terms.columns + j));
+      sum += mass;
     }
-    store(scores + j, mass);
-    sum += mass;
+    store(scores + j, square);
   }
-  const Vec factor = splat(1.0f / (total + reduce_sum(sum)));
+  const float factor = 1.0f / (total + reduce_sum(sum));
   for (int64_t j = 0; j < terms.end; j += kLanes) {
-    const Vec share = load(scores + j) * factor;
-    store(squares + j, share * share + load(squares + j));
+    store(squares + j, load(scores + j) * (factor * factor) + load(squares + j));
   }
 }
 

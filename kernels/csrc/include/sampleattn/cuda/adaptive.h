@@ -36,7 +36,7 @@ struct Arguments {
   int32_t* sinks;    // [B|1]: the first block with a key that may be seen; n if none is or it is not forced
   uint8_t* visible;  // [B|1, n]: the block has such a key
   int visible_stride;
-  uint32_t* masses;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/masses.h
+  uint32_t* squares;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/squares.h
 
   constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }

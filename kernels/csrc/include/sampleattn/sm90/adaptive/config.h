@@ -43,7 +43,7 @@ struct SharedStorage {
   Item item[2];
   float2 inverse_total[2][2][8][8];  // of tile, warp, and its row and the one eight further down
   Barrier query_barrier[2];
-  Barrier masses_barrier[2];  // only `full`: the writers give back the queries' place, and the masses' with it
+  Barrier squares_barrier[2];  // only `full`: the writers give back the queries' place, and the squares' with it
   Barrier key_barrier[C::kStages];
 };
 

@@ -1,19 +1,19 @@
-// A consumer warp group: 64 rows of one query tile. Every row's mass in each key block is kept, relative to an offset of
-// the row, until the row's total is known; the writers turn masses into bits.
+// A consumer warp group: 64 rows of one query tile. Of every row and key block the squares of its keys' exponentials are
+// kept, summed and relative to an offset of the row, until the row's total is known; the writers turn them into bits.
 //
 // A representative's column lies where the scores of one block end up in one thread: column 8 g + 2 c + p of a quad of
 // blocks is member 2 g + p of block c, and lane c of a row's four lanes holds it (the tensor map's box has that order).
 #pragma once
 
 #include "sampleattn/cuda/softmax.h"
-#include "sampleattn/sm90/adaptive/masses.h"
+#include "sampleattn/sm90/adaptive/squares.h"
 #include "sampleattn/sm90/notes.h"
 #include "sampleattn/sm90/products.h"
 
 namespace sampleattn::sm90::adaptive {
 
-// A mass above this could overflow a row's total: the row gets a new offset.
-constexpr float kLargestMass = 0x1p90f;
+// The square of a mass above this could overflow: the row gets a new offset.
+constexpr float kLargestMass = 0x1p60f;
 
 template <class C>
 struct Consumer {
@@ -43,8 +43,8 @@ struct Consumer {
   CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }
   CUTE_DEVICE bool forced(int block) const { return block >= end || block == sink; }
 
-  CUTE_DEVICE uint32_t* masses(int quad) const {
-    return masses_of(args, query_stage.index, quad, consumer / 2, warp()) + lane();
+  CUTE_DEVICE uint32_t* squares(int quad) const {
+    return squares_of(args, query_stage.index, quad, consumer / 2, warp()) + lane();
   }
 
   CUTE_DEVICE void run() {
@@ -175,8 +175,17 @@ struct Consumer {
 
   // What the estimate of this thread's block of a quad needs beside its scores.
   struct Terms {
-    float weight;  // log of how many keys the mean stands for
+    float weight;  // log of how many keys the mean stands for; -inf for none
     float spread;
+
+    CUTE_DEVICE float number() const { return fmaxf(weight, 0.f) * sampleattn::adaptive::kLog2E; }
+  };
+
+  // A row's estimated attention to a block: its mass, and what the squares of its keys' exponentials sum to.
+  struct Estimate {
+    float mass, squares;
+
+    CUTE_DEVICE Estimate only_if(bool counts) const { return {counts ? mass : 0.f, counts ? squares : 0.f}; }
   };
 
   CUTE_DEVICE int64_t term_place(int member, int block) const {
@@ -192,26 +201,40 @@ struct Consumer {
     return {__ldg(args.log_weights + term_place(0, block)), __ldg(args.spreads + term_place(0, block))};
   }
 
-  // What the mean's score grows by: how many keys it stands for, and how far they spread.
-  CUTE_DEVICE float mean_term(Terms const& terms, int r) const {
-    return fmaf(half_norm[r], terms.spread, terms.weight * sampleattn::adaptive::kLog2E);
+  // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
+  CUTE_DEVICE float boost(Terms const& terms, int r) const {
+    return fminf(half_norm[r] * terms.spread, terms.number());
   }
 
-  // A row's mass in this thread's block of a quad, relative to the row's offset.
+  // And with it by how many they are.
+  CUTE_DEVICE float mean_term(Terms const& terms, int r) const {
+    return fmaf(terms.weight, sampleattn::adaptive::kLog2E, boost(terms, r));
+  }
+
+  // A row's attention to this thread's block of a quad, relative to the row's offset.
   template <class Rows>
-  CUTE_DEVICE float mass(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
-    float const mean = mean_term(terms, r) - zero;
+  CUTE_DEVICE Estimate estimate(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
     int const first = quad * C::kMembers;
-    float sum = exp2_approximate(fmaf(rows(r, first), args.scale_log2, mean)), other = 0.f;
+    float const mean = exp2_approximate(fmaf(rows(r, first), args.scale_log2, mean_term(terms, r) - zero));
+    // The keys that the mean stands for share its mass, the less equally the further they spread.
+    float const unequal = exp2_approximate(fminf(2.f * boost(terms, r) - terms.number(), 0.f));
+    Estimate found{mean, mean * mean * unequal};
+    float other = 0.f, other_squares = 0.f;
     CUTE_UNROLL
     for (int member = 1; member < C::kMembers; ++member) {
       float const term = exp2_approximate(fmaf(rows(r, first + member), args.scale_log2, -zero));
-      if (member % 2) other += term; else sum += term;
+      if (member % 2) {
+        other += term;
+        other_squares = fmaf(term, term, other_squares);
+      } else {
+        found.mass += term;
+        found.squares = fmaf(term, term, found.squares);
+      }
     }
-    return sum + other;
+    return {found.mass + other, found.squares + other_squares};
   }
 
-  // Adds the estimated masses of a tile of blocks to the rows' totals, and stores them.
+  // Adds the estimated masses of a tile of blocks to the rows' totals, and stores the squares.
   // ahead: terms of the first quads.
   CUTE_DEVICE void add_estimates(Scores& scores, Terms (&ahead)[C::kAhead], int first_block) {
     auto rows = as_rows(scores);
@@ -224,18 +247,17 @@ struct Consumer {
       bool const counts = !forced(block);
       Terms const terms = ahead[quad % C::kAhead];
       if (quad + C::kAhead < C::kQuads) ahead[quad % C::kAhead] = read_terms(block + 4 * C::kAhead);
-      float found[2];
+      Estimate found[2];
       bool fits = true;
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
-        float const value = mass(rows, terms, quad, r, offset[r]);
-        found[r] = counts ? value : 0.f;
-        fits = fits && found[r] <= kLargestMass;  // not so for NaN
+        found[r] = estimate(rows, terms, quad, r, offset[r]).only_if(counts);
+        fits = fits && found[r].mass <= kLargestMass;  // not so for NaN
       }
       if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
       CUTE_UNROLL
-      for (int r = 0; r < 2; ++r) total[r] += found[r];
-      if (group * 4 < end) __stcg(masses(group), pack_masses(found[0], found[1]));
+      for (int r = 0; r < 2; ++r) total[r] += found[r].mass;
+      if (group * 4 < end) __stcg(squares(group), pack_squares(found[0].squares, found[1].squares));
     }
   }
 
@@ -263,7 +285,7 @@ struct Consumer {
   // The rows have no offset yet, or scores far above it: the highest score of a quad becomes the offset.
   template <class Rows>
   CUTE_DEVICE void raise_offsets(Rows const& rows, Terms const& terms, int quad, int group, bool counts,
-                                 float (&found)[2]) {
+                                 Estimate (&found)[2]) {
     float factor[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
@@ -274,17 +296,16 @@ struct Consumer {
         highest = fmaxf(highest, rows(r, first + member) * args.scale_log2);
       }
       factor[r] = move_offset(r, quad_max(counts ? highest : -INFINITY));
-      float const value = mass(rows, terms, quad, r, finite_offset(r));
-      found[r] = counts ? value : 0.f;
+      found[r] = estimate(rows, terms, quad, r, finite_offset(r)).only_if(counts);
     }
     for (int before = 0; before < group; ++before) {
-      uint32_t* place = masses(before);
+      uint32_t* place = squares(before);
       uint32_t const packed = __ldcg(place);
-      __stcg(place, pack_masses(low_mass(packed) * factor[0], high_mass(packed) * factor[1]));
+      __stcg(place, pack_squares(low_square(packed) * factor[0] * factor[0], high_square(packed) * factor[1] * factor[1]));
     }
   }
 
-  // The masses are complete, and so are the totals. Every lane that writes one says so itself.
+  // The squares are complete, and so are the totals. Every lane that writes one says so itself.
   CUTE_DEVICE void hand_over(int first_row) {
     float inverse[2];
     CUTE_UNROLL
@@ -296,7 +317,7 @@ struct Consumer {
     __syncwarp();
     if (column_lane() != 0) return;
     shared.inverse_total[query_stage.index][consumer / 2][warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
-    TransactionBarrier::arrive(&shared.masses_barrier[query_stage.index].full);
+    TransactionBarrier::arrive(&shared.squares_barrier[query_stage.index].full);
   }
 };
 

@@ -1,7 +1,7 @@
-// The writers: warps that turn an item's masses into bits while the consumers work on the next item.
+// The writers: warps that turn an item's squares into bits while the consumers work on the next item.
 #pragma once
 
-#include "sampleattn/sm90/adaptive/masses.h"
+#include "sampleattn/sm90/adaptive/squares.h"
 
 namespace sampleattn::sm90::adaptive {
 
@@ -16,7 +16,7 @@ struct Writer {
     int const first_word = threadIdx.x / 32 - 1;
     for (int round = 0; item_of_round(round, blockIdx.x, gridDim.x) < args.item_count; ++round) {
       int const slot = round % 2;
-      wait_full(shared.masses_barrier[slot], round / 2 % 2);
+      wait_full(shared.squares_barrier[slot], round / 2 % 2);
       for (int i = 0; i < 2; ++i) {
         if (shared.item[slot].tile[i].row >= args.q_len) continue;
         for (int word = first_word; word < args.mask_words; word += C::kWriters) write_word(slot, i, word);
@@ -43,18 +43,18 @@ struct Writer {
 
   // Four bits: the squared shares of the tile's rows in each block of the quad sum to tau squared.
   CUTE_DEVICE uint32_t kept_of(int slot, int i, int quad) const {
-    uint32_t const* masses = masses_of(args, slot, quad, i, 0) + lane();
-    float squares = 0.f;
+    uint32_t const* squares = squares_of(args, slot, quad, i, 0) + lane();
+    float sum = 0.f;
     CUTE_UNROLL
     for (int warp = 0; warp < 8; ++warp) {
-      uint32_t const packed = __ldcg(masses + warp * 32);
+      uint32_t const packed = __ldcg(squares + warp * 32);
+      // One factor after the other: the square of a large total's inverse is no float.
       float2 const scale = shared.inverse_total[slot][i][warp][lane() / 4];
-      float const low = low_mass(packed) * scale.x, high = high_mass(packed) * scale.y;
-      squares = fmaf(low, low, fmaf(high, high, squares));
+      sum = fmaf(low_square(packed) * scale.x, scale.x, fmaf(high_square(packed) * scale.y, scale.y, sum));
     }
     CUTE_UNROLL
-    for (int step = 4; step < 32; step *= 2) squares += __shfl_xor_sync(0xffffffffu, squares, step);
-    return __ballot_sync(0xffffffffu, squares >= args.tau_squared) & 0xfu;
+    for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    return __ballot_sync(0xffffffffu, sum >= args.tau_squared) & 0xfu;
   }
 };
 
