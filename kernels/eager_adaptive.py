@@ -99,7 +99,7 @@ class AdaptiveBlocks:
             self.forced = self.forced | (key_block == self.sink[:, None])[:, None, None]
 
     def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
-        """The keys' squared shares summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
+        """Squared shares of keys, summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
         group = self.query.shape[1] // self.key.shape[1]
         members = representatives.shape[2:4]
         flat = representatives.flatten(2, 3).float().transpose(-1, -2)

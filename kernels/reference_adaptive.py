@@ -58,12 +58,13 @@ def squared_shares(
     keep_sink: bool,
     window_slashes: int,
 ) -> tuple[Tensor, Tensor]:
-    """Per block, the keys' squared estimated shares, summed over rows: float64 [B, Hq, n_query_blocks, n_key_blocks].
+    """Per block, its keys' squared estimated shares, summed over keys and rows.
 
-    And bool of the same shape: the block is forced. A forced block is scored exactly and has no share here.
-    A representative of n keys with spread s stands for scores of a normal distribution of variance |q|^2 s: their
-    mean exponential is exp(variance / 2) times that of the mean, but n keys cannot have more than n; and their
-    squares sum to exp(variance) / n of their sum's square, but not to more than all of it.
+    float64 [B, Hq, n_query_blocks, n_key_blocks], and bool of the same shape: the block is forced. A forced
+    block is scored exactly and has no share here. A representative of n keys with spread s stands for scores
+    of a normal distribution of variance |q|^2 s: their mean exponential is exp(variance / 2) times that of
+    the mean, but of n keys at most n times; and their squares sum to exp(variance) / n of their sum's square,
+    but to no more than all of it.
     """
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
@@ -122,7 +123,7 @@ def select_adaptive(
     keep_sink: bool,
     window_slashes: int,
 ) -> Tensor:
-    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the block of attention reaches tau in its 2-norm."""
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it reaches tau in its 2-norm."""
     squares, forced = squared_shares(
         query,
         key,

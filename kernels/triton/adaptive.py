@@ -2,9 +2,9 @@
 
 The selection scores a tile of query rows against one representative of many key blocks at a time, so that
 the sum over a block's representatives runs in registers: no product is reduced across columns. A row's
-shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block), the
-2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks come in groups whose
-numbers fit in ``SCRATCH_BYTES``.
+shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block),
+the 2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks come in groups
+whose numbers fit in ``SCRATCH_BYTES``.
 """
 
 from __future__ import annotations
