@@ -123,7 +123,7 @@ def select_adaptive(
     keep_sink: bool,
     window_slashes: int,
 ) -> Tensor:
-    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it reaches tau in its 2-norm."""
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau."""
     squares, forced = squared_shares(
         query,
         key,
