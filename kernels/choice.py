@@ -29,7 +29,9 @@ CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
 _SELECTION = ("sample_scores", "select_blocks", "block_representatives", "select_adaptive")
-_ALL = (*_SELECTION, *_ATTENTION)
+# What ``block_mean_attention`` adds to the output of block_sparse_attention.
+_MEANS = ("add_block_means",)
+_ALL = (*_SELECTION, *_ATTENTION, *_MEANS)
 Capability = tuple[int, int]
 
 

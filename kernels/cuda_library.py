@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import choice, eager, eager_adaptive
+from . import choice, eager, eager_adaptive, eager_means
 from .choice import Call
 
 
@@ -72,6 +72,26 @@ def block_sparse_attention(
         block_q,
         block_k,
     )
+
+
+def add_block_means_(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+) -> None:
+    """``eager_means.add_block_means_`` on CUDA tensors."""
+    dims = query.shape[-1], value.shape[-1]
+    call = Call("add_block_means", query.device, query.dtype, dims, block_q, block_k)
+    add = _implementation(call, "means", eager_means.add_block_means_, scale)
+    add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k)
 
 
 # Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first

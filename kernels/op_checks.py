@@ -68,6 +68,22 @@ def check_block_sparse_attention(
     checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
 
 
+def check_block_mean_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    block_q: int,
+    block_k: int,
+) -> None:
+    op = "block_mean_attention"
+    checks.check_qkv(op, query, key, value)
+    checks.check_block_size(op, block_q=block_q, block_k=block_k)
+    checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
+    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
+
+
 def check_attention_mass(
     query: Tensor,
     key: Tensor,

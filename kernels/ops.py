@@ -31,6 +31,8 @@ __all__ = [
     "mask_blocks_op",
     "block_sparse_attention",
     "block_sparse_attention_op",
+    "block_mean_attention",
+    "block_mean_attention_op",
     "attention_mass",
     "attention_mass_op",
     "block_representatives",
@@ -57,6 +59,7 @@ sample_scores_op = torch.ops.sampleattn.sample_scores.default
 select_blocks_op = torch.ops.sampleattn.select_blocks.default
 mask_blocks_op = torch.ops.sampleattn.mask_blocks.default
 block_sparse_attention_op = torch.ops.sampleattn.block_sparse_attention.default
+block_mean_attention_op = torch.ops.sampleattn.block_mean_attention.default
 attention_mass_op = torch.ops.sampleattn.attention_mass.default
 block_representatives_op = torch.ops.sampleattn.block_representatives.default
 select_adaptive_op = torch.ops.sampleattn.select_adaptive.default
@@ -196,6 +199,32 @@ def block_sparse_attention(
         window,
         block_q,
         block_k,
+    )
+
+
+def block_mean_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    *,
+    key_segment: Tensor | None = None,
+    scale: float | None = None,
+    q_offset: int = 0,
+    block_q: int = 128,
+    block_k: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention over the kept blocks, exactly, and over the dropped ones by their mean key and value.
+
+    Arguments and results as in :func:`block_sparse_attention`, ``lse`` that of both parts. Dropped are blocks
+    whose bit is not set and whose keys all rows of the query block may see; a block that causality cuts is
+    left out if its bit is not set. Source: docs/accuracy.md. No backward. Raises ValueError for arguments
+    that do not fit.
+    """
+    op_checks.check_block_mean_attention(query, key, value, block_mask, key_segment, block_q, block_k)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return block_mean_attention_op(
+        query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import cuda_library, eager, eager_adaptive, op_checks
+from . import cuda_library, eager, eager_adaptive, mean_attention, op_checks
 from .shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
@@ -29,6 +29,9 @@ SCHEMAS = {
     "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
     "Tensor? query_segment, Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, "
     "int block_q, int block_k) -> (Tensor out, Tensor lse)",
+    "block_mean_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
+    "Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k) -> "
+    "(Tensor out, Tensor lse)",
     "attention_mass": "(Tensor query, Tensor key, Tensor block_mask, Tensor? key_segment, float scale, "
     "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
     "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
@@ -127,6 +130,16 @@ def _block_sparse_attention_fake(
     op_checks.check_block_sparse_attention(
         query, key, value, block_mask, query_segment, key_segment, block_q, block_k
     )
+    return _attention_outputs(query, value)
+
+
+@_fake("block_mean_attention")
+def _block_mean_attention_fake(query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k):
+    op_checks.check_block_mean_attention(query, key, value, block_mask, key_segment, block_q, block_k)
+    return _attention_outputs(query, value)
+
+
+def _attention_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, q_len, _ = query.shape
     out = query.new_empty((batch, q_len, heads, value.shape[3])).transpose(1, 2)
     return out, query.new_empty((batch, heads, q_len), dtype=torch.float32)
@@ -184,15 +197,19 @@ def _select_adaptive_fake(
     return query.new_empty(shape, dtype=torch.int32)
 
 
-def _no_backward(ctx: object, *grads: Tensor) -> None:
-    raise NotImplementedError(
-        "sampleattn.block_sparse_attention has no backward: it serves inference, run it under torch.no_grad()"
-    )
+def _refuse_backward(name: str) -> None:
+    def no_backward(ctx: object, *grads: Tensor) -> None:
+        raise NotImplementedError(
+            f"{NAMESPACE}.{name} has no backward: it serves inference, run it under torch.no_grad()"
+        )
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", no_backward, lib=_library)
 
 
 for _name in SCHEMAS:
-    _module = eager if hasattr(eager, _name) else eager_adaptive
+    _module = next(m for m in (eager, eager_adaptive, mean_attention) if hasattr(m, _name))
     implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
-torch.library.register_autograd(f"{NAMESPACE}::block_sparse_attention", _no_backward, lib=_library)
+_refuse_backward("block_sparse_attention")
+_refuse_backward("block_mean_attention")
 HAS_CPU_LIBRARY = load_cpu_library()
 cuda_library.register(implement)

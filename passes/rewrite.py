@@ -8,10 +8,12 @@ Sampled, before and after::
     %bits = sampleattn.select_blocks(%scores[0], %scores[1], %key_segment, q_len, k_len, q_offset, ...)
     %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
 
-With method "adaptive" the bits come from every row instead of sampled ones::
+With method "adaptive" the bits come from every row instead of sampled ones, and blocks that were dropped are
+taken by their means::
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
     %bits = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, scale, ...)
+    %attention = sampleattn.block_mean_attention(%q, %k, %v, %bits, %key_segment, scale, ...)
 
 What computed the mask and the repeated heads has no reader any more; ``dead_code`` removes it.
 """
@@ -104,7 +106,7 @@ class _Writer:
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
 
     def sampled(self) -> fx.Node:
-        """The ops that choose blocks, then block_sparse_attention."""
+        """The ops that choose blocks, then attention over them and, as the method says, over means."""
         if self.config.method == "adaptive":
             block_mask, rows = self._adaptive()
         else:
@@ -117,7 +119,7 @@ class _Writer:
             self.stats = emit_stats(
                 self.emitter, block_mask, allowed, (site.query, site.key, block_mask, *measured)
             )
-        return self._attention(block_mask)
+        return self._mean_attention(block_mask) if self.config.means_dropped else self._attention(block_mask)
 
     def _strips(self) -> tuple[fx.Node, tuple[Any, int]]:
         """sample_scores and select_blocks: the index, and chunk_n and sample_rows of what was sampled."""
@@ -235,7 +237,27 @@ class _Writer:
             config.block_q,
             config.block_k,
         )
-        out = self.emitter.item(attention, 0)
+        return self._output_of(attention)
+
+    def _mean_attention(self, block_mask: fx.Node) -> fx.Node:
+        site, config = self.site, self.config
+        attention = self.emitter.function(
+            ops.block_mean_attention_op,
+            site.query,
+            site.key,
+            site.value,
+            block_mask,
+            self._segments()[1],
+            self.scale,
+            self._size(self.mask.causal_offset),
+            config.block_q,
+            config.block_k,
+        )
+        return self._output_of(attention)
+
+    def _output_of(self, attention: fx.Node) -> fx.Node:
+        """The output of an attention op, with what rows that see no key have in the original."""
+        out, mask = self.emitter.item(attention, 0), self.mask
         if mask.may_have_empty_rows and mask.masked_value == "finfo.min":
             return self._mean_in_empty_rows(out, self.emitter.item(attention, 1))
         return out

@@ -179,6 +179,11 @@ class SampleAttentionConfig:
                 )
 
     @property
+    def means_dropped(self) -> bool:
+        """Is a dropped block taken by its mean key and value, instead of not at all?"""
+        return self.method == "adaptive"
+
+    @property
     def rows_of_a_chunk(self) -> int:
         """Rows sampled at the end of each chunk: ``sample_rows``, or as many as a query block holds."""
         return self.sample_rows or self.block_q

@@ -115,7 +115,7 @@ def _select_by_rows(
 
 
 def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
-    """:func:`select`, then block_sparse_attention: out [B, Hq, Sq, Dv], and its stats.
+    """:func:`select`, then the attention of ``config.method``: out [B, Hq, Sq, Dv], and its stats.
 
     The stats are those of ``passes.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The attention must
     have no window.
@@ -123,6 +123,8 @@ def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[
     a, segment = attention, attention.key_segment
     chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
     stats = _stats(a, config, chosen, segment) if config.stats else None
+    if config.means_dropped:
+        return attend_with_means(a, config, chosen.block_mask, segment), stats
     return _attend(a, config, chosen.block_mask, segment), stats
 
 
@@ -130,6 +132,24 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     """block_sparse_attention over exactly the blocks that the mask leaves: out [B, Hq, Sq, Dv]."""
     segment = attention.key_segment
     return _attend(attention, config, _allowed_blocks(attention, config, segment), segment)
+
+
+def attend_with_means(
+    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
+) -> Tensor:
+    """block_mean_attention of an attention without a window: out [B, Hq, Sq, Dv]."""
+    out, _ = ops.block_mean_attention(
+        a.query,
+        a.key,
+        a.value,
+        mask,
+        key_segment=segment,
+        scale=a.scale,
+        q_offset=a.q_offset,
+        block_q=config.block_q,
+        block_k=config.block_k,
+    )
+    return out
 
 
 def _attend(

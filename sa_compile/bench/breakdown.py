@@ -29,6 +29,7 @@ PARTS = {
     "select_adaptive": "selection",
     "mask_blocks": "mask blocks",
     "block_sparse_attention": "attention",
+    "block_mean_attention": "attention",
 }
 REST = "rest"
 
@@ -44,7 +45,7 @@ def split(times: OpTimes, begin: Any, end: Any) -> list[dict[str, float]]:
         layer[REST] += times.milliseconds(last, span.begin)
         layer[PARTS[span.name]] += times.milliseconds(span.begin, span.end)
         last = span.end
-        if span.name == "block_sparse_attention":
+        if PARTS[span.name] == "attention":
             layers.append(layer)
             layer = _empty()
     layer[REST] += times.milliseconds(last, end)

@@ -21,7 +21,7 @@ from sa_compile.kernels import blocks, ops
 Kernel = Callable[..., Any]
 TIMED = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
-    *("mask_blocks", "block_sparse_attention"),
+    *("mask_blocks", "block_sparse_attention", "block_mean_attention"),
 )
 
 
@@ -149,11 +149,15 @@ class _Span:
 
 
 class OpTimes:
-    """Begin and end of every op call of one forward, without waiting for the device in between."""
+    """Begin and end of every op call of one forward, without waiting for the device in between.
+
+    Ops that an op calls itself are part of it and have no span.
+    """
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.spans: list[_Span] = []
+        self._inside = False
 
     def mark(self) -> Any:
         """A point in time: a CUDA event, or seconds on the CPU."""
@@ -166,8 +170,13 @@ class OpTimes:
     def wrapper(self, name: str) -> Callable[[Kernel], Kernel]:
         def wrap(kernel: Kernel) -> Kernel:
             def run(*arguments: Any) -> Any:
-                begin = self.mark()
-                out = kernel(*arguments)
+                if self._inside:
+                    return kernel(*arguments)
+                begin, self._inside = self.mark(), True
+                try:
+                    out = kernel(*arguments)
+                finally:
+                    self._inside = False
                 self.spans.append(_Span(name, begin, self.mark()))
                 return out
 

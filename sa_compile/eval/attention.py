@@ -1,7 +1,7 @@
 """Runs a Hugging Face model with a selection rule in every attention layer's prefill.
 
-The rule's blocks go to the same block-sparse op that compiled models run, so that rules differ in what
-they keep and in nothing else. Decoding (one query row) stays dense.
+The rule's blocks go to the same ops that compiled models run: block-sparse attention, with the means of
+dropped blocks if the rule's method has them. Decoding (one query row) stays dense.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class SparsePrefill:
             self.bounds.append(bound)
         if self.sparsity:
             self.sds.append(exact.sparsity(query, key, scale=scale, q_offset=blocks["q_offset"]))
-        out, _ = ops.block_sparse_attention(query, key, value, mask, scale=scale, **blocks)
+        attention = ops.block_mean_attention if self.rule.means_dropped else ops.block_sparse_attention
+        out, _ = attention(query, key, value, mask, scale=scale, **blocks)
         return out.transpose(1, 2)
 
 

@@ -10,7 +10,7 @@ kernels but ours and a few of torch's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from gpu import attention_cases
@@ -94,7 +94,31 @@ def check_adaptive() -> None:
             print("adaptive", dim, landmarks, "plain" if segment is None else "padded", flush=True)
 
 
-CHECKS = {"attention": check_attention, "sampling": check_sampling, "adaptive": check_adaptive}
+def check_means() -> None:
+    """``block_mean_attention`` at every head dim, padded and not, ragged and after a first chunk."""
+    for dims in CUDA_HEAD_DIMS:
+        for name in ("ragged", "chunked_prefill", "padding", "odd_rows", "no_blocks"):
+            case = CASES[name].with_(head_dim=dims[0], head_dim_v=dims[1])
+            inputs = attention_cases.random_inputs(case, "cpu", seed=sum(dims))
+            out, lse = ops.block_mean_attention_op(*_of_means(on_device(inputs, case)))
+            expected, expected_lse = ops.block_mean_attention_op(*_of_means(inputs.arguments(case)))
+            torch.testing.assert_close(out.cpu(), expected, atol=2e-2, rtol=2e-2, msg=name)
+            torch.testing.assert_close(lse.cpu(), expected_lse, atol=1e-2, rtol=1e-2)
+        print("means", *dims, flush=True)
+
+
+def _of_means(arguments: Sequence) -> tuple:
+    """Those of block_sparse_attention's arguments that block_mean_attention has."""
+    query, key, value, mask, _, segment, scale, _, q_offset, _, block_q, block_k = arguments
+    return query, key, value, mask, segment, scale, q_offset, block_q, block_k
+
+
+CHECKS = {
+    "attention": check_attention,
+    "sampling": check_sampling,
+    "adaptive": check_adaptive,
+    "means": check_means,
+}
 
 
 def main() -> None:

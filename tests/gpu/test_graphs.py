@@ -111,6 +111,20 @@ def test_attention(kernel: str, segments: str, cuda: str) -> None:
         check_replay(lambda: ops.block_sparse_attention_op(*inputs.arguments(case)))
 
 
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+@pytest.mark.parametrize("kernels", [("cuda_sm90", "triton"), ("triton",), ("pytorch",)], ids="-".join)
+def test_attention_with_means(kernels: tuple[str, ...], padded: bool, cuda: str) -> None:
+    if "triton" in kernels:
+        pytest.importorskip("triton")
+    case = BASE.with_(q_len=1000, k_len=1000, batch=2, segments="left_padding" if padded else "none")
+    x = attention_cases.random_inputs(case, cuda, seed=2)
+    with preferring(*kernels):
+        skip_without(kernels[0])
+        check_replay(
+            lambda: ops.block_mean_attention(x.query, x.key, x.value, x.block_mask, key_segment=x.key_segment)
+        )
+
+
 @pytest.mark.parametrize("kernels", [("cuda_sm90", "triton"), ("cuda_sm80", "triton"), ("triton",)], ids=str)
 def test_reduce_overhead_replays_a_models_prefill(kernels: tuple[str, ...], cuda: str) -> None:
     """``mode="reduce-overhead"`` records graphs, skips none, and gives what the default mode gives."""

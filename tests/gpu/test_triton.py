@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
+from torch import Tensor
 
-from sa_compile.kernels import blocks, eager, reference, reference_adaptive
+from sa_compile.kernels import blocks, eager, ops, reference, reference_adaptive
 
 # The interpreter multiplies bfloat16 wrongly, so lengths are small and dtypes are those that it knows.
 ATTENTION = [
@@ -115,3 +119,70 @@ def test_block_representatives_and_select_adaptive(
             near_tau = (squares - tau**2).abs() <= 1e-3 * tau**2
             exact = reference_adaptive.select_adaptive(query, key, *found, *rest)
             assert torch.equal(kept | near_tau, exact | near_tau)
+
+
+MEANS = {
+    "whole_blocks": {},
+    "ragged": {"q_len": 101, "k_len": 101},
+    "second_chunk_of_two_words": {"q_len": 50, "k_len": 650, "q_offset": 597, "block_k": 16},
+    "negative_offset": {"q_len": 90, "k_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
+    "positions_past_the_keys": {"q_len": 150, "k_len": 70},
+    "blocks_wider_than_query_blocks": {"block_q": 16, "block_k": 64, "q_len": 200, "k_len": 200},
+    "everything_dropped": {"density": 0.0},
+    "everything_kept": {"density": 1.0},
+    "shared_mask": {"batch": 2, "shared_mask": True, "heads": 4, "heads_kv": 2},
+    "left_padding": {"segments": "left_padding", "batch": 2, "q_len": 200, "k_len": 200},
+    "right_padding": {"segments": "right_padding", "batch": 2, "q_len": 200, "k_len": 200, "layout": "bshd"},
+}
+
+
+def mean_attention(
+    op: Callable, inputs: attention_cases.Inputs, case: attention_cases.Case
+) -> tuple[Tensor, Tensor]:
+    """What an implementation of block_mean_attention gives for a case."""
+    tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask, inputs.key_segment)
+    return op(*tensors, case.head_dim**-0.5, case.q_offset, case.block_q, case.block_k)
+
+
+def with_triton_means(
+    query: Tensor, key: Tensor, value: Tensor, block_mask: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    """block_mean_attention: PyTorch's attention over kept blocks, and the Triton kernels' means."""
+    from sa_compile.kernels.triton import means
+
+    tensors, (segment, scale, q_offset, *sizes) = (query, key, value, block_mask), rest
+    out, lse = eager.block_sparse_attention(*tensors, None, segment, scale, True, q_offset, 0, *sizes)
+    means.add_block_means(out, lse, *tensors, *rest)
+    return out, lse
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("name", MEANS)
+def test_block_means(name: str, dtype: torch.dtype, triton_device: str) -> None:
+    sizes = {"head_dim": 48, "head_dim_v": 24, "block_q": 32, "block_k": 32, "heads": 2, "heads_kv": 1}
+    lengths = {"q_len": 160, "k_len": 160, "density": 0.4}
+    case = attention_cases.BASE.with_(**{**sizes, **lengths, **MEANS[name], "dtype": dtype})
+    inputs = attention_cases.random_inputs(case, triton_device, seed=5)
+    out, lse = mean_attention(with_triton_means, inputs, case)
+    exact, exact_lse = mean_attention(reference.block_mean_attention, inputs, case)
+    eager_out, _ = mean_attention(ops.block_mean_attention_op, inputs, case)
+    eager_error = attention_cases.relative_error(eager_out, exact)
+    # Means and weights are rounded to the inputs' dtype, which PyTorch's are not.
+    assert attention_cases.relative_error(out, exact) <= 3 * eager_error + 1e-6
+    assert torch.equal(lse == -torch.inf, exact_lse == -torch.inf)
+    torch.testing.assert_close(lse.double(), exact_lse, atol=1e-3, rtol=1e-4)
+
+
+def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
+    """Query block 2 drops key block 0, whose values are NaN, and block 3 keeps it and drops block 1."""
+    from sa_compile.kernels.triton import means
+
+    query, key, value = torch.randn(3, 1, 1, 64, 16, device=triton_device)
+    kept = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=triton_device)
+    kept[0, 0, 2, 0] = kept[0, 0, 3, 1] = False
+    mask = blocks.pack_bits(kept)
+    out, lse = eager.block_sparse_attention(query, key, value, mask, None, None, 0.25, True, 0, 0, 16, 16)
+    value[:, :, :16] = float("nan")
+    means.add_block_means(out, lse, query, key, value, mask, None, 0.25, 0, 16, 16)
+    assert out[:, :, 32:48].isnan().all()
+    assert out[:, :, :32].isfinite().all() and out[:, :, 48:].isfinite().all()

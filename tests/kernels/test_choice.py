@@ -57,6 +57,8 @@ def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16
         pytest.param(Call("sample_scores", DEVICE, torch.float32), {}, "pytorch", id="sampling in fp32"),
         pytest.param(Call("select_blocks", DEVICE), {}, "triton", id="selection"),
         pytest.param(Call("select_blocks", DEVICE), {"triton": False}, "pytorch", id="without triton"),
+        pytest.param(Call("add_block_means", DEVICE, torch.float16, (128, 64)), {}, "triton", id="means"),
+        pytest.param(Call("add_block_means", DEVICE, torch.float32), {}, "pytorch", id="means in fp32"),
         pytest.param(adaptive(), {}, "cuda_sm90", id="adaptive"),
         pytest.param(adaptive(torch.float16, 64, 128, 8), {}, "cuda_sm90", id="adaptive fp16 64"),
         pytest.param(adaptive(head_dim=96), {}, "triton", id="adaptive head dim 96"),
@@ -173,3 +175,23 @@ def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, e
     monkeypatch.setitem(sys.modules, f"sa_compile.kernels.triton.{module}", triton)
     signed = [sign * x if isinstance(x, float) and x == 0.1 else x for x in arguments]
     assert getattr(cuda_library, op)(*signed) == (expected, len(arguments))
+
+
+@pytest.mark.parametrize(
+    "kernel, scale, expected",
+    [("triton", 0.1, "triton"), ("triton", 0.0, "pytorch"), ("pytorch", 0.1, "pytorch")],
+)
+def test_block_means_are_added_by_the_kernel_that_is_preferred(kernel, scale, expected, monkeypatch):
+    called = []
+
+    def notes(name):
+        return lambda *arguments: called.append((name, len(arguments)))
+
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(cuda_library.eager_means, "add_block_means_", notes("pytorch"))
+    triton = types.SimpleNamespace(add_block_means=notes("triton"))
+    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton.means", triton)
+    half = torch.zeros(1, 1, 1, 1, dtype=torch.float16)
+    with preferring(kernel):
+        cuda_library.add_block_means_(*[half] * 6, None, scale, 0, 128, 128)
+    assert called == [(expected, 11)]

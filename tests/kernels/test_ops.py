@@ -31,6 +31,9 @@ def calls():
         yield f"mask_blocks-{name}", ops.mask_blocks_op, (x.query, x.key, *masked)
         attention = x.attention_arguments(case)
         yield f"block_sparse_attention-{name}", ops.block_sparse_attention_op, attention
+        means = (x.query, x.key, x.value, x.block_mask, key_segment, case.scale, 0)
+        blocks = (case.block_q, case.block_k)
+        yield f"block_mean_attention-{name}", ops.block_mean_attention_op, (*means, *blocks)
         mass = (x.query, x.key, x.block_mask, *sample, case.block_q, case.block_k)
         yield f"attention_mass-{name}", ops.attention_mass_op, mass
         represented = (x.key, key_segment, case.block_k, 4)
@@ -70,11 +73,12 @@ def attend(query, key, value):
     scores = ops.sample_scores_op(query, key, None, 0.2, 0, 2, 32, 32)
     mask = ops.select_blocks_op(*scores, None, length, length, 0, 64, 32, 0.9, 0.9, True, 2)
     out, lse = ops.block_sparse_attention_op(query, key, value, mask, None, None, 0.2, True, 0, 0, 64, 32)
+    means = ops.block_mean_attention_op(query, key, value, mask, None, 0.2, 0, 64, 32)
     window = ops.mask_blocks_op(query, key, None, None, True, 0, 40, 64, 32)
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
     terms = ops.block_representatives_op(key, None, 32, 4)
     adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2)
-    return out, lse, mask, window, mass, *terms, adaptive
+    return out, lse, *means, mask, window, mass, *terms, adaptive
 
 
 def test_one_dynamic_graph_serves_every_length():
@@ -128,6 +132,12 @@ def attention(query=Q, key=K, value=K, block_mask=MASK, **options):
     )
 
 
+def mean_attention(query=Q, key=K, value=K, block_mask=MASK, **options):
+    return ops.block_mean_attention(
+        query, key, value, block_mask, **{"block_q": 16, "block_k": 16, **options}
+    )
+
+
 def select(column=SCORES, slash=SCORES, **options):
     return ops.select_blocks(
         column, slash, **{"q_len": 64, "k_len": 64, "block_q": 16, "block_k": 16, **options}
@@ -152,6 +162,10 @@ ERRORS = {
     "segment-size": (lambda: attention(query_segment=SEGMENT[:, :9]), "'query_segment'.*size 64 in dim"),
     "segment-batch": (lambda: attention(key_segment=SEGMENT.repeat(2, 1)), "'key_segment'.*size 1 or 2"),
     "device": (lambda: attention(Q.to("meta")), "'key' must be on meta .*, got cpu"),
+    "means-value": (lambda: mean_attention(value=K[:, :1]), "block_mean_attention: 'value' must have key's"),
+    "means-index": (lambda: mean_attention(block_mask=MASK.long()), "'block_mask' must be an int32"),
+    "means-segment": (lambda: mean_attention(key_segment=SEGMENT[:, :9]), "'key_segment'.*size 64 in dim"),
+    "means-block": (lambda: mean_attention(block_q=48), "'block_q' must be one of 16, 32, 64, 128, got 48"),
     "chunk-n": (lambda: ops.sample_scores(Q, K, chunk_n=0), "'chunk_n' must be >= 1, got 0"),
     "sample-rows": (lambda: ops.sample_scores(Q, K, sample_rows=0), "'sample_rows' must be >= 1"),
     "scores-dtype": (lambda: select(SCORES.double()), "'column_scores' must be a float32"),
@@ -184,6 +198,7 @@ def direct_calls():
     yield "value", lambda: ops.block_sparse_attention_op(Q, K, K[:, :1], MASK, *tail)
     yield "index", lambda: ops.block_sparse_attention_op(Q, K, K, MASK[:, :, :1], *tail)
     yield "segment", lambda: ops.block_sparse_attention_op(Q, K, K, MASK, None, SEGMENT[:, :3], *tail[2:])
+    yield "means", lambda: ops.block_mean_attention_op(Q, K, K[:, :1], MASK, None, 0.1, 0, 16, 16)
     yield "dtype", lambda: ops.sample_scores_op(Q.double(), K.double(), None, 0.1, 0, 2, 8, 16)
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)

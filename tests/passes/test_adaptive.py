@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
 
-OPS = {"block_representatives": 1, "select_adaptive": 1, "block_sparse_attention": 1}
+OPS = {"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1}
+OTHER_OPS = ("sample_scores", "select_blocks", "block_sparse_attention")
 EXACT = {"method": "adaptive", "tau": 0.0, "min_seq_len": 32}
 
 
@@ -24,9 +25,7 @@ def padded(q, k, v, padding):
 
 def emitted(backend):
     names = [str(node.target) for node in backend.after[-1].graph.nodes if "sampleattn" in str(node.target)]
-    return {
-        name: sum(name in target for target in names) for name in (*OPS, "sample_scores", "select_blocks")
-    }
+    return {name: sum(name in target for target in names) for name in (*OPS, *OTHER_OPS)}
 
 
 def arguments(backend, name):
@@ -44,7 +43,7 @@ def arguments(backend, name):
 def test_tau_zero_is_dense_attention(function, inputs):
     backend = compile_with_passes(function, *inputs, **EXACT)
     assert backend.outcomes == [("sampled", "sampled")]
-    assert emitted(backend) == {**OPS, "sample_scores": 0, "select_blocks": 0}
+    assert emitted(backend) == {**OPS, **dict.fromkeys(OTHER_OPS, 0)}
     assert backend.score_shaped() == []
 
 
@@ -67,4 +66,4 @@ def test_one_dynamic_graph_serves_later_chunks_of_any_length():
             k, v = torch.randn(2, 2, 2, keys, 16)
             torch.testing.assert_close(compiled(q, k, v), causal(q, k, v), rtol=1e-4, atol=1e-5)
     assert backend.outcomes == [("sampled", "sampled")]
-    assert emitted(backend) == {**OPS, "sample_scores": 0, "select_blocks": 0}
+    assert emitted(backend) == {**OPS, **dict.fromkeys(OTHER_OPS, 0)}

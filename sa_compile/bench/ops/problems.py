@@ -107,7 +107,10 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
 
 
 def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Method C's selection with default settings, its two ops, beside attention over random blocks."""
+    """Method C's selection with default settings, its two ops, beside attention over random blocks.
+
+    And beside the latter together with the means of all other blocks, as the method attends.
+    """
     query, key, value = inputs.qkv(shape, device)
     representatives = ops.block_representatives(key)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
@@ -115,6 +118,7 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
         "block_representatives": Run(lambda: ops.block_representatives(key)),
         "select_adaptive": Run(lambda: ops.select_adaptive(query, key, representatives)),
         "block_sparse_attention": _attention(query, key, value, mask, shape),
+        "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
     }
     return Problem(runs, _share(mask, shape))
 

@@ -25,6 +25,7 @@ class Adaptive(Rule):
     """
 
     name: ClassVar[str] = "adaptive"
+    means_dropped: ClassVar[bool] = True
     tau: float = ADAPTIVE_TAU
     landmarks: int = ADAPTIVE_LANDMARKS
     sink: bool = True

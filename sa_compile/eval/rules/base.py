@@ -184,6 +184,7 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
+    means_dropped: ClassVar[bool] = False  # attention takes dropped blocks by their means
 
     def select(
         self,

@@ -24,6 +24,10 @@ class Forced(Rule):
         return kept | problem.first_blocks if self.sink else kept
 
     @property
+    def means_dropped(self) -> bool:  # type: ignore[override]
+        return self.rule.means_dropped
+
+    @property
     def spec(self) -> str:
         return f"{self.rule.spec}{'+sink' if self.sink else ''}+w{self.window_blocks}"
 

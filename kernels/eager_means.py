@@ -1,0 +1,111 @@
+"""What ``block_mean_attention`` adds to block_sparse_attention, in plain PyTorch, fp32 (see ``eager``)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import eager
+from .blocks import unpack_bits
+from .shapes import ceil_div
+
+
+def block_means(
+    key: Tensor, value: Tensor, key_segment: Tensor | None, block_k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean key and mean value of every key block, the log of its number of valid keys, and their spread.
+
+    fp32 [B, Hkv, n, D], [B, Hkv, n, Dv], [B|1, 1, n] and [B, Hkv, n]. A block without valid keys has means
+    and a spread of 0, and -inf.
+    """
+    k_len = key.shape[2]
+    valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
+    if key_segment is not None:
+        valid = key_segment == 0
+    valid = eager.blocks_of_keys(valid, block_k)[:, None]  # [B|1, 1, n, block_k]
+    count = valid.sum(-1).float()
+    some = count.clamp(min=1)
+    keys, values = (_by_block(x, block_k) for x in (key, value))
+    mean_key, mean_value = (
+        torch.where(valid[..., None], x, 0).sum(-2, dtype=torch.float32) / some[..., None]
+        for x in (keys, values)
+    )
+    distance = torch.where(valid[..., None], keys - mean_key[..., None, :], 0)
+    spread = distance.square_().sum((-1, -2)) / (some * max(key.shape[3], 1))
+    return mean_key, mean_value, count.log(), spread
+
+
+def add_block_means_(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+) -> None:
+    """Add the means of dropped blocks, in place, to what ``block_sparse_attention`` gave for kept ones."""
+    batch, heads, q_len, _ = query.shape
+    group, k_len = heads // key.shape[1], key.shape[2]
+    mean_key, mean_value, log_count, spread = block_means(key, value, key_segment, block_k)
+    spread = spread.repeat_interleave(group, 1)
+    # 0 * NaN is NaN: means that are not finite are taken out of the product and marked in the rows that drop
+    # them.
+    finite = mean_value.isfinite()
+    clean = torch.where(finite, mean_value, 0)
+    poisoned = ~finite.all(-1).repeat_interleave(group, 1)  # [B, Hq, n]
+    last_key = (torch.arange(ceil_div(k_len, block_k), device=key.device) + 1) * block_k - 1
+    last_key = last_key.clamp(max=k_len - 1)
+    for part in _row_chunks(query, value, last_key.numel(), block_q):
+        blocks = slice(part.start // block_q, ceil_div(part.stop, block_q))
+        end = _blocks_before((blocks.stop - 1) * block_q + q_offset, k_len, block_k)
+        if end == 0:
+            continue
+        first = torch.arange(blocks.start, blocks.stop, device=query.device) * block_q + q_offset
+        dropped = ~unpack_bits(block_mask[:, :, blocks], end) & (last_key[:end] <= first[:, None])
+        dropped = dropped & (log_count[:, :, None, :end] >= 0)  # [B|1, Hq|1, blocks, end]
+        drops_poison = (dropped & poisoned[:, :, None, :end]).any(-1)
+        dropped, drops_poison = (
+            x.repeat_interleave(block_q, 2)[:, :, : part.stop - part.start] for x in (dropped, drops_poison)
+        )
+        rows = query[:, :, part].float() * scale
+        half_norm = 0.5 * rows.square().sum(-1, keepdim=True)
+        gain = torch.minimum(half_norm * spread[:, :, None, :end], log_count[:, :, None, :end])
+        scores = eager.grouped_product(rows, mean_key[:, :, :end].transpose(-1, -2))
+        scores = scores.add_(gain).add_(log_count[:, :, None, :end]).masked_fill_(~dropped, -torch.inf)
+        highest = torch.maximum(scores.amax(-1), lse[:, :, part])
+        highest = torch.where(highest == -torch.inf, 0, highest)
+        weights = scores.sub_(highest[..., None]).exp_()
+        kept = torch.exp(lse[:, :, part] - highest)
+        total = weights.sum(-1) + kept
+        lse[:, :, part] = highest + total.log()
+        result = eager.grouped_product(weights, clean[:, :, :end])
+        result = result.add_(kept[..., None] * out[:, :, part])
+        result = result.div_(torch.where(total == 0, 1, total)[..., None])
+        out[:, :, part] = result.masked_fill_(drops_poison[..., None], torch.nan).to(out.dtype)
+
+
+def _row_chunks(query: Tensor, value: Tensor, n_key_blocks: int, block_q: int) -> list[slice]:
+    """Rows that begin with a query block and whose scores, queries and outputs fit in ``SCORE_BYTES``."""
+    batch, heads, q_len, head_dim = query.shape
+    floats = 4 * n_key_blocks + 2 * head_dim + 2 * value.shape[3]  # of a row: what lives at a time
+    step = max(eager.SCORE_BYTES // max(4 * batch * heads * floats, 1) // block_q, 1) * block_q
+    return [slice(start, min(start + step, q_len)) for start in range(0, q_len, step)]
+
+
+def _blocks_before(position: int, k_len: int, block_k: int) -> int:
+    """How many key blocks hold only keys that a row at this position sees."""
+    if position >= k_len - 1:
+        return ceil_div(k_len, block_k)
+    return max(position + 1, 0) // block_k
+
+
+def _by_block(x: Tensor, block_k: int) -> Tensor:
+    """[B, Hkv, Sk, C] to [B, Hkv, n, block_k, C]; keys that do not exist are 0."""
+    missing = -x.shape[2] % block_k
+    padded = torch.nn.functional.pad(x, (0, 0, 0, missing)) if missing else x
+    return padded.unflatten(2, (-1, block_k))

@@ -1,0 +1,29 @@
+"""The op ``block_mean_attention``, on every device: block_sparse_attention, and the means added to it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import cuda_library, eager_means
+
+
+def block_mean_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+) -> tuple[Tensor, Tensor]:
+    """The op ``block_mean_attention`` (see ``ops``)."""
+    attend = torch.ops.sampleattn.block_sparse_attention.default
+    sizes = (block_q, block_k)
+    out, lse = attend(query, key, value, block_mask, None, key_segment, scale, True, q_offset, 0, *sizes)
+    # In place, into outputs that nobody else has yet: at 1M tokens a second output would take gigabytes.
+    add = cuda_library.add_block_means_ if query.is_cuda else eager_means.add_block_means_
+    add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, *sizes)
+    return out, lse

@@ -1,0 +1,259 @@
+"""``add_block_means`` in Triton: what dropped blocks add to ``block_sparse_attention``, by their means."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shapes import ceil_div
+from .attention import LOG2_E
+from .common import floor_div, tile_dim
+
+TILE_BLOCKS = 64  # key blocks whose means a program holds at a time
+SCANNED_BLOCKS = 1024  # whose bits it looks at to find out whether any was dropped
+
+
+@triton.jit
+def _block_means(
+    key,
+    value,
+    key_segment,
+    mean_keys,  # [B, Hkv, n, D], of key's dtype like the next
+    mean_values,  # [B, Hkv, n, Dv]
+    log_counts,  # fp32 [B, Hkv, n], base 2
+    spreads,  # fp32 [B, Hkv, n]
+    k_batch,
+    k_head,
+    k_row,
+    v_batch,
+    v_head,
+    v_row,
+    segment_batch,
+    heads,
+    k_len,
+    n_key_blocks,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    TILE_DIM_V: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+):
+    block = tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    index = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    dim, dim_v = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V)
+    valid = index < k_len
+    if HAS_SEGMENT:
+        segment = tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1)
+        valid = valid & (segment == 0)
+    count = tl.sum(valid.to(tl.float32), 0)
+    some = tl.maximum(count, 1.0)
+    at = batch_head * n_key_blocks + block
+    k = tl.load(
+        key + batch * k_batch + head * k_head + index[:, None].to(tl.int64) * k_row + dim[None, :],
+        mask=valid[:, None] & (dim < HEAD_DIM)[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    mean = tl.sum(k, 0) / some
+    distance = tl.where(valid[:, None], k - mean[None, :], 0.0)
+    spread = tl.sum(tl.sum(distance * distance, 1), 0) / (some * HEAD_DIM)
+    tl.store(mean_keys + at * HEAD_DIM + dim, mean.to(mean_keys.dtype.element_ty), mask=dim < HEAD_DIM)
+    tl.store(log_counts + at, tl.where(count > 0, tl.log2(some), float("-inf")))
+    tl.store(spreads + at, spread)
+    v = tl.load(
+        value + batch * v_batch + head * v_head + index[:, None].to(tl.int64) * v_row + dim_v[None, :],
+        mask=valid[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    mean = tl.sum(v, 0) / some
+    tl.store(
+        mean_values + at * HEAD_DIM_V + dim_v, mean.to(mean_values.dtype.element_ty), mask=dim_v < HEAD_DIM_V
+    )
+
+
+@triton.jit
+def _dropped(words, block, end):
+    """Which key blocks before ``end`` have no bit in a query block's words."""
+    word = tl.load(words + block // 32, mask=block < end, other=-1)
+    return ((word >> (block % 32)) & 1) == 0
+
+
+@triton.jit
+def _add_means(
+    query,
+    mean_keys,
+    mean_values,
+    log_counts,
+    spreads,
+    block_mask,
+    out,
+    lse,
+    q_batch,
+    q_head,
+    q_row,
+    mask_batch,
+    mask_head,
+    mask_row,
+    heads,
+    group,
+    q_len,
+    k_len,
+    q_offset,
+    n_key_blocks,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    TILE_DIM_V: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    SCANNED_BLOCKS: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    # Long rows first, as in attention.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    query_block = tile * TILE_ROWS // BLOCK_Q
+    words = block_mask + batch * mask_batch + head * mask_head + query_block.to(tl.int64) * mask_row
+    # Key blocks all of whose keys the query block's first row sees.
+    first = query_block * BLOCK_Q + q_offset
+    end = tl.maximum(floor_div(first + 1, BLOCK_K), 0)
+    end = tl.where(first >= k_len - 1, n_key_blocks, tl.minimum(end, n_key_blocks))
+    found = 0
+    for start in range(0, end, SCANNED_BLOCKS):
+        found += tl.sum(_dropped(words, start + tl.arange(0, SCANNED_BLOCKS), end).to(tl.int32), 0)
+    if found > 0:
+        row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
+        exists = row < q_len
+        dim, dim_v = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V)
+        q = tl.load(
+            query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
+            mask=exists[:, None] & (dim < HEAD_DIM)[None, :],
+            other=0.0,
+        )
+        norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1)
+        # In base 2, half the squared norm of the scaled query.
+        half_norm = norm * (scale_log2 * scale_log2 * 0.34657359027997264)
+        out_row = (batch * q_len + row[:, None]) * heads + head
+        outs = out + out_row * HEAD_DIM_V + dim_v[None, :]
+        there = exists[:, None] & (dim_v < HEAD_DIM_V)[None, :]
+        acc = tl.load(outs, mask=there, other=0.0).to(tl.float32)
+        lses = lse + batch_head * q_len + row
+        highest = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
+        total = tl.full((TILE_ROWS,), 1.0, tl.float32)
+        means = (batch * (heads // group) + head // group) * n_key_blocks
+        for start in range(0, end, TILE_BLOCKS):
+            block = start + tl.arange(0, TILE_BLOCKS)
+            log_count = tl.load(log_counts + means + block, mask=block < end, other=float("-inf"))
+            spread = tl.load(spreads + means + block, mask=block < end, other=0.0)
+            # Means of kept blocks may be NaN without a row that sees one: they are not loaded.
+            used = _dropped(words, block, end) & (log_count >= 0)
+            k = tl.load(
+                mean_keys + (means + block[None, :]) * HEAD_DIM + dim[:, None],
+                mask=used[None, :] & (dim < HEAD_DIM)[:, None],
+                other=0.0,
+            )
+            gain = tl.minimum(half_norm[:, None] * spread[None, :], log_count[None, :])
+            scores = tl.dot(q, k, input_precision="ieee") * scale_log2 + (gain + log_count[None, :])
+            scores = tl.where(used[None, :], scores, float("-inf"))
+            higher = tl.maximum(highest, tl.max(scores, 1))
+            offset = tl.where(higher == float("-inf"), 0.0, higher)
+            weights = tl.exp2(scores - offset[:, None])
+            correction = tl.exp2(highest - offset)
+            v = tl.load(
+                mean_values + (means + block[:, None]) * HEAD_DIM_V + dim_v[None, :],
+                mask=used[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+                other=0.0,
+            )
+            total = total * correction + tl.sum(weights, 1)
+            acc = acc * correction[:, None]
+            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+            highest = higher
+        empty = highest == float("-inf")
+        acc = acc / tl.where(empty, 1.0, total)[:, None]
+        tl.store(outs, acc.to(out.dtype.element_ty), mask=there)
+        result = (highest + tl.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453
+        tl.store(lses, result, mask=exists)
+
+
+def add_block_means(
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+) -> None:
+    """See ``eager_means.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
+    batch, heads, q_len, head_dim = query.shape
+    heads_kv, k_len, head_dim_v = value.shape[1:]
+    n_key_blocks = ceil_div(k_len, block_k)
+    if lse.numel() == 0 or n_key_blocks == 0:
+        return
+    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
+    block_mask = block_mask.contiguous()
+    shape = (batch, heads_kv, n_key_blocks)
+    mean_keys, mean_values = (key.new_empty((*shape, dim)) for dim in (head_dim, head_dim_v))
+    log_counts, spreads = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    means = (mean_keys, mean_values, log_counts, spreads)
+    dims = {
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_V": head_dim_v,
+        "TILE_DIM": tile_dim(head_dim),
+        "TILE_DIM_V": tile_dim(head_dim_v),
+    }
+    wide = query.dtype == torch.float32 or max(head_dim, head_dim_v) > 128
+    _block_means[(n_key_blocks, batch * heads_kv)](
+        key,
+        value,
+        key_segment,
+        *means,
+        *key.stride()[:3],
+        *value.stride()[:3],
+        0 if key_segment is None or key_segment.shape[0] == 1 else key_segment.stride(0),
+        heads_kv,
+        k_len,
+        n_key_blocks,
+        **dims,
+        BLOCK_K=block_k,
+        HAS_SEGMENT=key_segment is not None,
+        num_warps=8 if wide or block_k == 128 else 4,
+    )
+    rows = min(block_q, 64 if wide else 128)
+    _add_means[(ceil_div(q_len, rows), batch * heads)](
+        query,
+        *means,
+        block_mask,
+        out,
+        lse,
+        *query.stride()[:3],
+        0 if block_mask.shape[0] == 1 else block_mask.stride(0),
+        0 if block_mask.shape[1] == 1 else block_mask.stride(1),
+        block_mask.stride(2),
+        heads,
+        heads // heads_kv,
+        q_len,
+        k_len,
+        q_offset,
+        n_key_blocks,
+        scale * LOG2_E,
+        **dims,
+        TILE_ROWS=rows,
+        TILE_BLOCKS=32 if wide else TILE_BLOCKS,
+        SCANNED_BLOCKS=SCANNED_BLOCKS,
+        BLOCK_Q=block_q,
+        BLOCK_K=block_k,
+        num_warps=8 if wide or rows == 128 else 4,
+        num_stages=1 if wide else 2,
+    )
