@@ -11,7 +11,7 @@ from ..shapes import ceil_div
 from .attention import LOG2_E
 from .common import floor_div, tile_dim
 
-TILE_BLOCKS = 64  # key blocks whose means a program holds at a time
+TILE_BLOCKS = 32  # key blocks whose means a program holds at a time
 SCANNED_BLOCKS = 1024  # whose bits it looks at to find out whether any was dropped
 
 
@@ -148,27 +148,29 @@ def _add_means(
         highest = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
         total = tl.full((TILE_ROWS,), 1.0, tl.float32)
         means = (batch * (heads // group) + head // group) * n_key_blocks
+        keys, values = mean_keys + means * HEAD_DIM, mean_values + means * HEAD_DIM_V
+        counts, variances = log_counts + means, spreads + means
         for start in range(0, end, TILE_BLOCKS):
             block = start + tl.arange(0, TILE_BLOCKS)
-            log_count = tl.load(log_counts + means + block, mask=block < end, other=float("-inf"))
-            spread = tl.load(spreads + means + block, mask=block < end, other=0.0)
-            # Means of kept blocks may be NaN without a row that sees one: they are not loaded.
-            used = _dropped(words, block, end) & (log_count >= 0)
+            # Nothing of kept blocks is loaded: their means may be NaN that no row here may see. Like blocks
+            # without valid keys they have no mass.
+            dropped = _dropped(words, block, end)
+            log_count = tl.load(counts + block, mask=dropped, other=float("-inf"))
+            spread = tl.load(variances + block, mask=dropped, other=0.0)
             k = tl.load(
-                mean_keys + (means + block[None, :]) * HEAD_DIM + dim[:, None],
-                mask=used[None, :] & (dim < HEAD_DIM)[:, None],
+                keys + block[None, :] * HEAD_DIM + dim[:, None],
+                mask=dropped[None, :] & (dim < HEAD_DIM)[:, None],
                 other=0.0,
             )
             gain = tl.minimum(half_norm[:, None] * spread[None, :], log_count[None, :])
             scores = tl.dot(q, k, input_precision="ieee") * scale_log2 + (gain + log_count[None, :])
-            scores = tl.where(used[None, :], scores, float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1))
             offset = tl.where(higher == float("-inf"), 0.0, higher)
             weights = tl.exp2(scores - offset[:, None])
             correction = tl.exp2(highest - offset)
             v = tl.load(
-                mean_values + (means + block[:, None]) * HEAD_DIM_V + dim_v[None, :],
-                mask=used[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+                values + block[:, None] * HEAD_DIM_V + dim_v[None, :],
+                mask=dropped[:, None] & (dim_v < HEAD_DIM_V)[None, :],
                 other=0.0,
             )
             total = total * correction + tl.sum(weights, 1)
@@ -176,7 +178,7 @@ def _add_means(
             acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
             highest = higher
         empty = highest == float("-inf")
-        acc = acc / tl.where(empty, 1.0, total)[:, None]
+        acc = acc * (1.0 / tl.where(empty, 1.0, total))[:, None]
         tl.store(outs, acc.to(out.dtype.element_ty), mask=there)
         result = (highest + tl.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453
         tl.store(lses, result, mask=exists)
@@ -250,10 +252,12 @@ def add_block_means(
         scale * LOG2_E,
         **dims,
         TILE_ROWS=rows,
-        TILE_BLOCKS=32 if wide else TILE_BLOCKS,
+        TILE_BLOCKS=TILE_BLOCKS,
         SCANNED_BLOCKS=SCANNED_BLOCKS,
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
         num_warps=8 if wide or rows == 128 else 4,
-        num_stages=1 if wide else 2,
+        num_stages=1,
+        # Two thread blocks a multiprocessor: little is computed here, loads must overlap.
+        maxnreg=128 if rows == 128 else None,
     )
