@@ -79,6 +79,15 @@ def test_the_parts_of_all_layers_are_the_whole_forward(compiled, prompt):
     assert set(layers[2]) == {*PARTS.values(), REST} and layers[2]["attention"] == 0
 
 
+@torch.no_grad()
+def test_an_op_that_calls_another_is_one_span(compiled, prompt):
+    compiled(prompt)
+    with op_times("cpu") as times:
+        compiled(prompt)
+    attentions = [span.name for span in times.spans if PARTS[span.name] == "attention"]
+    assert len(attentions) == 2 and len(set(attentions)) == 1
+
+
 def test_medians_are_taken_part_by_part():
     runs = [[{"a": 1.0, "b": 9.0}], [{"a": 5.0, "b": 2.0}], [{"a": 3.0, "b": 4.0}]]
     assert median_layers(runs) == [{"a": 3.0, "b": 4.0}]

@@ -10,13 +10,14 @@ from support.text_model import long_text
 
 from sa_compile import cli
 from sa_compile.eval import report, statistics
-from sa_compile.eval.attention import sparse_prefill
+from sa_compile.eval.attention import SparsePrefill, sparse_prefill
 from sa_compile.eval.merging import merge
 from sa_compile.eval.plan import Plan, parse_shard
 from sa_compile.eval.plots import needle_grid
 from sa_compile.eval.rules import parse_rule
 from sa_compile.eval.scoring import greedy_tokens, score_document
 from sa_compile.eval.tasks.documents import Document, Question
+from sa_compile.kernels import ops
 
 TASKS = ("needle", "kv", "vt1")
 
@@ -49,6 +50,22 @@ def test_full_attention_scores_as_the_plain_model_does(model, document):
         nll[torch.from_numpy(document.is_text[1:])].mean().item(), rel=1e-4
     )
     assert np.array(score.density).shape == (2, 4) and np.all(np.array(score.density) == 1)
+
+
+@pytest.mark.parametrize(
+    "spec, means", [("adaptive", True), ("adaptive+sink+w3", True), ("streaming", False)]
+)
+def test_a_rule_attends_as_its_method_does(spec, means):
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 300, 16, generator=random) for heads in (4, 2, 2))
+    sizes = {"scale": 0.5, "q_offset": 0, "block_q": 16, "block_k": 16}
+    rule = parse_rule(spec)
+    mask = rule.select(query, key, **sizes)
+    op, other = ops.block_mean_attention, ops.block_sparse_attention
+    op, other = (op, other) if means else (other, op)
+    found = SparsePrefill(rule, 16, 16).attend(query, key, value, 0.5).transpose(1, 2)
+    assert torch.equal(found, op(query, key, value, mask, **sizes)[0])
+    assert not torch.allclose(found, other(query, key, value, mask, **sizes)[0])
 
 
 def test_an_answer_is_right_if_greedy_decoding_would_write_it(model, document):
