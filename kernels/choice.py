@@ -25,13 +25,15 @@ CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 
 # key block, the mean included.
 CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (128, 128))
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
+# Of ``block_mean_attention`` in one kernel, for what the selection before it takes.
+CUDA_MEAN_HEAD_DIMS = ((64, 64), (128, 128))
 
 _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
 _SELECTION = ("sample_scores", "select_blocks", "block_representatives", "select_adaptive")
-# What ``block_mean_attention`` adds to the output of block_sparse_attention.
+# What ``block_mean_attention`` adds to the output of block_sparse_attention where no kernel does both.
 _MEANS = ("add_block_means",)
-_ALL = (*_SELECTION, *_ATTENTION, *_MEANS)
+_ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", *_MEANS)
 Capability = tuple[int, int]
 
 
@@ -102,6 +104,15 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
             capabilities=((9, 0), (9, 0)),
             library_op="select_adaptive_sm90",
+        ),
+        Kernel(
+            ("block_mean_attention",),
+            _HALF,
+            CUDA_MEAN_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(128,),
+            capabilities=((9, 0), (9, 0)),
+            library_op="block_mean_attention_sm90",
         ),
     ),
     # Shipped with PTX, so it runs on every later generation too.

@@ -74,6 +74,16 @@ def block_sparse_attention(
     )
 
 
+def whole_mean_attention(
+    query: Tensor, value: Tensor, scale: float, block_q: int, block_k: int
+) -> Callable | None:
+    """The kernel that computes ``block_mean_attention`` at once, if one is preferred and fits; else None."""
+    dims = query.shape[-1], value.shape[-1]
+    call = Call("block_mean_attention", query.device, query.dtype, dims, block_q, block_k)
+    kernel = choice.choose(call)
+    return None if kernel in ("triton", "pytorch") or scale <= 0 else choice.library_op(kernel, call.op)
+
+
 def add_block_means_(
     out: Tensor,
     lse: Tensor,

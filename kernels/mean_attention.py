@@ -1,4 +1,4 @@
-"""The op ``block_mean_attention``, on every device: block_sparse_attention, and the means added to it."""
+"""The op ``block_mean_attention``, on every device: one kernel, or attention and means added to it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ def block_mean_attention(
     block_k: int,
 ) -> tuple[Tensor, Tensor]:
     """The op ``block_mean_attention`` (see ``ops``)."""
+    if query.is_cuda:
+        whole = cuda_library.whole_mean_attention(query, value, scale, block_q, block_k)
+        if whole is not None:
+            return whole(query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k)
     attend = torch.ops.sampleattn.block_sparse_attention.default
     sizes = (block_q, block_k)
     out, lse = attend(query, key, value, block_mask, None, key_segment, scale, True, q_offset, 0, *sizes)

@@ -287,8 +287,9 @@ def select_adaptive(
     """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``representatives``: :func:`block_representatives` of key.
-    A block is kept if the shares of attention that the rows give it reach ``tau`` in their 2-norm: one row
-    that gives it tau, or many that give it less. The sink block and ``window_slashes`` >= 1 block
+    A block is kept if the shares of attention that the rows give its keys reach ``tau`` in their 2-norm: one
+    row that gives one key tau, or many less. What all keys of a block share alike is left to their mean, see
+    :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
     diagonals are always kept and scored exactly, the others by their representatives. ``tau`` 0 keeps every
     block that causality allows. Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md.
     Raises ValueError for arguments that do not fit.

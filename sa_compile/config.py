@@ -50,8 +50,9 @@ class SampleAttentionConfig:
     method: Literal["chunked", "stride", "adaptive"] = _option(
         "adaptive",
         "Selection rule: 'adaptive' scores all rows against a few keys of every block and keeps what they "
-        "look for, wherever in the prompt (docs/accuracy.md); 'chunked' samples the tail rows of chunk_n "
-        "chunks and keeps columns and slashes (arXiv 2406.15486v3), for questions that close the prompt; "
+        "look for, wherever in the prompt; the others count by their means (docs/accuracy.md); 'chunked' "
+        "samples the tail rows of chunk_n chunks and keeps columns and slashes (arXiv 2406.15486v3), for "
+        "questions that close the prompt; "
         "'stride' samples rows at a stride and keeps columns and a window (v2).",
     )
     alpha_c: float = _option(
@@ -75,8 +76,8 @@ class SampleAttentionConfig:
     )
     tau: float = _option(
         ADAPTIVE_TAU,
-        "A block is kept if the shares of attention that a query block's rows give it reach this in their "
-        "2-norm; 0 keeps every block (method 'adaptive'), in [0, 1].",
+        "A block is kept if the shares of attention that a query block's rows give its keys reach this in "
+        "their 2-norm; 0 keeps every block (method 'adaptive'), in [0, 1].",
     )
     landmarks: int = _option(
         ADAPTIVE_LANDMARKS,

@@ -11,8 +11,8 @@ from torch import Tensor
 from sa_compile.kernels import blocks, choice, eager_adaptive, ops, reference_adaptive
 from sa_compile.kernels.choice import Call, preferring
 
-# Masses are kept in bfloat16 until a row's total is known: a squared share is off by 2^-8 at most.
-NEAR_TAU = 0.012
+# Squares are kept in bfloat16 until a row's total is known: a squared share is off by 2^-9 at most.
+NEAR_TAU = 0.008
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ CASES = {
     "offset_inside_a_block": replace(BASE, q_len=300, k_len=900, q_offset=577, window=1),
     "rows_before_the_first_key": replace(BASE, q_len=640, k_len=300, q_offset=-200),
     "positions_past_the_last_key": replace(BASE, q_len=900, k_len=300),
+    "positions_past_a_ragged_end": replace(BASE, q_len=300, k_len=2000, q_offset=3000, landmarks=7),
     "one_row": replace(BASE, q_len=1, k_len=700, q_offset=699),
     "wide_window": replace(BASE, window=4),
     "no_sink": replace(BASE, keep_sink=False, window=1),

@@ -21,7 +21,8 @@ def gpu(monkeypatch):
         choice._from_environment.cache_clear()
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
         monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
-        names = [f"{op}_{name}" for op in ("block_sparse_attention", "select_adaptive") for name in built]
+        ops = ("block_sparse_attention", "select_adaptive", "block_mean_attention")
+        names = [f"{op}_{name}" for op in ops for name in built]
         monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
         choice._first_fitting.cache_clear()
 
@@ -32,6 +33,10 @@ def gpu(monkeypatch):
 
 def attention(dtype=torch.bfloat16, head_dims=(128, 128), block_q=128, block_k=128):
     return Call("block_sparse_attention", DEVICE, dtype, head_dims, block_q, block_k)
+
+
+def mean_attention(head_dims=(128, 128), block_k=128):
+    return Call("block_mean_attention", DEVICE, torch.bfloat16, head_dims, 128, block_k)
 
 
 def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16):
@@ -59,6 +64,10 @@ def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16
         pytest.param(Call("select_blocks", DEVICE), {"triton": False}, "pytorch", id="without triton"),
         pytest.param(Call("add_block_means", DEVICE, torch.float16, (128, 64)), {}, "triton", id="means"),
         pytest.param(Call("add_block_means", DEVICE, torch.float32), {}, "pytorch", id="means in fp32"),
+        pytest.param(mean_attention(), {}, "cuda_sm90", id="attention with means"),
+        pytest.param(mean_attention((96, 96)), {}, "triton", id="attention with means, head dim 96"),
+        pytest.param(mean_attention(block_k=64), {}, "triton", id="attention with means, narrow key blocks"),
+        pytest.param(mean_attention(), {"capability": (8, 0)}, "triton", id="attention with means on ampere"),
         pytest.param(adaptive(), {}, "cuda_sm90", id="adaptive"),
         pytest.param(adaptive(torch.float16, 64, 128, 8), {}, "cuda_sm90", id="adaptive fp16 64"),
         pytest.param(adaptive(head_dim=96), {}, "triton", id="adaptive head dim 96"),
@@ -195,3 +204,14 @@ def test_block_means_are_added_by_the_kernel_that_is_preferred(kernel, scale, ex
     with preferring(kernel):
         cuda_library.add_block_means_(*[half] * 6, None, scale, 0, 128, 128)
     assert called == [(expected, 11)]
+
+
+@pytest.mark.parametrize(
+    "kernel, scale, whole", [("cuda_sm90", 0.1, True), ("cuda_sm90", -0.1, False), ("triton", 0.1, False)]
+)
+def test_attention_with_means_is_one_kernel_where_there_is_one(kernel, scale, whole, monkeypatch):
+    monkeypatch.setattr(choice, "choose", lambda call: kernel)
+    monkeypatch.setattr(choice, "library_op", lambda name, op: (name, op))
+    half = torch.zeros(1, 1, 1, 128, dtype=torch.float16)
+    found = cuda_library.whole_mean_attention(half, half, scale, 128, 128)
+    assert found == (("cuda_sm90", "block_mean_attention") if whole else None)

@@ -281,7 +281,7 @@ def xattention(head, stride, tau):
 
 
 def adaptive(head, tau, landmarks):
-    """Blocks whose shares of the rows' attention reach tau in their 2-norm; far keys stand for each other."""
+    """Blocks whose keys' shares of attention reach tau in their 2-norm; far keys stand for each other."""
     kept = np.zeros((head.blocks_q, head.blocks_k), bool)
     for i in range(head.blocks_q):
         for j in range(head.blocks_k):
@@ -300,14 +300,19 @@ def adaptive(head, tau, landmarks):
                     (c for c in head.keys(j) if head.valid[c]), key=lambda c: -np.linalg.norm(head.k[c])
                 )
                 others = head.k[keys[landmarks:]]
-                mass = sum(np.exp(q @ head.k[c]) for c in keys[:landmarks])
-                if len(others):
-                    # A normal distribution of this mean and variance has this mean of exp(q . k).
-                    mass += len(others) * np.exp(q @ others.mean(0) + q @ q * others.var(0).mean() / 2)
-                far[j] = mass
-            total = sum(np.exp(exact)) + sum(far.values())
-            for j, mass in far.items():
-                squares[j] += (mass / total) ** 2
+                marked = np.array([np.exp(q @ head.k[c]) for c in keys[:landmarks]])
+                mass, square = marked.sum(), (marked**2).sum()
+                if n := len(others):
+                    # exp(q . k) of a normal distribution has this mean relative to that of the mean key, and
+                    # this mean square relative to its mean's; n numbers have at most n of either.
+                    variance = q @ q * others.var(0).mean()
+                    rest = n * np.exp(q @ others.mean(0)) * min(np.exp(variance / 2), n)
+                    mass += rest
+                    square += rest**2 / n * min(np.exp(min(variance / 2, np.log(n))) ** 2, n)
+                far[j] = mass, square
+            total = sum(np.exp(exact)) + sum(mass for mass, _ in far.values())
+            for j, (_, square) in far.items():
+                squares[j] += square / total**2
         kept[i] |= ~forced[i] & (squares > 0) & (squares >= tau**2)
     return kept
 

@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "sampleattn/cuda/tensors.h"
@@ -64,6 +65,7 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.keep_sink = keep_sink;
   args.scale = float(scale);
   args.scale_log2 = float(scale) * adaptive::kLog2E;
+  args.whole_number = std::log2(float(adaptive::kBlock - args.members + 1));
   args.tau_squared = float(tau) * float(tau);
   args.dtype = data_type(query);
   args.mask_words = std::max((args.n() + 31) / 32, 2);  // kernels/shapes.py

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "sampleattn/cuda/means.h"
 #include "sampleattn/cuda/schedule.h"
 #include "sampleattn/cuda/tensors.h"
 #include "sampleattn/sm80/forward.h"
@@ -26,6 +27,13 @@ Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
   if (args.head_dim == 256 && args.head_dim_v == 256) return sm90::forward_256_256(args, count, stream);
   return {"no kernel for this head_dim", args.head_dim};
 }
+
+Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
+  int const count = multiprocessors(device);
+  if (args.head_dim == 64 && args.head_dim_v == 64) return sm90::means_64_64(args, count, stream);
+  if (args.head_dim == 128 && args.head_dim_v == 128) return sm90::means_128_128(args, count, stream);
+  return {"no kernel for this head_dim", args.head_dim};
+}
 #endif
 
 #ifdef SAMPLEATTN_SM80
@@ -40,12 +48,11 @@ Error forward_sm80(Arguments const& args, int, cudaStream_t stream) {
 }
 #endif
 
-template <Forward forward>
-std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
-                                                  std::optional<Tensor> query_segment,
-                                                  std::optional<Tensor> key_segment, double scale, bool causal,
-                                                  int64_t q_offset, int64_t window, int64_t block_q,
-                                                  int64_t block_k) {
+// takes_means: dropped blocks count by their means.
+std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor query, Tensor key, Tensor value,
+                                  Tensor block_mask, std::optional<Tensor> query_segment,
+                                  std::optional<Tensor> key_segment, double scale, bool causal, int64_t q_offset,
+                                  int64_t window, int64_t block_q, int64_t block_k) {
   using torch::headeronly::ScalarType;
   int const device = query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
@@ -116,10 +123,40 @@ std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tens
   args.tile_blocks = position += 2 * query_ranges;
   args.next_work = position + args.tiles();
 
+  std::optional<Tensor> mean_key, mean_value, mean_terms;
+  if (takes_means) {
+    int64_t const blocks = args.key_blocks();
+    mean_key = torch::stable::new_empty(key, {key.size(0), key.size(1), blocks, key.size(3)});
+    mean_value = torch::stable::new_empty(value, {key.size(0), key.size(1), blocks, value.size(3)});
+    mean_terms = torch::stable::new_empty(key, {key.size(0), key.size(1), blocks, 2}, ScalarType::Float);
+    args.mean_key = mean_key->mutable_data_ptr();
+    args.mean_value = mean_value->mutable_data_ptr();
+    args.mean_terms = static_cast<float*>(mean_terms->mutable_data_ptr());
+    check(to_error(average_blocks(args, stream)), "block_mean_attention");
+  }
   check(to_error(build_work_list(args, stream)), "block_sparse_attention");
   check(forward(args, device, stream), "block_sparse_attention");
   return {torch::stable::transpose(out, 1, 2), lse};
 }
+
+template <Forward forward>
+std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                  std::optional<Tensor> query_segment,
+                                                  std::optional<Tensor> key_segment, double scale, bool causal,
+                                                  int64_t q_offset, int64_t window, int64_t block_q,
+                                                  int64_t block_k) {
+  return attend(forward, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
+                window, block_q, block_k);
+}
+
+#ifdef SAMPLEATTN_SM90
+std::tuple<Tensor, Tensor> block_mean_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                std::optional<Tensor> key_segment, double scale, int64_t q_offset,
+                                                int64_t block_q, int64_t block_k) {
+  return attend(means_sm90, true, query, key, value, block_mask, std::nullopt, key_segment, scale, true, q_offset, 0,
+                block_q, block_k);
+}
+#endif
 
 }  // namespace
 
@@ -134,6 +171,9 @@ STABLE_TORCH_LIBRARY(sampleattn_cuda, library) {
 #endif
 #ifdef SAMPLEATTN_SM90
   library.def("block_sparse_attention_sm90" SAMPLEATTN_SCHEMA);
+  library.def(
+      "block_mean_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? key_segment, "
+      "float scale, int q_offset, int block_q, int block_k) -> (Tensor, Tensor)");
 #endif
 }
 
@@ -143,5 +183,6 @@ STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
 #endif
 #ifdef SAMPLEATTN_SM90
   library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention<forward_sm90>));
+  library.impl("block_mean_attention_sm90", TORCH_BOX(&block_mean_attention));
 #endif
 }

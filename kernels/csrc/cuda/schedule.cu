@@ -11,7 +11,7 @@ constexpr int kBuckets = 1024;
 // Keys and values of the heads that are worked on at a time should stay in the L2 cache.
 constexpr int64_t kCacheBytes = 24 << 20;
 
-// One warp a tile: how many key blocks it keeps.
+// One warp a tile: how many key blocks it keeps, or the means that it takes are worth.
 __global__ void count_blocks(const __grid_constant__ Arguments args) {
   int const lane = threadIdx.x % 32;
   int const tile_index = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
@@ -25,6 +25,7 @@ __global__ void count_blocks(const __grid_constant__ Arguments args) {
     blocks += __popc(allowed_word(row, range, word));
   }
   blocks = __reduce_add_sync(0xffffffffu, blocks);
+  if (args.mean_terms) blocks += (blocks_behind(args, tile) + kMeanTile - 1) / kMeanTile * (kMeanTile / args.block_k);
   if (lane == 0) args.tile_blocks[tile_index] = blocks;
 }
 

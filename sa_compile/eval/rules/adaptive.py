@@ -18,10 +18,10 @@ from .base import Problem, Rule
 class Adaptive(Rule):
     """Method "adaptive", through the ops that compiled models run.
 
-    A block is kept if the shares of attention that the query block's rows are estimated to give it reach
-    ``tau`` in their 2-norm. Every key block is represented by its ``landmarks`` keys of largest norm and the
-    mean of the others; the sink block (``sink``) and ``window`` block diagonals are kept and scored
-    exactly. Source: ours; docs/accuracy.md.
+    A block is kept if the shares of attention that the query block's rows are estimated to give its keys
+    reach ``tau`` in their 2-norm; the others count by their mean key and value. Every key block is
+    represented by its ``landmarks`` keys of largest norm and the mean of the others; the sink block
+    (``sink``) and ``window`` block diagonals are kept and scored exactly. Source: ours; docs/accuracy.md.
     """
 
     name: ClassVar[str] = "adaptive"

@@ -27,6 +27,7 @@ struct Arguments {
   int q_offset, window_slashes;
   bool keep_sink;
   float scale, scale_log2, tau_squared;  // scale_log2: scale * log2(e)
+  float whole_number;  // log2 of the keys that the mean of a block without padding stands for
   DataType dtype;
 
   // As items() and quads() say, which take divisions.

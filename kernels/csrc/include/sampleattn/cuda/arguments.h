@@ -21,7 +21,8 @@ struct SegmentRange {
   int32_t lowest, highest;
 };
 
-// One entry of the work list: a tile of query rows of one head, and how many key blocks it keeps.
+// One entry of the work list: a tile of query rows of one head, and how many key blocks it keeps; tiles of means count
+// as so many blocks as they hold rows.
 struct WorkItem {
   int32_t tile, blocks;
 };
@@ -49,6 +50,11 @@ struct Arguments {
   float scale;
   DataType dtype;
 
+  // Of every key block, for kernels that take dropped blocks by their means: see cuda/means.h. Else null.
+  void* mean_key;     // [B, Hkv, key_blocks, D] contiguous
+  void* mean_value;   // [B, Hkv, key_blocks, Dv] contiguous
+  float* mean_terms;  // [B, Hkv, key_blocks, 2]
+
   // Workspace on the device.
   WorkItem* work;             // [tiles], filled by build_work_list
   int32_t* tile_blocks;       // [tiles], scratch
@@ -57,6 +63,7 @@ struct Arguments {
   SegmentRange* key_range;    // [B|1, key runs] or null when key_segment is null
 
   constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
+  constexpr int key_blocks() const { return (k_len + block_k - 1) / block_k; }
   constexpr int key_runs() const { return (k_len + kKeyRun - 1) / kKeyRun; }
   constexpr int tiles() const { return batch * heads_q * q_tiles(); }
 };

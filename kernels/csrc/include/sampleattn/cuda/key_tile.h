@@ -14,6 +14,8 @@ constexpr int kMaskPositions = 1;      // causality, the window or the sequence'
 constexpr int kMaskSegments = 2;       // segments cut this tile
 constexpr int kClearInvalidValues = 4; // some keys of this tile are valid for nobody: their values may hold NaN
 
+constexpr int kMeans = 8;              // not keys but means of key blocks, from block `first_run` on
+
 struct QueryTile {
   int head;  // batch * heads_q + query head
   int row;

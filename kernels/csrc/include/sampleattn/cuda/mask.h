@@ -29,6 +29,23 @@ CUTE_DEVICE void mask_positions(Tensor& scores, KeyTile const& keys, Arguments c
   }
 }
 
+// Turns the scores of mean keys into those of whole blocks that were dropped; the others become -inf.
+// terms: of every column the weight and the spread (cuda/means.h), a weight of -inf for blocks that were not dropped.
+template <class Tensor>
+CUTE_DEVICE void weigh_means(Tensor& scores, float2 const* terms, float const (&half_norm)[2]) {
+  auto rows = as_rows(scores);
+  auto const* pair = reinterpret_cast<float4 const*>(terms) + threadIdx.x % 4;
+  CUTE_UNROLL
+  for (int c = 0; c < size<1>(rows); c += 2) {
+    float4 const own = pair[c / 2 * 4];
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      rows(r, c) += fminf(half_norm[r] * own.y, own.x) + own.x;
+      rows(r, c + 1) += fminf(half_norm[r] * own.w, own.z) + own.z;
+    }
+  }
+}
+
 template <class Tensor>
 CUTE_DEVICE void mask_segments(Tensor& scores, KeyTile const& keys, Arguments const& args, int batch, int row) {
   auto rows = as_rows(scores);

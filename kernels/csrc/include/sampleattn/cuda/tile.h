@@ -46,6 +46,15 @@ SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& t
   return {first_key / args.block_k, last_key < 0 ? -1 : last_key / args.block_k};
 }
 
+// How many key blocks hold only keys that every row of the tile's query block sees: those can have been dropped.
+SAMPLEATTN_DEVICE int blocks_behind(Arguments const& args, Tile const& tile) {
+  int const position = tile.row / args.block_q * args.block_q + args.q_offset;  // of the query block's first row
+  return position >= args.k_len - 1 ? args.key_blocks() : max(position + 1, 0) / args.block_k;
+}
+
+// Means that one tile of keys holds. They come before the keys that a tile of rows keeps.
+constexpr int kMeanTile = 128;
+
 SAMPLEATTN_DEVICE uint32_t const* mask_row(Arguments const& args, Tile const& tile) {
   return args.block_mask + tile.batch * args.mask_batch_stride + tile.head * args.mask_head_stride +
          int64_t(tile.row / args.block_q) * args.mask_words;

@@ -18,11 +18,14 @@ struct Config {
   static constexpr int kKeys = kKeys_;      // keys of one tile: one or two runs
   static constexpr int kBlockK = kBlockK_;  // keys of one bit of the index
   static constexpr int kQueryStages = kQueryStages_, kKeyStages = kKeyStages_, kValueStages = kValueStages_;
+  static constexpr bool kTakesMeans = false;  // whether dropped blocks are taken by their means
   static constexpr int kConsumers = 2;  // warp groups of 64 query rows
   // Key tiles whose scores a consumer holds. Head dim 64 leaves registers for two, and its products are too short to
   // hide their own latency.
   static constexpr int kScoreBuffers = kHeadDim <= 64 ? 2 : 1;
   static constexpr int kThreads = (kConsumers + 1) * 128;
+  // Together what the launch gives: 168 a thread.
+  static constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
   static_assert(kKeys == kKeyRun || kKeys == 2 * kKeyRun);
 
   // Columns that one swizzled row of shared memory holds: 128 bytes, or 64 where the head dim asks for it.
@@ -48,6 +51,11 @@ struct Config {
   static constexpr int kValueBytes = kKeys * kHeadDimV * 2;
 };
 
+template <class C>
+struct WithMeans : C {
+  static constexpr bool kTakesMeans = true;
+};
+
 struct Barrier {
   uint64_t full, empty;
 };
@@ -60,6 +68,7 @@ struct SharedStorage {
   alignas(16) QueryTile query_tile[C::kQueryStages];
   alignas(16) KeyTile key_tile[C::kKeyStages];
   alignas(16) KeyTile value_tile[C::kValueStages];
+  alignas(16) float2 mean_terms[C::kTakesMeans ? C::kKeyStages * C::kKeys : 2];  // of key stages that hold means
   Barrier query_barrier[C::kQueryStages];
   Barrier key_barrier[C::kKeyStages];
   Barrier value_barrier[C::kValueStages];

@@ -129,14 +129,41 @@ struct Consumer {
     multiply(mma, weights, value_operand(_, _, _, value_stage.index), output, GMMA::ScaleOut::One);
   }
 
+  // Half the squared norms of this thread's rows of a query tile, times the scale.
+  CUTE_DEVICE void half_norms(int query_index, float (&half_norm)[2]) const {
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      // A row's chunk is contiguous, its 16-byte units are in some order: the sum does not mind.
+      float sum = 0.f;
+      CUTE_UNROLL
+      for (int chunk = 0; chunk < C::kHeadDim; chunk += C::kChunk) {
+        auto const* row = reinterpret_cast<uint4 const*>(shared.query.data() + query_index * kTileRows * C::kHeadDim +
+                                                         chunk * kTileRows + (own_row() + 8 * r) * C::kChunk);
+        for (int unit = threadIdx.x % 4; unit < C::kChunk / 8; unit += 4) {
+          uint4 const loaded = row[unit];
+          auto const* element = reinterpret_cast<Element const*>(&loaded);
+          CUTE_UNROLL
+          for (int i = 0; i < 8; ++i) sum = fmaf(float(element[i]), float(element[i]), sum);
+        }
+      }
+      half_norm[r] = 0.5f * args.scale * quad_sum(sum);
+    }
+  }
+
   // The scores of a key tile are complete: mask what must be masked and give the stages back.
   CUTE_DEVICE void finish_scores(Scores& scores, StreamStep const& step) {
     warpgroup_fence_operand(scores);
-    if (step.flags & (kMaskPositions | kMaskSegments)) [[unlikely]] {
+    constexpr int kMeansFlag = C::kTakesMeans ? kMeans : 0;
+    if (step.flags & (kMaskPositions | kMaskSegments | kMeansFlag)) [[unlikely]] {
       KeyTile const keys = read_tile(shared.key_tile[step.key_index]);
       int const row = step.tile.row + own_row();
       if (step.flags & kMaskPositions) mask_positions(scores, keys, args, row);
       if (step.flags & kMaskSegments) mask_segments(scores, keys, args, step.tile.head / args.heads_q, row);
+      if (step.flags & kMeansFlag) {
+        float half_norm[2];
+        half_norms(step.query_index, half_norm);
+        weigh_means(scores, shared.mean_terms + step.key_index * C::kKeys, half_norm);
+      }
     }
     release(shared.key_barrier[step.key_index]);
     if (step.last) release(shared.query_barrier[step.query_index]);

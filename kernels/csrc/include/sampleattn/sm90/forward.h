@@ -13,4 +13,8 @@ Error forward_192_128(Arguments const& args, int multiprocessors, cudaStream_t s
 Error forward_192_192(Arguments const& args, int multiprocessors, cudaStream_t stream);
 Error forward_256_256(Arguments const& args, int multiprocessors, cudaStream_t stream);
 
+// These take dropped blocks by their means.
+Error means_64_64(Arguments const& args, int multiprocessors, cudaStream_t stream);
+Error means_128_128(Arguments const& args, int multiprocessors, cudaStream_t stream);
+
 }  // namespace sampleattn::sm90

@@ -30,14 +30,14 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   __syncthreads();
 
   if (threadIdx.x < 128) {
-    cutlass::arch::warpgroup_reg_dealloc<56>();
+    cutlass::arch::warpgroup_reg_dealloc<C::kProducerRegisters>();
     if (threadIdx.x < 32) {
       Producer<C>{args, maps, shared}.run();
     } else {
       write_empty_tiles<C>(args);
     }
   } else {
-    cutlass::arch::warpgroup_reg_alloc<224>();
+    cutlass::arch::warpgroup_reg_alloc<C::kConsumerRegisters>();
     consume<C>(args, shared, cutlass::canonical_warp_group_idx() - 1);
   }
 #endif

@@ -20,6 +20,18 @@ Error launch(Arguments const& args, int multiprocessors, cudaStream_t stream) {
     error = make_tensor_map(maps.value, args.value, args.value_strides, args.batch, args.heads_kv, args.k_len,
                             C::kHeadDimV, kBoxKeys, C::kChunkV, args.dtype);
   }
+  if constexpr (C::kTakesMeans) {
+    int64_t const blocks = args.key_blocks();
+    auto strides = [&](int64_t dim) { return Strides{args.heads_kv * blocks * dim, blocks * dim, dim}; };
+    if (!error) {
+      error = make_tensor_map(maps.mean_key, args.mean_key, strides(C::kHeadDim), args.batch, args.heads_kv,
+                              int(blocks), C::kHeadDim, kBoxKeys, C::kChunk, args.dtype);
+    }
+    if (!error) {
+      error = make_tensor_map(maps.mean_value, args.mean_value, strides(C::kHeadDimV), args.batch, args.heads_kv,
+                              int(blocks), C::kHeadDimV, kBoxKeys, C::kChunkV, args.dtype);
+    }
+  }
   if (error) return error;
 
   constexpr int kBytes = sizeof(SharedStorage<C>);

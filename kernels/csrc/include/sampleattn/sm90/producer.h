@@ -9,6 +9,7 @@ namespace sampleattn::sm90 {
 
 struct TensorMaps {
   CUtensorMap query, key, value;
+  CUtensorMap mean_key, mean_value;  // of kernels that take means
 };
 
 // Loads `rows` x kColumns as chunks of kChunk columns; all chunks of a tile of kTile rows lie one after another.
@@ -52,7 +53,7 @@ struct Producer {
 
   CUTE_DEVICE void run() {
     Assignment item = take(next_ticket());
-    while (item.tile >= 0) item = item.blocks > 0 ? produce_tile(item) : take(next_ticket());
+    while (item.tile >= 0) item = take(item.blocks > 0 ? produce_tile(item) : next_ticket());
     if (lane == 0) {
       if (pending.first_run != kNoRun) load_values();
       wait_empty(shared.query_barrier[query_stage.index], query_stage.parity);
@@ -72,15 +73,26 @@ struct Producer {
     return {item.x, item.y, ticket / int(gridDim.x) % 2 == 1};
   }
 
-  // Fills the stages for one tile and returns the next item of work, fetched while the copies are under way.
-  CUTE_DEVICE Assignment produce_tile(Assignment const& item) {
-    Tile const tile = locate_tile(args, item.tile);
-    BlockRange const range = allowed_blocks(args, tile);
-    uint32_t const* row = mask_row(args, tile);
-    constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
+  // Fills the stages for one tile and returns the next ticket, drawn while the copies are under way.
+  CUTE_DEVICE int produce_tile(Assignment const& item) {
+    produce_queries(item);
+    int index = item.tile;
+    if constexpr (C::kTakesMeans) {
+      produce_means(locate_tile(args, index));
+      // Hides that the tile is the same: no register is left to keep what follows from it while means are produced.
+      asm volatile("" : "+r"(index));
+    }
     int const ticket = next_ticket();
+    produce_kept(locate_tile(args, index), item.ascending);
+    return ticket;
+  }
 
+  CUTE_DEVICE void produce_queries(Assignment const& item) {
+    Tile const tile = locate_tile(args, item.tile);
+    head = tile.head_kv;
+    batch = tile.batch;
     if (lane == 0) {
+      constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
       Barrier& barrier = shared.query_barrier[query_stage.index];
       wait_empty(barrier, query_stage.parity);
       shared.query_tile[query_stage.index] = {
@@ -92,29 +104,41 @@ struct Producer {
           tile.head, tile.batch);
     }
     query_stage.advance();
-    head = tile.head_kv;
-    batch = tile.batch;
+  }
+
+  CUTE_DEVICE void produce_means(Tile const& tile) {
+    static_assert(C::kKeys == kMeanTile);
+    uint32_t const* row = mask_row(args, tile);
+    int const end = blocks_behind(args, tile);
+    CUTE_NO_UNROLL
+    for (int first = 0; first < end; first += kMeanTile) produce_mean_tile(row, end, first);
+  }
+
+  CUTE_DEVICE void produce_kept(Tile const& tile, bool ascending) {
+    BlockRange const range = allowed_blocks(args, tile);
+    uint32_t const* row = mask_row(args, tile);
+    constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
     open.enter(args, tile);
 
     int unpaired = kNoRun;
     int const first_chunk = range.first / 1024, chunks = range.last / 1024 - first_chunk + 1;
     for (int i = 0; i < chunks; ++i) {
-      int const chunk = first_chunk + (item.ascending ? i : chunks - 1 - i);
+      int const chunk = first_chunk + (ascending ? i : chunks - 1 - i);
       uint32_t const own = allowed_word(row, range, chunk * 32 + lane);
       uint32_t words = __ballot_sync(0xffffffffu, own != 0);
       while (words) {
-        int const word = next_bit(words, item.ascending);
+        int const word = next_bit(words, ascending);
         words ^= 1u << word;
         uint32_t bits = __shfl_sync(0xffffffffu, own, word);
         while (bits) {
-          int const bit = next_bit(bits, item.ascending);
+          int const bit = next_bit(bits, ascending);
           bits ^= 1u << bit;
           int const key = ((chunk * 32 + word) * 32 + bit) * C::kBlockK;
           if constexpr (kRunsPerBlock == kRunsPerTile) {
             produce_keys(key, key + kKeyRun);
           } else if constexpr (kRunsPerTile == 1) {
-            produce_keys(item.ascending ? key : key + kKeyRun, kNoRun);
-            produce_keys(item.ascending ? key + kKeyRun : key, kNoRun);
+            produce_keys(ascending ? key : key + kKeyRun, kNoRun);
+            produce_keys(ascending ? key + kKeyRun : key, kNoRun);
           } else if (unpaired == kNoRun) {
             unpaired = key;
           } else {
@@ -125,7 +149,6 @@ struct Producer {
       }
     }
     if (unpaired != kNoRun) produce_keys(unpaired, kNoRun);
-    return take(ticket);
   }
 
   CUTE_DEVICE void produce_keys(int first_run, int second_run) {
@@ -133,14 +156,37 @@ struct Producer {
     KeyTile keys{first_run, second_run, 0};
     keys.flags = open.flags(args, first_run);
     if constexpr (C::kKeys == 2 * kKeyRun) keys.flags |= open.flags(args, second_run);
+    produce(keys);
+  }
 
+  // The whole warp writes what the scores of a tile of means need; dropped blocks alone have a weight.
+  CUTE_DEVICE void produce_mean_tile(uint32_t const* row, int end, int first) {
+    int const stage = __shfl_sync(0xffffffffu, key_stage.index, 0);
+    if (lane == 0) wait_empty(shared.key_barrier[stage], key_stage.parity);
+    __syncwarp();
+    int const of_head = (batch * args.heads_kv + head) * args.key_blocks();
+    auto const* terms = reinterpret_cast<float2 const*>(args.mean_terms);
+    CUTE_NO_UNROLL
+    for (int column = lane; column < C::kKeys; column += 32) {
+      int const block = first + column;
+      bool const dropped = block < end && !(__ldg(row + block / 32) >> block % 32 & 1);
+      shared.mean_terms[stage * C::kKeys + column] = dropped ? __ldg(terms + of_head + block) : make_float2(-INFINITY, 0.f);
+    }
+    __syncwarp();
+    if (lane == 0) produce({first, first + kKeyRun, kMeans});
+  }
+
+  CUTE_DEVICE void produce(KeyTile const& keys) {
     Barrier& barrier = shared.key_barrier[key_stage.index];
     wait_empty(barrier, key_stage.parity);
     shared.key_tile[key_stage.index] = keys;
     TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kKeyBytes);
-    load_runs<C::kHeadDim, C::kChunk>(maps.key, barrier,
-                                      shared.key.data() + key_stage.index * C::kKeys * C::kHeadDim, keys,
-                                      head, batch);
+    auto* stage = shared.key.data() + key_stage.index * C::kKeys * C::kHeadDim;
+    if (C::kTakesMeans && keys.flags == kMeans) {
+      load_runs<C::kHeadDim, C::kChunk>(maps.mean_key, barrier, stage, keys, head, batch);
+    } else {
+      load_runs<C::kHeadDim, C::kChunk>(maps.key, barrier, stage, keys, head, batch);
+    }
     key_stage.advance();
     if (pending.first_run != kNoRun) load_values();
     pending = keys;
@@ -153,9 +199,12 @@ struct Producer {
     wait_empty(barrier, value_stage.parity);
     shared.value_tile[value_stage.index] = pending;
     TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kValueBytes);
-    load_runs<C::kHeadDimV, C::kChunkV>(maps.value, barrier,
-                                        shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV, pending,
-                                        pending_head, pending_batch);
+    auto* stage = shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV;
+    if (C::kTakesMeans && pending.flags == kMeans) {
+      load_runs<C::kHeadDimV, C::kChunkV>(maps.mean_value, barrier, stage, pending, pending_head, pending_batch);
+    } else {
+      load_runs<C::kHeadDimV, C::kChunkV>(maps.value, barrier, stage, pending, pending_head, pending_batch);
+    }
     value_stage.advance();
   }
 

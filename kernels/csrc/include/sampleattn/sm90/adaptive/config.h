@@ -17,7 +17,6 @@ struct Config {
   static constexpr int kColumns = 128;                    // of a product: keys, or representatives
   static constexpr int kBlocks = kColumns / kMembers;     // key blocks whose representatives are one tile
   static constexpr int kQuads = kBlocks / 4;              // a thread holds the scores of one block of four
-  static constexpr int kAhead = kQuads > 2 ? 1 : 2;       // quads whose terms are read ahead: more would spill
   static constexpr int kConsumers = 4;                    // warp groups of 64 query rows; two work on a query tile
   static constexpr int kWriters = 3;                      // warps; the fourth of their warp group is the producer
   static constexpr int kThreads = (kConsumers + 1) * 128;

@@ -72,11 +72,16 @@ struct Consumer {
       }
     }
     for (int block = 0; block < item_end; block += C::kBlocks) {
-      Terms ahead[C::kAhead];
-      CUTE_UNROLL
-      for (int quad = 0; quad < C::kAhead; ++quad) ahead[quad] = read_terms(block + quad * 4 + column_lane());
-      score(scores);
-      if (block < end) add_estimates(scores, ahead, block);
+      if (whole(block)) {
+        float spreads[C::kQuads];
+        CUTE_UNROLL
+        for (int quad = 0; quad < C::kQuads; ++quad) spreads[quad] = read_spread(block + quad * 4 + column_lane());
+        score(scores);
+        if (!add_whole_estimates(scores, spreads, block)) add_estimates(scores, block);
+      } else {
+        score(scores);
+        if (block < end) add_estimates(scores, block);
+      }
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].row)));
     release(queries);
@@ -175,10 +180,10 @@ struct Consumer {
 
   // What the estimate of this thread's block of a quad needs beside its scores.
   struct Terms {
-    float weight;  // log of how many keys the mean stands for; -inf for none
+    float weight;  // log2 of how many keys the mean stands for; -inf for none
     float spread;
 
-    CUTE_DEVICE float number() const { return fmaxf(weight, 0.f) * sampleattn::adaptive::kLog2E; }
+    CUTE_DEVICE float number() const { return fmaxf(weight, 0.f); }
   };
 
   // A row's estimated attention to a block: its mass, and what the squares of its keys' exponentials sum to.
@@ -196,9 +201,18 @@ struct Consumer {
     return __ldg(args.log_weights + term_place(member, block)) == -INFINITY;
   }
 
+  CUTE_DEVICE float read_spread(int block) const { return __ldg(args.spreads + term_place(0, block)); }
+
   CUTE_DEVICE Terms read_terms(int block) const {
     if (forced(block)) return {-INFINITY, 0.f};
-    return {__ldg(args.log_weights + term_place(0, block)), __ldg(args.spreads + term_place(0, block))};
+    return {__ldg(args.log_weights + term_place(0, block)) * sampleattn::adaptive::kLog2E, read_spread(block)};
+  }
+
+  // Of the tile's blocks none is forced and none lacks a key.
+  CUTE_DEVICE bool whole(int first_block) const {
+    bool const has_sink = sink >= first_block && sink < first_block + C::kBlocks;
+    int const behind = first_block + C::kBlocks;
+    return !args.key_segment && behind <= end && behind * kBlock <= args.k_len && !has_sink;
   }
 
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
@@ -208,14 +222,15 @@ struct Consumer {
 
   // And with it by how many they are.
   CUTE_DEVICE float mean_term(Terms const& terms, int r) const {
-    return fmaf(terms.weight, sampleattn::adaptive::kLog2E, boost(terms, r));
+    return terms.weight + boost(terms, r);
   }
 
   // A row's attention to this thread's block of a quad, relative to the row's offset.
   template <class Rows>
   CUTE_DEVICE Estimate estimate(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
     int const first = quad * C::kMembers;
-    float const mean = exp2_approximate(fmaf(rows(r, first), args.scale_log2, mean_term(terms, r) - zero));
+    float const mean =
+        exp2_approximate(fmaf(rows(r, first), args.scale_log2, boost(terms, r) + (terms.weight - zero)));
     // The keys that the mean stands for share its mass, the less equally the further they spread.
     float const unequal = exp2_approximate(fminf(2.f * boost(terms, r) - terms.number(), 0.f));
     Estimate found{mean, mean * mean * unequal};
@@ -234,9 +249,31 @@ struct Consumer {
     return {found.mass + other, found.squares + other_squares};
   }
 
-  // Adds the estimated masses of a tile of blocks to the rows' totals, and stores the squares.
-  // ahead: terms of the first quads.
-  CUTE_DEVICE void add_estimates(Scores& scores, Terms (&ahead)[C::kAhead], int first_block) {
+  // Adds the estimated masses of a tile of whole blocks to the rows' totals, and stores the squares. False, and nothing
+  // is added, if some row needs another offset for that.
+  CUTE_DEVICE bool add_whole_estimates(Scores& scores, float (&spreads)[C::kQuads], int first_block) {
+    auto rows = as_rows(scores);
+    float added[2] = {0.f, 0.f};
+    CUTE_UNROLL
+    for (int quad = 0; quad < C::kQuads; ++quad) {
+      Terms const terms{args.whole_number, spreads[quad]};
+      Estimate found[2];
+      CUTE_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        found[r] = estimate(rows, terms, quad, r, offset[r]);
+        added[r] += found[r].mass;
+      }
+      __stcg(squares(first_block / 4 + quad), pack_squares(found[0].squares, found[1].squares));
+    }
+    bool const fits = added[0] <= kLargestMass && added[1] <= kLargestMass;  // not so for NaN
+    if (__any_sync(0xffffffffu, !fits)) [[unlikely]] return false;
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) total[r] += added[r];
+    return true;
+  }
+
+  // The same for any tile.
+  CUTE_DEVICE void add_estimates(Scores& scores, int first_block) {
     auto rows = as_rows(scores);
     // Only padding and the end of the keys leave a block with fewer keys than landmarks.
     if (args.key_segment || first_block + C::kBlocks >= args.n()) [[unlikely]] mask_missing(rows, first_block);
@@ -245,8 +282,7 @@ struct Consumer {
       int const group = first_block / 4 + quad;
       int const block = group * 4 + column_lane();
       bool const counts = !forced(block);
-      Terms const terms = ahead[quad % C::kAhead];
-      if (quad + C::kAhead < C::kQuads) ahead[quad % C::kAhead] = read_terms(block + 4 * C::kAhead);
+      Terms const terms = read_terms(block);
       Estimate found[2];
       bool fits = true;
       CUTE_UNROLL
