@@ -3,5 +3,5 @@
 # Methods A and B: share of the sampled attention that columns, and slashes, reach.
 ALPHA = 0.95
 # Method C.
-ADAPTIVE_TAU = 0.2
+ADAPTIVE_TAU = 0.1
 ADAPTIVE_LANDMARKS = 15

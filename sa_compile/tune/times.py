@@ -15,8 +15,8 @@ from sa_compile.tune.space import FAMILIES, blocks_text
 NOTE = (
     "Milliseconds of a forward pass's attentions: density times the block-sparse op's time with every causal "
     "block kept, and selection (of `adaptive` with what the means of dropped blocks cost), as `tune` "
-    "measured them ({where}). Selection is known for the rules that are ops of this library; for the others the "
-    "total is a lower bound. Worst place: accuracy relative to full attention."
+    "measured them ({where}). Selection is known for the rules that are ops of this library; of the others "
+    "the total is a lower bound. Worst place: accuracy relative to full attention."
 )
 
 
