@@ -1,9 +1,9 @@
 """What attention costs on this machine, measured op by op, and the prediction made of it.
 
 The time of one attention is ``selection + density * block``: ``selection`` is the time of the sampling and
-selection ops and, for a method that takes dropped blocks by their means, of the means with no block kept;
-``block`` that of the block-sparse op with every causal block kept. Both are measured per length, block sizes
-and kind of attention; dense SDPA beside them, as the time that is to be beaten.
+selection ops and, for a method that takes dropped blocks by their means, what these add where no block is
+kept; ``block`` that of the block-sparse op with every causal block kept. Both are measured per length, block
+sizes and kind of attention; dense SDPA beside them, as the time that is to be beaten.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from torch import Tensor
 
 from sa_compile import prefill
 from sa_compile.bench.ops import timing
-from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.kernels import ops
-from sa_compile.prefill import CausalAttention, Selection
 from sa_compile.tune.space import Candidate, blocks_text
 
 _REPEATS = 5
@@ -69,19 +67,26 @@ def measure_costs(
             attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
             costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
         for name, candidate in distinct.items():
-            select = partial(_select, query, key, value, candidate.config)
-            costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + timed(select)
+            spent = timed(partial(prefill.select, query, key, candidate.config))
+            if candidate.config.means_dropped:
+                means, nothing = (timed(run) for run in _with_and_without_means(query, key, value, candidate))
+                spent += max(means - nothing, 0.0)
+            costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + spent
     costs.seconds = time.monotonic() - begin
     return costs
 
 
-def _select(query: Tensor, key: Tensor, value: Tensor, config: SampleAttentionConfig) -> Selection:
-    """What an attention costs whatever it keeps: selection, and the means if the method has them."""
-    chosen = prefill.select(query, key, config)
-    if config.means_dropped:
-        attention = CausalAttention(query, key, value, query.shape[-1] ** -0.5)
-        prefill.attend_with_means(attention, config, torch.zeros_like(chosen.block_mask), None)
-    return chosen
+def _with_and_without_means(
+    query: Tensor, key: Tensor, value: Tensor, candidate: Candidate
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Attention that keeps no block, with the means of all of them and without."""
+    blocks = {"block_q": candidate.blocks[0], "block_k": candidate.blocks[1]}
+    none = torch.zeros_like(ops.mask_blocks(query, key, **blocks)).expand(1, query.shape[1], -1, -1)
+    arguments = (query, key, value, none.contiguous())
+    return (
+        lambda: ops.block_mean_attention(*arguments, **blocks)[0],
+        lambda: ops.block_sparse_attention(*arguments, **blocks)[0],
+    )
 
 
 def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = _REPEATS) -> float:
