@@ -150,7 +150,7 @@ void check_products() {
 }
 
 // Every entry that the mask and the index leave is in a run that its tile walks; a run that needs no mask of positions
-// or segments by its flags holds no other entry.
+// or segments by its flags holds no other entry; and blocks that may have been dropped lie behind all rows.
 void check_walk(std::mt19937& random) {
   auto draw = [&](int low, int high) { return int(low + random() % (high - low + 1)); };
   Arguments args{};
@@ -195,6 +195,9 @@ void check_walk(std::mt19937& random) {
     Tile const tile = locate_tile(args, index);
     REQUIRE(tile.head / (args.heads_q / args.heads_kv) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
     REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
+    int behind = 0;
+    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.k_len) - 1 <= tile.row + args.q_offset) ++behind;
+    REQUIRE(blocks_behind(args, tile) == behind, "%d of %d blocks behind", blocks_behind(args, tile), behind);
     uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride +
                             tile.head * args.mask_head_stride + tile.row / 128 * args.mask_words;
     std::vector<int> flags(args.key_runs(), -1);
