@@ -22,6 +22,7 @@ from torch import nn
 
 from sa_compile import report
 from sa_compile.bench.ttft import parse_options, prepare, wait
+from sa_compile.model_call import cache_argument
 from sa_compile.provenance import provenance
 
 MOST_GRAPHS = 3
@@ -66,7 +67,7 @@ def measure(model: nn.Module, lengths: list[int], device: str, options: dict[str
             tokens = torch.randint(0, config.vocab_size, (1, length), device=device)
             wait(device)
             begin = time.perf_counter()
-            compiled(input_ids=tokens, past_key_values=DynamicCache(), logits_to_keep=1)
+            compiled(input_ids=tokens, logits_to_keep=1, **{cache_argument(model): DynamicCache()})
             wait(device)
             seconds = time.perf_counter() - begin
             del tokens

@@ -17,6 +17,7 @@ from torch import nn
 from sa_compile import report
 from sa_compile.census.overrides import OVERRIDES
 from sa_compile.census.tiny import SEED, VOCABULARY
+from sa_compile.model_call import cache_argument
 from sa_compile.passes import invariants
 
 Backend = str | Callable[..., Any]  # as torch.compile(backend=...) takes it
@@ -83,7 +84,7 @@ def why_not_applicable(model: nn.Module, variant: Variant) -> str | None:
         return "forward takes no attention_mask"
     if variant.cache and "use_cache" not in parameters and not open_ended:
         return "forward takes no use_cache"
-    if variant.chunk and "past_key_values" not in parameters and not open_ended:
+    if variant.chunk and cache_argument(model) not in parameters and not open_ended:
         return "forward takes no past_key_values"
     return None
 
@@ -167,7 +168,7 @@ def _advance(model: nn.Module, arguments: dict[str, Any]) -> None:
     if cache is None:
         raise NotApplicable("the model returns no cache")
     arguments["input_ids"] = arguments["input_ids"][:, FIRST_CHUNK:]
-    arguments["past_key_values"] = cache
+    arguments[cache_argument(model)] = cache
 
 
 def _logits(output: Any) -> torch.Tensor:
