@@ -123,9 +123,8 @@ def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[
     a, segment = attention, attention.key_segment
     chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
     stats = _stats(a, config, chosen, segment) if config.stats else None
-    if config.means_dropped:
-        return attend_with_means(a, config, chosen.block_mask, segment), stats
-    return _attend(a, config, chosen.block_mask, segment), stats
+    attend = _attend_with_means if config.means_dropped else _attend
+    return attend(a, config, chosen.block_mask, segment), stats
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
@@ -134,40 +133,26 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     return _attend(attention, config, _allowed_blocks(attention, config, segment), segment)
 
 
-def attend_with_means(
-    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
-) -> Tensor:
-    """block_mean_attention of an attention without a window: out [B, Hq, Sq, Dv]."""
-    out, _ = ops.block_mean_attention(
-        a.query,
-        a.key,
-        a.value,
-        mask,
-        key_segment=segment,
-        scale=a.scale,
-        q_offset=a.q_offset,
-        block_q=config.block_q,
-        block_k=config.block_k,
-    )
-    return out
-
-
 def _attend(
     a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
 ) -> Tensor:
     out, _ = ops.block_sparse_attention(
-        a.query,
-        a.key,
-        a.value,
-        mask,
-        key_segment=segment,
-        scale=a.scale,
-        q_offset=a.q_offset,
-        window=a.window,
-        block_q=config.block_q,
-        block_k=config.block_k,
+        a.query, a.key, a.value, mask, window=a.window, **_where(a, config, segment)
     )
     return out
+
+
+def _attend_with_means(
+    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
+) -> Tensor:
+    out, _ = ops.block_mean_attention(a.query, a.key, a.value, mask, **_where(a, config, segment))
+    return out
+
+
+def _where(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> dict[str, Any]:
+    """What both attention ops take by name."""
+    blocks = {"block_q": config.block_q, "block_k": config.block_k}
+    return {"key_segment": segment, "scale": a.scale, "q_offset": a.q_offset, **blocks}
 
 
 def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> Tensor:
