@@ -44,7 +44,7 @@ RULES: dict[str, type[Rule]] = {rule.name: rule for rule in _RULES}
 def parse_rule(spec: str) -> Rule:
     """The rule that a string such as ``"xattention:stride=8,tau=0.95+sink+w2"`` names.
 
-    ``+sink`` forces the sink block, ``+wN`` N block diagonals. ValueError for an unknown rule or setting,
+    ``+sink`` forces the sink block, ``+wN`` N block diagonals, ``+lastN`` all blocks of the last N rows. ValueError for an unknown rule or setting,
     or a value of the wrong kind; it names what is known.
     """
     text, *extras = spec.split("+")
@@ -79,12 +79,13 @@ def _value(text: str, kind: type, where: str) -> object:
 
 
 def _with_forced(rule: Rule, extras: list[str], spec: str) -> Rule:
-    sink, window = False, 0
+    sink, counts = False, {"w": 0, "last": 0}
     for extra in extras:
+        kind = extra.rstrip("0123456789")
         if extra == "sink":
             sink = True
-        elif extra[:1] == "w" and extra[1:].isdigit():
-            window = int(extra[1:])
+        elif kind in counts and extra != kind:
+            counts[kind] = int(extra[len(kind) :])
         else:
-            raise ValueError(f"after '+' comes 'sink' or 'wN', got {extra!r} in {spec!r}")
-    return forced(rule, sink=sink, window_blocks=window)
+            raise ValueError(f"after '+' comes 'sink', 'wN' or 'lastN', got {extra!r} in {spec!r}")
+    return forced(rule, sink=sink, window_blocks=counts["w"], last_rows=counts["last"])

@@ -114,6 +114,11 @@ class Problem:
         """Bool [n_query_blocks, n_key_blocks]: the ``blocks`` block diagonals, from the main one down."""
         return self.distance < blocks
 
+    def last_rows(self, count: int) -> Tensor:
+        """Bool [n_query_blocks, 1]: the query block holds one of the last ``count`` rows."""
+        behind = (torch.arange(self.n_query_blocks, device=self.device) + 1) * self.block_q
+        return behind[:, None] > self.q_len - count
+
     def none(self) -> Tensor:
         """Bool [1, 1, n_query_blocks, n_key_blocks], all False."""
         return torch.zeros(

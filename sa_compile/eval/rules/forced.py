@@ -12,15 +12,19 @@ from .base import Problem, Rule
 
 @dataclass(frozen=True)
 class Forced(Rule):
-    """A rule with the sink block (``sink``) and ``window_blocks`` block diagonals added to what it keeps."""
+    """A rule with blocks added to what it keeps: the sink block (``sink``), ``window_blocks`` block diagonals
+    (0: none), and every block of the query blocks that hold the last ``last_rows`` rows."""
 
     name: ClassVar[str] = "forced"
     rule: Rule
     sink: bool = True
     window_blocks: int = 2
+    last_rows: int = 0
 
     def blocks(self, problem: Problem) -> Tensor:
-        kept = self.rule.blocks(problem) | problem.window(self.window_blocks)
+        kept = self.rule.blocks(problem) | problem.last_rows(self.last_rows)
+        if self.window_blocks:
+            kept = kept | problem.window(self.window_blocks)
         return kept | problem.first_blocks if self.sink else kept
 
     @property
@@ -29,9 +33,12 @@ class Forced(Rule):
 
     @property
     def spec(self) -> str:
-        return f"{self.rule.spec}{'+sink' if self.sink else ''}+w{self.window_blocks}"
+        sink = "+sink" if self.sink else ""
+        window = f"+w{self.window_blocks}" if self.window_blocks else ""
+        return f"{self.rule.spec}{sink}{window}{f'+last{self.last_rows}' if self.last_rows else ''}"
 
 
-def forced(rule: Rule, *, sink: bool = True, window_blocks: int = 2) -> Forced:
-    """``rule`` with SampleAttention's forced blocks: the sink block and ``window_blocks`` block diagonals."""
-    return Forced(rule, sink, window_blocks)
+def forced(rule: Rule, *, sink: bool = True, window_blocks: int = 2, last_rows: int = 0) -> Forced:
+    """``rule`` with SampleAttention's forced blocks: the sink block, ``window_blocks`` block diagonals, and
+    all blocks of the last ``last_rows`` rows."""
+    return Forced(rule, sink, window_blocks, last_rows)
