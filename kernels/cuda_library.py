@@ -138,6 +138,7 @@ def select_adaptive(
     tau: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
     dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
@@ -157,6 +158,7 @@ def select_adaptive(
         tau,
         keep_sink,
         window_slashes,
+        last_rows,
     )
 
 

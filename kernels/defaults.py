@@ -5,3 +5,5 @@ ALPHA = 0.95
 # Method C.
 ADAPTIVE_TAU = 0.1
 ADAPTIVE_LANDMARKS = 15
+# Methods B and C: rows at the end of a prompt that attend to every key.
+LAST_ROWS = 128

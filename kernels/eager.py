@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .blocks import causal_blocks, pack_bits, slash_blocks, unpack_bits
-from .shapes import ceil_div, query_block_positions, sampled_rows
+from .shapes import ceil_div, first_whole_row_block, query_block_positions, sampled_rows
 
 SCORE_BYTES = 128 << 20
 
@@ -57,6 +57,7 @@ def select_blocks(
     alpha_s: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     device = column_scores.device
     batch, heads, n_key_blocks = column_scores.shape
@@ -77,6 +78,7 @@ def select_blocks(
     kept = columns[:, :, None] | slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k)
     first, _ = query_block_positions(q_len, q_offset, block_q, device)
     kept = kept | ((first // block_k)[:, None] - key_block < window_slashes)
+    kept[:, :, first_whole_row_block(q_len, block_q, last_rows) :] = True
     kept = kept & causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)
     if visible is not None:
         kept = kept & visible[:, None, None]

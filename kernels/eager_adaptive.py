@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import eager
 from .blocks import causal_blocks, pack_bits
-from .shapes import ceil_div, query_block_positions
+from .shapes import ceil_div, first_whole_row_block, query_block_positions
 
 
 def block_representatives(
@@ -54,11 +54,13 @@ def select_adaptive(
     tau: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     blocks = AdaptiveBlocks(
         query, key, key_segment, scale, q_offset, block_q, block_k, keep_sink, window_slashes
     )
     kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
+    kept[:, :, first_whole_row_block(query.shape[2], block_q, last_rows) :] = True
     kept = kept & causal_blocks(query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device)
     if blocks.visible is not None:
         kept = kept & blocks.visible[:, None, None]

@@ -27,12 +27,13 @@ def check_select_blocks(
     block_k: int,
     alpha_c: float,
     alpha_s: float,
+    last_rows: int,
 ) -> None:
     op = "select_blocks"
     checks.check_block_size(op, block_q=block_q, block_k=block_k)
     checks.check_scores(op, column_scores, slash_scores, k_len, block_k)
     checks.check_segment(op, "key_segment", key_segment, column_scores.shape[0], k_len, column_scores)
-    checks.check_at_least(op, 0, q_len=q_len, alpha_c=alpha_c, alpha_s=alpha_s)
+    checks.check_at_least(op, 0, q_len=q_len, alpha_c=alpha_c, alpha_s=alpha_s, last_rows=last_rows)
 
 
 def check_mask_blocks(
@@ -136,11 +137,12 @@ def check_select_adaptive(
     block_k: int,
     tau: float,
     window_slashes: int,
+    last_rows: int,
 ) -> None:
     op = "select_adaptive"
     checks.check_qkv(op, query, key)
     checks.check_block_size(op, block_q=block_q, block_k=block_k)
     checks.check_representatives(op, representatives, log_weights, spreads, key, block_k)
     checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(op, 0, tau=tau)
+    checks.check_at_least(op, 0, tau=tau, last_rows=last_rows)
     checks.check_at_least(op, 1, window_slashes=window_slashes)

@@ -113,15 +113,19 @@ def select_blocks(
     alpha_s: float = ALPHA,
     keep_sink: bool = True,
     window_slashes: int = 2,
+    last_rows: int = 0,
 ) -> Tensor:
     """The fewest columns and slashes that reach alpha_c and alpha_s of their total, as a block_mask.
+
+    Forced beside them: the first block that holds a key (``keep_sink``), ``window_slashes`` block diagonals,
+    and every block of the query blocks that hold the last ``last_rows`` rows.
 
     Scores are float32 [B, Hq, n_key_blocks] from :func:`sample_scores`; returns int32 [B, Hq, n_query_blocks,
     n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do
     not fit.
     """
     op_checks.check_select_blocks(
-        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s
+        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s, last_rows
     )
     return select_blocks_op(
         column_scores,
@@ -136,6 +140,7 @@ def select_blocks(
         alpha_s,
         keep_sink,
         window_slashes,
+        last_rows,
     )
 
 
@@ -283,6 +288,7 @@ def select_adaptive(
     tau: float = ADAPTIVE_TAU,
     keep_sink: bool = True,
     window_slashes: int = 2,
+    last_rows: int = 0,
 ) -> Tensor:
     """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
 
@@ -290,14 +296,15 @@ def select_adaptive(
     A block is kept if the shares of attention that the rows give its keys reach ``tau`` in their 2-norm: one
     row that gives one key tau, or many less. What all keys of a block share alike is left to their mean, see
     :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
-    diagonals are always kept and scored exactly, the others by their representatives. ``tau`` 0 keeps every
-    block that causality allows. Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md.
-    Raises ValueError for arguments that do not fit.
+    diagonals are always kept and scored exactly, the others by their representatives. Query blocks that hold
+    the last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
+    Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
+    that do not fit.
     """
-    rest = (block_q, block_k, tau, window_slashes)
+    rest = (block_q, block_k, tau, window_slashes, last_rows)
     op_checks.check_select_adaptive(query, key, *representatives, key_segment, *rest)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     offset = (key_segment, scale, q_offset)
     return select_adaptive_op(
-        query, key, *representatives, *offset, block_q, block_k, tau, keep_sink, window_slashes
+        query, key, *representatives, *offset, block_q, block_k, tau, keep_sink, window_slashes, last_rows
     )

@@ -238,6 +238,7 @@ def select_blocks(
     alpha_s: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     """Score-based filtering, extended to strips: block by block as the definition reads."""
     batch, heads, n_key_blocks = column_scores.shape
@@ -252,11 +253,12 @@ def select_blocks(
             columns = fewest_reaching(column_scores[b, h].tolist(), alpha_c)
             slashes = fewest_reaching(slash_scores[b, h].tolist(), alpha_s)
             for i in range(n_query_blocks):
+                whole = last_rows > 0 and min((i + 1) * block_q, q_len) > q_len - last_rows
                 positions = range(i * block_q + q_offset, min((i + 1) * block_q, q_len) + q_offset)
                 for j in visible_blocks:
                     offsets = {p // block_k - j for p in positions}
                     kept = (
-                        (alpha_c >= 1 or alpha_s >= 1)
+                        (alpha_c >= 1 or alpha_s >= 1 or whole)
                         or j in columns
                         or bool(offsets & slashes)
                         or (keep_sink and j == visible_blocks[0])

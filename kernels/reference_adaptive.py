@@ -122,8 +122,12 @@ def select_adaptive(
     tau: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
-    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau."""
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau.
+
+    Forced is also what stands in a query block that holds one of the last ``last_rows`` rows.
+    """
     squares, forced = squared_shares(
         query,
         key,
@@ -139,9 +143,13 @@ def select_adaptive(
         window_slashes,
     )
     batch, _, n_query_blocks, n_key_blocks = squares.shape
+    q_len = query.shape[2]
     allowed = torch.zeros(batch, 1, n_query_blocks, n_key_blocks, dtype=torch.bool, device=query.device)
     for i in range(n_query_blocks):
-        last = min((i + 1) * block_q, query.shape[2]) - 1 + q_offset
+        end = min((i + 1) * block_q, q_len)
+        if last_rows > 0 and end > q_len - last_rows:
+            forced[:, :, i] = True
+        last = end - 1 + q_offset
         for j in range(n_key_blocks):
             keys = slice(j * block_k, (j + 1) * block_k)
             for b in range(batch):

@@ -23,7 +23,7 @@ SCHEMAS = {
     "SymInt chunk_n, int sample_rows, int block_k) -> (Tensor column_scores, Tensor slash_scores)",
     "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
     "SymInt k_len, SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
-    "SymInt window_slashes) -> Tensor",
+    "SymInt window_slashes, int last_rows) -> Tensor",
     "mask_blocks": "(Tensor query, Tensor key, Tensor? query_segment, Tensor? key_segment, bool causal, "
     "SymInt q_offset, SymInt window, int block_q, int block_k) -> Tensor",
     "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
@@ -38,7 +38,7 @@ SCHEMAS = {
     "(Tensor representatives, Tensor log_weights, Tensor spreads)",
     "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
     "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
-    "bool keep_sink, int window_slashes) -> Tensor",
+    "bool keep_sink, int window_slashes, int last_rows) -> Tensor",
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -94,9 +94,10 @@ def _select_blocks_fake(
     alpha_s,
     keep_sink,
     window_slashes,
+    last_rows,
 ):
     op_checks.check_select_blocks(
-        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s
+        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s, last_rows
     )
     batch, heads, n_key_blocks = column_scores.shape
     return column_scores.new_empty(
@@ -179,6 +180,7 @@ def _select_adaptive_fake(
     tau,
     keep_sink,
     window_slashes,
+    last_rows,
 ):
     op_checks.check_select_adaptive(
         query,
@@ -191,6 +193,7 @@ def _select_adaptive_fake(
         block_k,
         tau,
         window_slashes,
+        last_rows,
     )
     batch, heads, q_len, _ = query.shape
     shape = (batch, heads, ceil_div(q_len, block_q), n_words(ceil_div(key.shape[2], block_k)))

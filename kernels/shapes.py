@@ -36,6 +36,14 @@ def sampled_rows(q_len: int, chunk_n: int, sample_rows: int, device: torch.devic
     return torch.where(valid, rows, 0).flatten(), valid.flatten()
 
 
+def first_whole_row_block(q_len: int, block_q: int, last_rows: int) -> int:
+    """The first query block that keeps every block, for it holds one of the last ``last_rows`` rows.
+
+    As many as there are query blocks if none does.
+    """
+    return max(q_len - last_rows, 0) // block_q if last_rows > 0 else ceil_div(q_len, block_q)
+
+
 def query_block_positions(
     q_len: int, q_offset: int, block_q: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -153,6 +153,7 @@ class _Writer:
             chosen.alpha_s,
             config.keep_sink,
             self._size(chosen.window_slashes),
+            chosen.last_rows,
         )
         return block_mask, rows
 
@@ -176,6 +177,7 @@ class _Writer:
             config.tau,
             config.keep_sink,
             forced_slashes(config),
+            config.last_rows,
         )
         return block_mask, (config.chunk_n, config.rows_of_a_chunk)
 

@@ -28,6 +28,7 @@ class SelectionArguments:
     alpha_c: float
     alpha_s: float
     window_slashes: sympy.Expr
+    last_rows: int
 
 
 def selection_arguments(
@@ -42,6 +43,7 @@ def selection_arguments(
             alpha_c=config.alpha_c,
             alpha_s=config.alpha_s,
             window_slashes=sympy.Integer(forced_slashes(config)),
+            last_rows=config.last_rows,
         )
     # A window of w keys reaches ceil((w - 1) / block_k) blocks behind the row's own.
     window = _share_of(config.r_w, kv_len)
@@ -51,6 +53,7 @@ def selection_arguments(
         alpha_c=config.alpha_c,
         alpha_s=0.0,
         window_slashes=_ceil_div(window - 1, config.block_k) + 1,
+        last_rows=0,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA, LAST_ROWS
 from sa_compile.profile import LengthRange, Profile, load_profile
 
 METHODS = ("chunked", "stride", "adaptive")
@@ -23,6 +23,7 @@ _METHODS_OF = {
     "tau": ("adaptive",),
     "landmarks": ("adaptive",),
     "window_blocks": ("chunked", "adaptive"),
+    "last_rows": ("chunked", "adaptive"),
     "r_w": ("stride",),
     "r_row": ("stride",),
 }
@@ -95,6 +96,11 @@ class SampleAttentionConfig:
         "Block diagonals that are always kept, the main one included (methods 'chunked' and "
         "'adaptive'), >= 1.",
     )
+    last_rows: int = _option(
+        LAST_ROWS,
+        "Rows at the end of the prompt, where its question stands, that attend to every key: their query "
+        "blocks keep every block (methods 'chunked' and 'adaptive'), >= 0.",
+    )
     r_w: float = _option(
         0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."
     )
@@ -135,7 +141,8 @@ class SampleAttentionConfig:
         self._in_range("landmarks", int, 0, self.block_k)
         for name in ("chunk_n", "min_seq_len", "window_blocks"):
             self._at_least(name, 1)
-        self._at_least("sample_rows", 0)
+        for name in ("sample_rows", "last_rows"):
+            self._at_least(name, 0)
         for name in ("keep_sink", "stats"):
             self._typed(name, bool, "a bool")
         if self.trace is not None:

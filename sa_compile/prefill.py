@@ -90,6 +90,7 @@ def select(
         alpha_s=chosen.alpha_s,
         keep_sink=config.keep_sink,
         window_slashes=int(chosen.window_slashes),
+        last_rows=chosen.last_rows,
     )
     return Selection(block_mask, **rows)
 
@@ -110,6 +111,7 @@ def _select_by_rows(
         tau=config.tau,
         keep_sink=config.keep_sink,
         window_slashes=forced_slashes(config),
+        last_rows=config.last_rows,
     )
     return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import WORD_BITS, ceil_div, n_words
+from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
 from .common import floor_div, tile_dim
 
 LOG2_E = 1.4426950408889634
@@ -147,6 +147,7 @@ def _score_blocks(
     n,
     members,
     window_slashes,
+    first_whole,  # the query block from which on every block is kept
     scale,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
@@ -176,14 +177,15 @@ def _score_blocks(
     sink = tl.load(sinks + batch * sink_batch)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     high = floor_div(tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset, BLOCK_K)
-    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), n)
+    stop = tl.where(q_block < first_whole, tl.minimum(high + 1, n), 0)
+    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), stop)
 
     highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     keys = key + batch * k_batch + (head // group) * k_head
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
     begin = tl.where(sink < end, end - 1, end)  # the sink takes the place before the window's blocks
-    for step in range(begin, tl.minimum(high + 1, n)):
+    for step in range(begin, stop):
         block = tl.where(step < end, sink, step)
         highest, total = _forced_block(
             q, keys, segments, highest, total, block, position, dim, k_row, k_len, scale_log2,
@@ -258,6 +260,7 @@ def _write_bits(
     n,
     words,
     window_slashes,
+    first_whole,
     tau,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -269,7 +272,7 @@ def _write_bits(
     block = word * WORD_BITS + tl.arange(0, WORD_BITS)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
-    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), n)
+    end = tl.where(q_block < first_whole, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n), 0)
     squares = tl.zeros((WORD_BITS,), tl.float32)
     if word * WORD_BITS < end:
         slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -335,6 +338,7 @@ def select_adaptive(
     tau: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     """The op ``select_adaptive`` (see ``ops``). Two launches a group; no host synchronisation."""
     batch, heads, q_len, dim = query.shape
@@ -347,6 +351,7 @@ def select_adaptive(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     landmarks = (log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     visible, sinks = _visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
+    first_whole = first_whole_row_block(q_len, block_q, last_rows)
     per_block = batch * heads * block_q * n * 4
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
     log_norms = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
@@ -377,6 +382,7 @@ def select_adaptive(
             n,
             representatives.shape[2],
             window_slashes,
+            first_whole,
             scale,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
@@ -407,6 +413,7 @@ def select_adaptive(
             n,
             words,
             window_slashes,
+            first_whole,
             tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import WORD_BITS, ceil_div, n_words
+from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
 from .common import floor_div
 
 ENTRIES = 64  # strips that one program decides
@@ -75,6 +75,7 @@ def _write_bits(
     words,
     visible_batch,
     window_slashes,
+    first_whole,  # the query block from which on every block is kept
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_WORDS: tl.constexpr,
@@ -102,7 +103,7 @@ def _write_bits(
             slash = tl.minimum(low + step, high) - block
             exists = inside & (slash >= 0) & (slash < n)
             keep = keep | (tl.load(slashes + slash, mask=exists, other=0) != 0)
-        keep = keep | (low - block < window_slashes)
+        keep = keep | (low - block < window_slashes) | (q_block >= first_whole)
         if KEEP_SINK:
             sink = tl.load(first_visible + batch * visible_batch) if HAS_VISIBLE else 0
             keep = keep | (block == sink)
@@ -127,6 +128,7 @@ def select_blocks(
     alpha_s: float,
     keep_sink: bool,
     window_slashes: int,
+    last_rows: int,
 ) -> Tensor:
     """The op ``select_blocks`` (see ``ops``). Two launches, four with padding; no host synchronisation."""
     batch, heads, n = column_scores.shape
@@ -173,6 +175,7 @@ def select_blocks(
         words,
         0 if key_segment is None or key_segment.shape[0] == 1 else 1,
         window_slashes,
+        first_whole_row_block(q_len, block_q, last_rows),
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
         TILE_WORDS=tile_words,

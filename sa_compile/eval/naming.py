@@ -11,6 +11,9 @@ from typing import Any
 
 from sa_compile.eval.rules import RULES
 
+# Settings that rules were given since, with what stood for them before.
+_BEFORE = {"last": 0}
+
 
 def with_present_names(result: dict[str, Any]) -> dict[str, Any]:
     """A result of the harness whose rules are named as the code's present defaults would have it.
@@ -39,4 +42,5 @@ def _present_name(rule: str, settings: dict[str, Any]) -> str:
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not own.keys() <= known:
         return f"{rule} (of its commit)"
-    return kind(**own).spec + plus + forced
+    before = {name: value for name, value in _BEFORE.items() if name in known}
+    return kind(**{**before, **own}).spec + plus + forced

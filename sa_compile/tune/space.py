@@ -86,6 +86,7 @@ def _chunked_rule(config: SampleAttentionConfig) -> str:
         sample_rows=config.sample_rows,
         sink=config.keep_sink,
         window=forced_slashes(config),
+        last=config.last_rows,
     )
     return rule.spec
 
@@ -95,7 +96,8 @@ def _stride_rule(config: SampleAttentionConfig) -> str:
 
 
 def _adaptive_rule(config: SampleAttentionConfig) -> str:
-    return Adaptive(config.tau, config.landmarks, config.keep_sink, forced_slashes(config)).spec
+    rule = Adaptive(config.tau, config.landmarks, config.keep_sink, forced_slashes(config), config.last_rows)
+    return rule.spec
 
 
 # Columns and slashes need not share an alpha: columns carry what is looked up, slashes what is near.

@@ -31,6 +31,7 @@ class Case:
     sharpness: float = 2.0
     keep_sink: bool = True
     window: int = 2
+    last_rows: int = 0
 
 
 BASE = Case()
@@ -55,6 +56,9 @@ CASES = {
     "wide_window": replace(BASE, window=4),
     "no_sink": replace(BASE, keep_sink=False, window=1),
     "no_sink_padded": replace(BASE, keep_sink=False, window=1, padding="left", batch=2),
+    "last_rows": replace(BASE, last_rows=130),
+    "all_rows_last": replace(BASE, last_rows=5000, padding="left"),
+    "last_rows_of_a_second_chunk": replace(BASE, q_len=300, k_len=900, q_offset=577, last_rows=1),
     "flat": replace(BASE, sharpness=0.1),
     # Scores of several hundred: a landmark's exceeds every forced key's by more than a float can hold.
     "steep": replace(BASE, sharpness=60.0),
@@ -98,7 +102,7 @@ def kernel(cuda: str):
 def compare(case: Case, arguments: tuple, squares: Tensor, expected: dict[float, Tensor]) -> None:
     before, after = arguments
     for tau, exact in expected.items():
-        bits = ops.select_adaptive_op(*before, tau, *after)
+        bits = ops.select_adaptive_op(*before, tau, *after, case.last_rows)
         kept = blocks.unpack_bits(bits, exact.shape[-1])
         near_tau = (squares - tau**2).abs() <= NEAR_TAU * tau**2
         assert torch.equal(kept | near_tau, exact | near_tau), f"tau {tau}"
@@ -117,7 +121,8 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in before]
     squares, _ = reference_adaptive.squared_shares(*on_cpu, *after)
     expected = {
-        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after).cuda() for tau in (0.0, 0.1, 0.3)
+        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after, case.last_rows).cuda()
+        for tau in (0.0, 0.1, 0.3)
     }
     compare(case, (before, after), squares.cuda(), expected)
 

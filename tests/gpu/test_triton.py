@@ -68,8 +68,8 @@ def test_sample_scores_and_select_blocks(name: str, padded: bool, triton_device:
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-4)
 
     for alphas in ((0.9, 0.9), (0.5, 0.2), (1.0, 0.3), (0.0, 0.0)):
-        for block_q, keep_sink, window in ((16, True, 2), (64, False, 0)):
-            rest = (q_len, k_len, q_offset, block_q, 16, *alphas, keep_sink, window)
+        for block_q, keep_sink, window, last_rows in ((16, True, 2, 0), (64, False, 0, 0), (16, True, 2, 20)):
+            rest = (q_len, k_len, q_offset, block_q, 16, *alphas, keep_sink, window, last_rows)
             found = selection.select_blocks(*scores, key_segment, *rest)
             assert torch.equal(found, eager.select_blocks(*scores, key_segment, *rest))
 
@@ -110,10 +110,10 @@ def test_block_representatives_and_select_adaptive(
 
     monkeypatch.setattr(adaptive, "SCRATCH_BYTES", 4 * 2 * 2 * block_q * 45 * 2)  # some query blocks a group
     where = (key_segment, 0.2, q_offset, block_q, block_k)
-    for keep_sink, window in ((True, 2), (False, 1)):
+    for keep_sink, window, last_rows in ((True, 2, 0), (False, 1, 0), (True, 2, 20)):
         squares, _ = reference_adaptive.squared_shares(query, key, *found, *where, keep_sink, window)
         for tau in (0.0, 0.1, 0.4):
-            rest = (*where, tau, keep_sink, window)
+            rest = (*where, tau, keep_sink, window, last_rows)
             bits = adaptive.select_adaptive(query, key, *found, *rest)
             kept = blocks.unpack_bits(bits, -(-k_len // block_k))
             near_tau = (squares - tau**2).abs() <= 1e-3 * tau**2

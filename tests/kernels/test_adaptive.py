@@ -84,12 +84,13 @@ def test_shares_equal_the_oracle(case, forced):
 @pytest.mark.parametrize("select", SELECT)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("forced", [(True, 2), (False, 1)], ids=["default", "least"])
+@pytest.mark.parametrize("last_rows", [0, 40])
 @pytest.mark.parametrize("tau", [0.0, 0.05, 0.2, 0.6])
-def test_blocks_equal_the_oracle(select, case, forced, tau):
+def test_blocks_equal_the_oracle(select, case, forced, last_rows, tau):
     before, after = selection(case, sharpened(case), *forced)
     squares, _ = reference_adaptive.squared_shares(*before, *after)
-    expected = reference_adaptive.select_adaptive(*before, tau, *after)
-    kept = unpacked(select(*before, tau, *after), case)
+    expected = reference_adaptive.select_adaptive(*before, tau, *after, last_rows)
+    kept = unpacked(select(*before, tau, *after, last_rows), case)
     near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
     assert torch.equal(kept | near_tau, expected | near_tau)
     assert near_tau.float().mean() < 0.05 or tau == 0
@@ -99,9 +100,9 @@ def test_blocks_equal_the_oracle(select, case, forced, tau):
 def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch):
     case = BASE.but(q_len=600, k_len=600, batch=2, segments="left_padding")
     before, after = selection(case, sharpened(case))
-    whole = select(*before, 0.2, *after)
+    whole = select(*before, 0.2, *after, 0)
     monkeypatch.setattr(eager, "SCORE_BYTES", 1)
-    assert torch.equal(select(*before, 0.2, *after), whole)
+    assert torch.equal(select(*before, 0.2, *after, 0), whole)
 
 
 def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
@@ -136,11 +137,11 @@ def drawn(seed, q_offset, block, padding):
 @settings(max_examples=30, deadline=None)
 def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, block, padding, taus):
     case, before, after = drawn(seed, q_offset, block, padding)
-    low, high = (unpacked(ops.select_adaptive_op(*before, tau, *after), case) for tau in sorted(taus))
+    low, high = (unpacked(ops.select_adaptive_op(*before, tau, *after, 0), case) for tau in sorted(taus))
     assert not (high & ~low).any()
     _, forced = reference_adaptive.squared_shares(*before, *after)
     assert not (forced & ~high).any()
-    only_forced = unpacked(ops.select_adaptive_op(*before, 1e3, *after), case)
+    only_forced = unpacked(ops.select_adaptive_op(*before, 1e3, *after, 0), case)
     assert torch.equal(only_forced, forced)
 
 
@@ -148,7 +149,7 @@ def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, bloc
 @settings(max_examples=15, deadline=None)
 def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset, block, padding):
     case, before, after = drawn(seed, q_offset, block, padding)
-    kept = unpacked(ops.select_adaptive_op(*before, 0.0, *after), case)
+    kept = unpacked(ops.select_adaptive_op(*before, 0.0, *after, 0), case)
     allowed = blocks.causal_blocks(130, case.k_len, q_offset, *block, torch.device("cpu"))
     segment = before[5]
     if segment is not None:

@@ -26,7 +26,7 @@ def calls():
         sample = (key_segment, case.scale, 0, 2, 32)
         scores = ops.sample_scores_op(x.query, x.key, *sample, case.block_k)
         yield f"sample_scores-{name}", ops.sample_scores_op, (x.query, x.key, *sample, case.block_k)
-        selection = (*scores, key_segment, *sizes, 0.9, 0.8, True, 2)
+        selection = (*scores, key_segment, *sizes, 0.9, 0.8, True, 2, 20)
         yield f"select_blocks-{name}", ops.select_blocks_op, selection
         yield f"mask_blocks-{name}", ops.mask_blocks_op, (x.query, x.key, *masked)
         attention = x.attention_arguments(case)
@@ -51,6 +51,7 @@ def calls():
             0.3,
             True,
             2,
+            20,
         )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
 
@@ -71,13 +72,13 @@ def attend(query, key, value):
     """Every op once, on [B, H, S, D] tensors."""
     length = query.shape[2]
     scores = ops.sample_scores_op(query, key, None, 0.2, 0, 2, 32, 32)
-    mask = ops.select_blocks_op(*scores, None, length, length, 0, 64, 32, 0.9, 0.9, True, 2)
+    mask = ops.select_blocks_op(*scores, None, length, length, 0, 64, 32, 0.9, 0.9, True, 2, 20)
     out, lse = ops.block_sparse_attention_op(query, key, value, mask, None, None, 0.2, True, 0, 0, 64, 32)
     means = ops.block_mean_attention_op(query, key, value, mask, None, 0.2, 0, 64, 32)
     window = ops.mask_blocks_op(query, key, None, None, True, 0, 40, 64, 32)
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
     terms = ops.block_representatives_op(key, None, 32, 4)
-    adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2)
+    adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
     return out, lse, *means, mask, window, mass, *terms, adaptive
 
 
@@ -176,6 +177,7 @@ ERRORS = {
         "'landmarks' .* most block_k",
     ),
     "tau": (lambda: ops.select_adaptive(Q, K, TERMS, block_k=16, tau=-1.0), "'tau' must be >= 0, got -1.0"),
+    "last_rows": (lambda: adaptive(last_rows=-1), "'last_rows' must be >= 0, got -1"),
     "window": (lambda: adaptive(window_slashes=0), "'window_slashes' must be >= 1, got 0"),
     "terms-size": (lambda: adaptive((TERMS[0], TERMS[1][..., :3], TERMS[2])), "'log_weights'.*size 4 in dim"),
     "terms-dtype": (lambda: adaptive((TERMS[0], TERMS[1], TERMS[2].half())), "'spreads' must be a float32"),
@@ -203,9 +205,12 @@ def direct_calls():
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)
     terms = (TERMS[0], TERMS[1][..., :1], TERMS[2])
-    yield "terms", lambda: ops.select_adaptive_op(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2)
+    yield "terms", lambda: ops.select_adaptive_op(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2, 0)
     yield "chunk_n", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 0, 8, 16)
-    yield "scores", lambda: ops.select_blocks_op(SCORES, SCORES, None, 64, 99, 0, 16, 16, 0.9, 0.9, True, 2)
+    yield (
+        "scores",
+        lambda: ops.select_blocks_op(SCORES, SCORES, None, 64, 99, 0, 16, 16, 0.9, 0.9, True, 2, 20),
+    )
 
 
 @pytest.mark.parametrize("call", [pytest.param(call, id=name) for name, call in direct_calls()])

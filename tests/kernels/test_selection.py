@@ -34,6 +34,7 @@ def random_scores(n_key_blocks, seed, ties):
     alpha_s=ALPHA,
     keep_sink=st.booleans(),
     window_slashes=st.integers(0, 4),
+    last_rows=st.sampled_from([0, 0, 1, 30, 500]),
     padding=st.sampled_from(["none", "left_padding", "right_padding"]),
     ties=st.booleans(),
     seed=st.integers(0, 100),
@@ -50,6 +51,7 @@ def test_selection_equals_its_definition(
     alpha_s,
     keep_sink,
     window_slashes,
+    last_rows,
     padding,
     ties,
     seed,
@@ -67,6 +69,7 @@ def test_selection_equals_its_definition(
         alpha_s,
         keep_sink,
         window_slashes,
+        last_rows,
     )
     expected = reference.select_blocks(column, slash, *arguments)
     assert torch.equal(select(column, slash, *arguments), expected)
@@ -75,7 +78,7 @@ def test_selection_equals_its_definition(
 @pytest.mark.parametrize("select", SELECT)
 def test_a_tie_keeps_the_lower_index(select):
     column = torch.full((1, 1, 4), 0.25)
-    mask = select(column, torch.zeros(1, 1, 4), None, 64, 64, 0, 16, 16, 0.5, 0.0, False, 0)
+    mask = select(column, torch.zeros(1, 1, 4), None, 64, 64, 0, 16, 16, 0.5, 0.0, False, 0, 0)
     kept = blocks.unpack_bits(mask, 4)[0, 0]
     assert kept[3].tolist() == [True, True, False, False]
 
@@ -84,7 +87,7 @@ def test_a_tie_keeps_the_lower_index(select):
 @pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0)], ids=["columns", "slashes"])
 def test_alpha_one_keeps_every_block_that_causality_allows(select, alphas):
     scores = torch.zeros(1, 2, 7)
-    mask = select(scores, scores, None, 100, 100, 0, 32, 16, *alphas, False, 0)
+    mask = select(scores, scores, None, 100, 100, 0, 32, 16, *alphas, False, 0, 0)
     expected = blocks.bits_from_window(100, 100, 0, 0, 32, 16)
     assert torch.equal(mask, expected.expand_as(mask))
 
@@ -182,3 +185,20 @@ def test_mask_blocks_of_packed_documents_keeps_only_their_blocks():
     query = torch.empty(1, 1, 128, 8)
     mask = ops.mask_blocks(query, query, query_segment=segment, key_segment=segment, block_q=32, block_k=32)
     assert torch.equal(blocks.unpack_bits(mask, 4)[0, 0], torch.eye(4, dtype=torch.bool))
+
+
+@given(q_len=st.integers(1, 200), block_q=st.sampled_from([16, 64]), last_rows=st.integers(0, 250))
+@settings(max_examples=60, deadline=None)
+def test_exactly_the_query_blocks_of_the_last_rows_keep_every_block(q_len, block_q, last_rows):
+    scores = torch.zeros(1, 1, -(-q_len // 16))
+    sizes = {"q_len": q_len, "k_len": q_len, "block_q": block_q, "block_k": 16}
+
+    def kept(count):
+        forced = {"keep_sink": False, "window_slashes": 0, "last_rows": count}
+        return blocks.unpack_bits(ops.select_blocks(scores, scores, **sizes, **forced), scores.shape[-1])
+
+    rows = torch.arange(q_len)
+    holds_one = set((rows[rows >= q_len - last_rows] // block_q).tolist())
+    allowed = blocks.causal_blocks(q_len, q_len, 0, block_q, 16, torch.device("cpu"))
+    whole = torch.tensor([[block in holds_one] for block in range(allowed.shape[0])])
+    assert torch.equal(kept(last_rows)[0, 0], kept(0)[0, 0] | (allowed & whole))

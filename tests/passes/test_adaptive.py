@@ -48,13 +48,16 @@ def test_tau_zero_is_dense_attention(function, inputs):
 
 
 def test_options_reach_the_ops():
-    options = {"method": "adaptive", "tau": 0.25, "landmarks": 3, "window_blocks": 3, "keep_sink": False}
-    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
+    options = {"tau": 0.25, "landmarks": 3, "window_blocks": 3, "keep_sink": False, "last_rows": 40}
+    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
     assert arguments(backend, "block_representatives")[2:] == (16, 3)
-    assert arguments(backend, "select_adaptive")[-5:] == (16, 16, 0.25, False, 3)
+    assert arguments(backend, "select_adaptive")[-6:] == (16, 16, 0.25, False, 3, 40)
     options = {"method": "adaptive", "block_q": 64, "block_k": 16, "window_blocks": 2}
     wide = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
-    assert arguments(wide, "select_adaptive")[-1] == 8  # two diagonals of 64 rows are eight of 16 keys
+    assert arguments(wide, "select_adaptive")[-2:] == (
+        8,
+        128,
+    )  # two diagonals of 64 rows are eight of 16 keys
 
 
 def test_one_dynamic_graph_serves_later_chunks_of_any_length():

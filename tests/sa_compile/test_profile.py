@@ -16,7 +16,10 @@ from sa_compile.fingerprint import WrongModel
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 BLOCKS = {"block_q": 16, "block_k": 16}
-SPARSE = {**BLOCKS, "method": "chunked", "alpha_c": 0.3, "alpha_s": 0.3, "chunk_n": 1, "window_blocks": 1}
+SPARSE = {
+    **{**BLOCKS, "method": "chunked", "alpha_c": 0.3, "alpha_s": 0.3, "chunk_n": 1},
+    **{"window_blocks": 1, "last_rows": 0},
+}
 RANGES = [
     (32, 79, {**BLOCKS, "method": "chunked", "alpha_c": 1.0, "alpha_s": 1.0}),
     (80, 111, SPARSE),

@@ -7,26 +7,31 @@ import sa_compile
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.rules import parse_rule
 
-ALPHAS = {"method": "chunked", "alpha_c": 0.6, "alpha_s": 0.6}
+ALPHAS = {"method": "chunked", "alpha_c": 0.6, "alpha_s": 0.6, "last_rows": 0}
 EVERY_OPTION = {
     **{"method": "chunked", "alpha_c": 0.5, "alpha_s": 0.8, "chunk_n": 3},
-    **{"keep_sink": False, "window_blocks": 1},
+    **{"keep_sink": False, "window_blocks": 1, "last_rows": 0},
 }
 STRIDE = {"method": "stride", "alpha_c": 0.5, "r_row": 0.1, "r_w": 0.1}
 ADAPTIVE = {
     **{"method": "adaptive", "tau": 0.3, "landmarks": 3},
-    **{"keep_sink": False, "window_blocks": 1, "chunk_n": 3},
+    **{"keep_sink": False, "window_blocks": 1, "last_rows": 20, "chunk_n": 3},
 }
 # A rule, the options that say the same, and where the compiled model measures CRA: the chunks (None: a tenth
 # of the rows, as r_row says) and how many rows at the end of each (None: a block).
 CASES = [
-    pytest.param("chunked:alpha=0.6", ALPHAS, (2, None), id="chunked"),
+    pytest.param("chunked:alpha=0.6,last=0", ALPHAS, (2, None), id="chunked"),
     pytest.param(
-        "chunked:alpha_c=0.5,alpha_s=0.8,chunk_n=3,sink=0,window=1", EVERY_OPTION, (3, None), id="options"
+        "chunked:alpha_c=0.5,alpha_s=0.8,chunk_n=3,sink=0,window=1,last=0",
+        EVERY_OPTION,
+        (3, None),
+        id="options",
     ),
-    pytest.param("chunked:alpha=0.6,sample_rows=40", {**ALPHAS, "sample_rows": 40}, (2, 40), id="rows"),
+    pytest.param(
+        "chunked:alpha=0.6,sample_rows=40,last=0", {**ALPHAS, "sample_rows": 40}, (2, 40), id="rows"
+    ),
     pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (None, 1), id="stride"),
-    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1", ADAPTIVE, (3, None), id="adaptive"),
+    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20", ADAPTIVE, (3, None), id="adaptive"),
 ]
 
 

@@ -52,6 +52,12 @@ class Head:
                     kept[r // self.bq, c // self.bk] = True
         return kept
 
+    def last_rows(self, count):
+        """Every block of the query blocks that hold one of the last ``count`` rows."""
+        return np.array(
+            [[(i + 1) * self.bq > self.n_q - count] * self.blocks_k for i in range(self.blocks_q)]
+        )
+
     def attention(self, r):
         """Softmax of row r over the keys it sees, [Sk]; all 0 if it sees none."""
         weights = np.zeros(self.n_k)

@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor> sample_scores_cpu(Tensor query, Tensor key, OptionalT
 
 Tensor select_blocks_cpu(Tensor column_scores, Tensor slash_scores, OptionalTensor key_segment, int64_t q_len,
                          int64_t k_len, int64_t q_offset, int64_t block_q, int64_t block_k, double alpha_c,
-                         double alpha_s, bool keep_sink, int64_t window_slashes) {
+                         double alpha_s, bool keep_sink, int64_t window_slashes, int64_t last_rows) {
   const char* op = "select_blocks";
   check_block_sizes(op, block_q, block_k);
   for (Tensor* scores : {&column_scores, &slash_scores}) {
@@ -189,7 +189,8 @@ Tensor select_blocks_cpu(Tensor column_scores, Tensor slash_scores, OptionalTens
                                 alpha_c,
                                 alpha_s,
                                 keep_sink,
-                                window_slashes};
+                                window_slashes,
+                                last_rows};
   Tensor mask = empty(column_scores, {batch, heads, ceil_div(q_len, block_q), mask_words(column_scores.size(2))},
                       ScalarType::Int);
   select_blocks(args, parallel_for, torch::stable::get_num_threads(),
@@ -229,7 +230,8 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives_cpu(Tensor key, Optiona
 
 Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
                            OptionalTensor key_segment, double scale, int64_t q_offset, int64_t block_q,
-                           int64_t block_k, double tau, bool keep_sink, int64_t window_slashes) {
+                           int64_t block_k, double tau, bool keep_sink, int64_t window_slashes,
+                           int64_t last_rows) {
   const char* op = "select_adaptive";
   const Sizes sizes = sizes_of(op, query, key, block_q, block_k);
   const int64_t members = representatives.dim() == 5 ? representatives.size(2) : 0;
@@ -266,7 +268,8 @@ Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Ten
                                q_offset,
                                tau,
                                keep_sink,
-                               window_slashes};
+                               window_slashes,
+                               last_rows};
   Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())},
                       ScalarType::Int);
   select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(),

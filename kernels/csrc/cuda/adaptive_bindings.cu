@@ -26,7 +26,8 @@ Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream
 
 Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
                        std::optional<Tensor> key_segment, double scale, int64_t q_offset, int64_t block_q,
-                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes) {
+                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes,
+                       int64_t last_rows) {
   using torch::headeronly::ScalarType;
   int const device = query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
@@ -62,6 +63,7 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.members = int(representatives.size(2));
   args.q_offset = int(q_offset);
   args.window_slashes = int(window_slashes);
+  args.last_rows = int(std::min<int64_t>(last_rows, args.q_len));
   args.keep_sink = keep_sink;
   args.scale = float(scale);
   args.scale_log2 = float(scale) * adaptive::kLog2E;
@@ -100,7 +102,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
   library.def(
       "select_adaptive_sm90(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
       "Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, "
-      "int window_slashes) -> Tensor");
+      "int window_slashes, int last_rows) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {

@@ -44,8 +44,9 @@ RULES: dict[str, type[Rule]] = {rule.name: rule for rule in _RULES}
 def parse_rule(spec: str) -> Rule:
     """The rule that a string such as ``"xattention:stride=8,tau=0.95+sink+w2"`` names.
 
-    ``+sink`` forces the sink block, ``+wN`` N block diagonals, ``+lastN`` all blocks of the last N rows. ValueError for an unknown rule or setting,
-    or a value of the wrong kind; it names what is known.
+    ``+sink`` forces the sink block, ``+wN`` N block diagonals, ``+lastN`` all blocks of
+    the last N rows. ValueError for an unknown rule or setting, or a value of the wrong kind; it names what is
+    known.
     """
     text, *extras = spec.split("+")
     name, _, settings = text.partition(":")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import unpack_bits
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, LAST_ROWS
 
 from .base import Problem, Rule
 
@@ -21,7 +21,8 @@ class Adaptive(Rule):
     A block is kept if the shares of attention that the query block's rows are estimated to give its keys
     reach ``tau`` in their 2-norm; the others count by their mean key and value. Every key block is
     represented by its ``landmarks`` keys of largest norm and the mean of the others; the sink block
-    (``sink``) and ``window`` block diagonals are kept and scored exactly. Source: ours; docs/accuracy.md.
+    (``sink``) and ``window`` block diagonals are kept and scored exactly, all blocks of the last
+    ``last`` rows are kept. Source: ours; docs/accuracy.md.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -30,6 +31,7 @@ class Adaptive(Rule):
     landmarks: int = ADAPTIVE_LANDMARKS
     sink: bool = True
     window: int = 2
+    last: int = LAST_ROWS
 
     def blocks(self, problem: Problem) -> Tensor:
         sizes = {"key_segment": problem.key_segment, "block_k": problem.block_k}
@@ -44,6 +46,7 @@ class Adaptive(Rule):
             tau=self.tau,
             keep_sink=self.sink,
             window_slashes=self.window,
+            last_rows=self.last,
             **sizes,
         )
         return unpack_bits(bits, problem.n_key_blocks)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import bits_from_window, unpack_bits
-from sa_compile.kernels.defaults import ALPHA
+from sa_compile.kernels.defaults import ALPHA, LAST_ROWS
 from sa_compile.kernels.shapes import ceil_div
 
 from .base import Problem, Rule
@@ -24,7 +24,8 @@ class Chunked(Rule):
 
     The last ``sample_rows`` rows (0: as many as a query block holds) of ``chunk_n`` chunks give column
     and slash scores; the fewest columns and slashes that reach ``alpha`` (``alpha_c``, ``alpha_s`` if not
-    0) are kept as strips over the head, with the sink block and ``window`` block diagonals forced.
+    0) are kept as strips over the head, with the sink block, ``window`` block diagonals and all blocks of the
+    last ``last`` rows forced.
     ``union``: every chunk's sample reaches alpha on its own, then OR. Source: arXiv 2406.15486v3 section
     3, DESIGN section 4.
     """
@@ -37,6 +38,7 @@ class Chunked(Rule):
     sample_rows: int = 0
     sink: bool = True
     window: int = 2
+    last: int = LAST_ROWS
     union: bool = False
 
     def blocks(self, problem: Problem) -> Tensor:
@@ -77,6 +79,7 @@ class Chunked(Rule):
             alpha_s=self.alpha_s or self.alpha,
             keep_sink=self.sink,
             window_slashes=self.window,
+            last_rows=self.last,
         )
         return unpack_bits(bits, problem.n_key_blocks)
 

@@ -233,7 +233,8 @@ void check_walk(std::mt19937& random) {
   REQUIRE(int(seen.size()) == args.batch * args.heads_q * args.q_tiles(), "%zu tiles", seen.size());
 }
 
-// Every query tile is in one item, whose steps score each forced block of the tile once; rounds reach every item once.
+// Every query tile is in one item, whose steps score each forced block of the tile once, but nothing for a tile that
+// keeps every block; rounds reach every item once.
 void check_items(std::mt19937& random) {
   auto draw = [&](int from, int to) { return std::uniform_int_distribution<int>(from, to)(random); };
   adaptive::Arguments args{};
@@ -245,6 +246,7 @@ void check_items(std::mt19937& random) {
   args.k_len = draw(1, 1500);
   args.q_offset = draw(-300, 700);
   args.window_slashes = draw(1, 4);
+  args.last_rows = draw(0, 1) ? draw(0, args.q_len) : 0;
   args.sinks = sinks;
   int32_t const segment = 0;
   args.key_segment = &segment;
@@ -254,24 +256,28 @@ void check_items(std::mt19937& random) {
   std::set<std::vector<int>> tiles;
   for (int index = 0; index < args.items(); ++index) {
     adaptive::Item const item = adaptive::locate_item(args, index);
+    bool const needed = item.tile[0].scored || item.tile[1].scored;
+    REQUIRE(needed || item.end + item.exact_blocks() == 0, "item %d scores for no tile", index);
     for (adaptive::QueryBlock const& tile : item.tile) {
       if (tile.row >= args.q_len) continue;
       bool const fresh = tiles.insert({item.batch, tile.head, tile.row}).second;
       REQUIRE(fresh && tile.head / (args.heads_q / args.heads_kv) == item.head_kv, "item %d", index);
+      bool const whole = std::min(tile.row + 128, args.q_len) > args.q_len - args.last_rows;
       int const first = tile.row + args.q_offset, last = std::min(tile.row + 128, args.q_len) - 1 + args.q_offset;
       for (int block = 0; block < args.n(); ++block) {
         bool const allowed = block * 128 <= last;
         bool const near = first < (block + args.window_slashes) * 128;
         bool const forced = block >= tile.end || block == item.sink;
         REQUIRE(allowed == (block < tile.behind), "block %d of item %d", block, index);
-        REQUIRE(forced == (near || block == item.sink), "block %d of item %d", block, index);
+        REQUIRE(forced == (whole || near || block == item.sink), "block %d of item %d", block, index);
         int scored = 0;
         for (int step = 0; step < item.exact_blocks(); ++step) {
           scored += adaptive::exact_block(item.first, item.sink, step) == block;
         }
-        REQUIRE(!(forced && allowed) || scored == 1, "block %d of item %d: %d", block, index, scored);
+        REQUIRE(whole || !(forced && allowed) || scored == 1, "block %d of item %d: %d", block, index, scored);
         REQUIRE(forced || block < item.end, "block %d of item %d", block, index);
       }
+      REQUIRE(tile.scored == !whole, "row %d of item %d", tile.row, index);
     }
   }
   REQUIRE(int(tiles.size()) == args.batch * args.heads_q * args.q_blocks(), "%d tiles", int(tiles.size()));

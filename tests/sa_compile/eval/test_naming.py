@@ -6,10 +6,18 @@ from sa_compile.eval.naming import with_present_names
 from sa_compile.eval.rules import parse_rule
 
 CASES = [
-    pytest.param("adaptive", {"tau": 0.4, "landmarks": 3}, "adaptive:tau=0.4,landmarks=3", id="old defaults"),
+    pytest.param(
+        "adaptive",
+        {"tau": 0.4, "landmarks": 3, "last": 128},
+        "adaptive:tau=0.4,landmarks=3",
+        id="old defaults",
+    ),
+    pytest.param(
+        "adaptive", {"tau": 0.4}, "adaptive:tau=0.4,last=0", id="before the last rows were kept whole"
+    ),
     pytest.param(
         "chunked:alpha=0.95",
-        {"alpha": 0.95, "chunk_n": 2},
+        {"alpha": 0.95, "chunk_n": 2, "last": 128},
         parse_rule("chunked:alpha=0.95").spec,
         id="now default",
     ),

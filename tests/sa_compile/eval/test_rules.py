@@ -62,9 +62,12 @@ def hashsparse_reading(head):
 READINGS = {
     "full": lambda head: head.cover(lambda r, c: True),
     "oracle:alpha=0.9": lambda head: readings.oracle(head, 0.9),
-    "chunked:alpha=0.7,sample_rows=20": lambda head: readings.chunked(head, 0.7, 2, 20, True, 2),
-    "chunked:alpha=0.6,chunk_n=3,sample_rows=16,sink=0,window=0": lambda head: readings.chunked(
+    "chunked:alpha=0.7,sample_rows=20,last=0": lambda head: readings.chunked(head, 0.7, 2, 20, True, 2),
+    "chunked:alpha=0.6,chunk_n=3,sample_rows=16,sink=0,window=0,last=0": lambda head: readings.chunked(
         head, 0.6, 3, 16, False, 0
+    ),
+    "chunked:alpha=0.7,sample_rows=20,last=21": lambda head: (
+        readings.chunked(head, 0.7, 2, 20, True, 2) | head.last_rows(21)
     ),
     "stride:alpha=0.6,r_row=0.1,r_w=0.2": lambda head: readings.stride(head, 0.6, 0.1, 0.2, True),
     "streaming:share=0.25": lambda head: readings.streaming(head, 4, math.ceil(0.25 * head.n_k)),
@@ -75,8 +78,10 @@ READINGS = {
     "flexprefill:min_budget=512": lambda head: readings.flexprefill(head, 0.95, 0.1, 512),
     "xattention:stride=4,tau=0.8": lambda head: readings.xattention(head, 4, 0.8),
     "xattention:stride=8,tau=0.95": lambda head: readings.xattention(head, 8, 0.95),
-    "adaptive:tau=0.1,landmarks=2": lambda head: readings.adaptive(head, 0.1, 2),
-    "adaptive:tau=0.4": lambda head: readings.adaptive(head, 0.4, 16),
+    "adaptive:tau=0.1,landmarks=2,last=0": lambda head: readings.adaptive(head, 0.1, 2),
+    "adaptive:tau=0.4,last=0": lambda head: readings.adaptive(head, 0.4, 16),
+    "adaptive:tau=0.4,last=16": lambda head: readings.adaptive(head, 0.4, 16) | head.last_rows(16),
+    "xattention:stride=4,tau=0.8+last20": lambda head: readings.xattention(head, 4, 0.8) | head.last_rows(20),
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1": lambda head: readings.flashprefill(
         head, 0.3, 1, 2, 1
     ),
@@ -131,7 +136,7 @@ def test_bigbird_keeps_window_global_and_as_many_random_blocks_as_asked():
 
 def test_union_of_chunks_lets_every_chunk_reach_alpha_on_its_own():
     query, key = attention_inputs(q_len=128, k_len=128)
-    options = {"alpha": 0.6, "sample_rows": 16, "sink": False, "window": 0}
+    options = {"alpha": 0.6, "sample_rows": 16, "sink": False, "window": 0, "last": 0}
     union = dataclasses.replace(parse_rule("chunked"), chunk_n=2, union=True, **options)
     kept = unpack_bits(union.select(query, key, block_q=16, block_k=16), 8)
     for h, head in enumerate(heads_of(query, key, None, 0, 16, 16, 8**-0.5)):
@@ -254,7 +259,12 @@ def test_forced_adds_the_sink_and_the_window_and_nothing_else():
 
 @pytest.mark.parametrize(
     "spec",
-    [*RULES, "chunked:alpha=0.95,chunk_n=4,union=1", "xattention:stride=16,tau=0.9+sink+w2", "streaming+w3"],
+    [
+        *RULES,
+        "chunked:alpha=0.95,chunk_n=4,union=1",
+        "xattention:stride=16,tau=0.9+sink+w2",
+        "streaming+w3+last128",
+    ],
 )
 def test_a_rules_spec_names_it(spec):
     assert parse_rule(parse_rule(spec).spec) == parse_rule(spec)
@@ -271,7 +281,7 @@ def test_a_rules_spec_names_it(spec):
         ),
         pytest.param("chunked:chunk_n=x", "chunked:chunk_n must be of type int, got 'x'", id="value"),
         pytest.param("chunked:sink=yes", "chunked:sink must be 0 or 1, got 'yes'", id="bool"),
-        pytest.param("full+v2", "after '\\+' comes 'sink' or 'wN', got 'v2'", id="forced"),
+        pytest.param("full+v2", "after '\\+' comes 'sink', 'wN' or 'lastN', got 'v2'", id="forced"),
     ],
 )
 def test_a_wrong_spec_is_an_error_that_names_what_is_known(spec, message):

@@ -32,6 +32,7 @@ struct AdaptiveArguments {
   double tau;
   bool keep_sink;
   int64_t window_slashes;  // >= 1
+  int64_t last_rows;
 };
 
 namespace detail {
@@ -87,6 +88,7 @@ class AdaptiveWorker {
  public:
   AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
       : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes), columns_(columns),
+        first_whole_(first_whole_row_block(sizes_.q_len, sizes_.block_q, args.last_rows)),
         query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim), scores_(kStripRows * sizes_.block_k),
         member_scores_(args.members * kStripRows * columns), squares_(columns) {}
 
@@ -100,7 +102,7 @@ class AdaptiveWorker {
     const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks scored
     const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);                       // of the causal ones
     std::fill_n(words, n_words, 0);
-    if (args_.tau <= 0.0) {
+    if (args_.tau <= 0.0 || query_block >= first_whole_) {
       set_prefix(words, stop);
     } else {
       for (int64_t j = end; j < stop; ++j) set_bit(words, j);
@@ -166,7 +168,7 @@ class AdaptiveWorker {
   const Isa& isa_;
   const KeySegments& segments_;
   const Sizes& sizes_;
-  int64_t columns_;
+  int64_t columns_, first_whole_;
   Buffer query_, scores_, member_scores_, squares_;
   std::vector<float> maximum_, sum_;  // of the forced blocks, [kStripRows, n_forced]
   std::vector<int64_t> row_index_, forced_;

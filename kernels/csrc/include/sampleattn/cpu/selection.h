@@ -18,7 +18,7 @@ struct SelectionArguments {
   int64_t batch, heads, q_len, k_len, q_offset, block_q, block_k;
   double alpha_c, alpha_s;
   bool keep_sink;
-  int64_t window_slashes;
+  int64_t window_slashes, last_rows;
 };
 
 namespace detail {
@@ -56,6 +56,7 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
   using namespace detail;
   const int64_t n_key_blocks = ceil_div(args.k_len, args.block_k), n_words = mask_words(n_key_blocks);
   const int64_t n_query_blocks = ceil_div(args.q_len, args.block_q);
+  const int64_t first_whole = first_whole_row_block(args.q_len, args.block_q, args.last_rows);
   const bool everything = args.alpha_c >= 1.0 || args.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {
@@ -85,6 +86,7 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
         const int64_t last = std::min((i + 1) * args.block_q, args.q_len) - 1;
         const int64_t high = floor_div(last + args.q_offset, args.block_k);
         std::copy(columns.begin(), columns.end(), row);
+        if (i >= first_whole) set_prefix(row, n_key_blocks);
         for (int64_t own = low; own <= high; ++own) {
           for (int64_t s : slashes) {
             if (own - s >= 0 && own - s < n_key_blocks) set_bit(row, own - s);

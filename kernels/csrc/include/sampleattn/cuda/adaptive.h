@@ -25,6 +25,7 @@ struct Arguments {
 
   int batch, heads_q, heads_kv, q_len, k_len, head_dim, members;
   int q_offset, window_slashes;
+  int last_rows;  // at least one of them in a query block: it keeps every block
   bool keep_sink;
   float scale, scale_log2, tau_squared;  // scale_log2: scale * log2(e)
   float whole_number;  // log2 of the keys that the mean of a block without padding stands for
@@ -52,24 +53,27 @@ struct Arguments {
 SAMPLEATTN_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }
 
 // A block of queries of one head. Blocks from `end` on, and the sink, are forced: their keys are scored exactly. Of the
-// blocks before `end`, representatives are.
+// blocks before `end`, representatives are. A tile of which all is kept has an `end` of 0, and nothing is scored for it.
 struct QueryBlock {
   int head, row;    // row: first query row; q_len or more if there is no such tile
   int end, behind;  // behind: the first block that is not allowed by position
+  bool scored;
 };
 
 SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile) {
   int const group = args.heads_q / args.heads_kv;
   int const row = tile / group * kBlock;
-  if (row >= args.q_len) return {0, row, 0, 0};
+  if (row >= args.q_len) return {0, row, 0, 0, false};
   int const own = floor_div(row + args.q_offset, kBlock);
   int const last = floor_div(min(row + kBlock, args.q_len) - 1 + args.q_offset, kBlock);
-  return {head_kv * group + tile % group, row, min(max(own - args.window_slashes + 1, 0), args.n()),
-          min(max(last + 1, 0), args.n())};
+  bool const scored = min(row + kBlock, args.q_len) <= args.q_len - args.last_rows;
+  int const end = scored ? min(max(own - args.window_slashes + 1, 0), args.n()) : 0;
+  return {head_kv * group + tile % group, row, end, min(max(last + 1, 0), args.n()), scored};
 }
 
 // Two query tiles of one key/value head, which share everything that is scored: first key blocks in full (the sink, if
-// it lies before the others, then [first, behind)), then the representatives of the blocks [0, end).
+// it lies before the others, then [first, behind)), then the representatives of the blocks [0, end). All are empty if
+// neither tile is scored.
 struct Item {
   int batch, head_kv, sink;
   QueryBlock tile[2];
@@ -91,10 +95,10 @@ SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
   item.head_kv = index % heads % args.heads_kv;
   item.sink = args.sinks[args.visibilities() > 1 ? item.batch : 0];
   for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i);
-  bool const both = item.tile[1].row < args.q_len;
-  item.end = both ? max(item.tile[0].end, item.tile[1].end) : item.tile[0].end;
-  item.first = both ? min(item.tile[0].end, item.tile[1].end) : item.tile[0].end;
-  item.behind = max(item.tile[0].behind, item.tile[1].behind);
+  QueryBlock const &one = item.tile[0], &other = item.tile[1];
+  item.end = max(one.end, other.end);  // of a tile that is not scored it is 0
+  item.first = one.scored && other.scored ? min(one.end, other.end) : item.end;
+  item.behind = max(one.scored ? one.behind : 0, other.scored ? other.behind : 0);
   return item;
 }
 
