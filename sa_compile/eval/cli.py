@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+FORCED = "+sink+w2+last128"  # what our methods always keep
 _PEERS = (
     "minference",
     "minference:vertical_share=0.03125,slash_share=0.125",
@@ -19,8 +20,8 @@ _PEERS = (
     "flashprefill",
 )
 _SETS = {
-    # Each peer at its published settings, and again with SampleAttention's forced sink and window.
-    "peers": (*_PEERS, *(f"{peer}+sink+w2" for peer in _PEERS)),
+    # Each peer at its published settings, and again with what SampleAttention forces.
+    "peers": (*_PEERS, *(f"{peer}{FORCED}" for peer in _PEERS)),
     "paper": ("stride", "streaming", "bigbird", "hyper", "hashsparse"),
     "ours": (
         "chunked",

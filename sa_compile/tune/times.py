@@ -46,10 +46,12 @@ def _rows(results: Results, cost: Mapping[str, Any]) -> Iterator[list[str]]:
         places = (results.kept(rule, length, results.solved(length, place), place) for place in PLACES)
         kept = [share for share in places if not math.isnan(share)]
         attention = means["density"] * cost["block_ms"][blocks]
-        family = families.get(rule.partition(":")[0])
+        base, forced, _ = rule.partition("+")
+        family = families.get(base.partition(":")[0])
         selection = None
         if family is not None:
-            timed_as = family.timed_as(results.result["settings"][rule], blocks)
+            settings = results.result["settings"][rule]
+            timed_as = family.timed_as(settings["rule"] if forced else settings, blocks)
             selection = cost["selection_ms"].get(timed_as)
         total = attention + (selection or 0.0)
         bound, faster = ("", "") if selection is not None else (">= ", "<= ")
