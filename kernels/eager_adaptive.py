@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import eager
 from .blocks import causal_blocks, pack_bits
+from .defaults import LANDMARK_TAKEN as TAKEN
 from .shapes import ceil_div, first_whole_row_block, query_block_positions
 
 
@@ -21,23 +22,49 @@ def block_representatives(
     valid = torch.nn.functional.pad(valid, (0, missing)).unflatten(-1, (-1, block_k))[:, None]
     keys = torch.nn.functional.pad(key, (0, 0, 0, missing)).unflatten(2, (-1, block_k))
     keys = torch.where(valid[..., None], keys, 0)  # [B, Hkv, n_key_blocks, block_k, D]
-    norms = torch.where(valid, keys.double().square().sum(-1), -1.0)
-    # A stable sort of a block's few keys: which key of two equal ones stands first is the same everywhere.
-    order = norms.sort(dim=-1, descending=True, stable=True).indices[..., :landmarks]
+    order, exists = landmark_keys(keys.double(), valid, landmarks)
     marks = keys.gather(3, order[..., None].expand(*order.shape, dim))
-    chosen = torch.zeros_like(norms, dtype=torch.bool).scatter(-1, order, True)
+    chosen = torch.zeros(keys.shape[:-1], dtype=torch.bool, device=key.device).scatter(-1, order, True)
     others = (valid & ~chosen)[..., None]
     count = others.sum(-2).double()  # [B, Hkv, n_key_blocks, 1]
     mean = torch.where(others, keys, 0).double().sum(-2) / count.clamp(min=1)
     distance = torch.where(others, keys - mean[..., None, :], 0)
     spread = distance.square().sum((-1, -2)) / (count[..., 0].clamp(min=1) * max(dim, 1))
-    mark_weight = torch.where(norms.gather(-1, order) >= 0, 0.0, -torch.inf)
+    mark_weight = torch.where(exists, 0.0, -torch.inf).double()
     log_weights = torch.cat((count.log(), mark_weight), -1)
     spreads = torch.cat((spread[..., None], torch.zeros_like(mark_weight)), -1)
     representatives = torch.cat((mean.to(key.dtype)[..., None, :], marks), 3)
     by_member = (tensor.transpose(2, 3).contiguous() for tensor in (representatives, log_weights, spreads))
     representatives, log_weights, spreads = by_member
     return representatives, log_weights.float(), spreads.float()
+
+
+def landmark_keys(keys: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which of every block's keys are its landmarks, and whether there is one: [B, Hkv, n_key_blocks, count].
+
+    keys: float64 [B, Hkv, n_key_blocks, block_k, D], 0 where not ``valid`` [B|1, 1, n_key_blocks, block_k].
+    """
+    left = torch.where(valid, keys.square().sum(-1), -1.0)  # of the squared norms
+    flat = valid.flatten(2)
+    first_key = (flat & (flat.cumsum(-1) == 1)).unflatten(-1, valid.shape[2:])
+    order, exists = [], []
+    columns: list[tuple[Tensor, Tensor]] = []  # what was left of the keys' products with each landmark
+    for mark in range(count):
+        ranked = left.masked_fill(first_key, torch.inf) if mark == 0 else left
+        best = ranked.argmax(-1, keepdim=True)
+        strength = left.gather(-1, best)
+        order.append(best)
+        exists.append(strength >= 0)
+        landmark = keys.gather(3, best[..., None].expand(*best.shape, keys.shape[-1]))
+        column = (keys @ landmark.transpose(-1, -2))[..., 0]
+        for earlier, norm in columns:
+            column = column - TAKEN * earlier * earlier.gather(-1, best) / norm
+        norm = strength.clamp(min=torch.finfo(torch.float32).tiny)
+        columns.append((column, norm))
+        left = torch.where(left >= 0, (left - TAKEN * column.square() / norm).clamp(min=0), left)
+        left = left.scatter(-1, best, -2.0)
+    empty = keys.new_zeros((*keys.shape[:3], 0), dtype=torch.int64)
+    return torch.cat((empty, *order), -1), torch.cat((empty.bool(), *exists), -1)
 
 
 def select_adaptive(
@@ -83,25 +110,26 @@ class AdaptiveBlocks:
         window_slashes: int,
     ) -> None:
         self.query, self.key, self.scale = query, key, scale
-        self.block_q, self.block_k, self.window_slashes = block_q, block_k, window_slashes
+        self.block_q, self.block_k = block_q, block_k
         self.n_key_blocks = ceil_div(key.shape[2], block_k)
         self.first, self.last = query_block_positions(query.shape[2], q_offset, block_q, query.device)
+        self.own = self.first // block_k  # from this key block on, keys are scored exactly
         self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
         self.visible = None  # [B|1, n_key_blocks]: the block holds a valid key
         key_block = torch.arange(self.n_key_blocks, device=query.device)
         if self.valid is not None:
             self.visible = eager.blocks_of_keys(self.valid, block_k).any(-1)
-        self.sink = None  # [B|1]: the first block that holds a valid key
-        near = (self.first // block_k)[:, None] - key_block < window_slashes
+        self.exact = key_block >= self.own[:, None]  # [n_query_blocks, n_key_blocks]
+        near = self.own[:, None] - key_block < window_slashes
         self.forced = near[None, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
         if keep_sink:
-            self.sink = torch.zeros(1, dtype=torch.int64, device=query.device)
+            sink = torch.zeros(1, dtype=torch.int64, device=query.device)
             if self.visible is not None:
-                self.sink = self.visible.int().argmax(-1)
-            self.forced = self.forced | (key_block == self.sink[:, None])[:, None, None]
+                sink = self.visible.int().argmax(-1)
+            self.forced = self.forced | (key_block == sink[:, None])[:, None, None]
 
     def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
-        """Squared shares of keys, summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; forced: 0."""
+        """Squared shares of keys, summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; exact: 0."""
         group = self.query.shape[1] // self.key.shape[1]
         members = representatives.shape[2:4]
         flat = representatives.flatten(2, 3).float().transpose(-1, -2)
@@ -114,9 +142,9 @@ class AdaptiveBlocks:
             half_norm = 0.5 * query.square().sum(-1)[..., None, None]
             boosts = torch.minimum(half_norm * spreads, numbers)
             scores = scores + log_weights + boosts  # [B, Hq, rows, members, n_key_blocks]
-            forced = self.forced[:, :, blocks].repeat_interleave(self.block_q, 2)[:, :, : query.shape[2]]
-            scores = scores.masked_fill(forced[..., None, :], -torch.inf)
-            total = torch.logaddexp(scores.logsumexp((-1, -2)), self._forced_log_sum(query, blocks))
+            exact = self.exact[blocks].repeat_interleave(self.block_q, 0)[: query.shape[2]]
+            scores = scores.masked_fill(exact[:, None], -torch.inf)
+            total = torch.logaddexp(scores.logsumexp((-1, -2)), self._exact_log_sum(query, blocks))
             total = total[..., None, None]
             squares = torch.exp(2 * (scores - total) + (2 * boosts - numbers).clamp(max=0)).sum(-2)
             squares = torch.where(total[..., 0] > -torch.inf, squares, 0)
@@ -129,7 +157,7 @@ class AdaptiveBlocks:
     def _chunks(self, columns: int) -> list[tuple[slice, slice]]:
         """Rows whose scores fit in ``eager.SCORE_BYTES`` and their query blocks."""
         batch, heads, q_len, _ = self.query.shape
-        columns = max(columns, (self._reach + 1) * self.block_k)
+        columns = max(columns, self._reach * self.block_k)
         step = max(eager.SCORE_BYTES // (4 * batch * heads * columns) // self.block_q, 1)
         n_query_blocks = self.first.numel()
         return [
@@ -139,18 +167,14 @@ class AdaptiveBlocks:
 
     @property
     def _reach(self) -> int:
-        """Key blocks that the window of a query block covers at most."""
-        return self.window_slashes + (self.block_q - 1) // self.block_k + 1
+        """Key blocks that hold positions of a query block's rows, at most."""
+        return (self.block_q - 1) // self.block_k + 2
 
-    def _forced_log_sum(self, query: Tensor, blocks: slice) -> Tensor:
-        """Log of the exact mass of the forced blocks for scaled rows, [B, Hq, rows]."""
+    def _exact_log_sum(self, query: Tensor, blocks: slice) -> Tensor:
+        """Log of the mass of the keys in a query block's own key blocks for scaled rows, [B, Hq, rows]."""
         first, last = self.first[blocks], self.last[blocks]
-        low = first // self.block_k - self.window_slashes + 1
-        near = low[:, None] + torch.arange(self._reach, device=query.device)
+        near = self.own[blocks][:, None] + torch.arange(self._reach, device=query.device)
         near = torch.where((near >= 0) & (near <= (last // self.block_k)[:, None]), near, -1)[None]
-        if self.sink is not None:  # one that the window holds already counts once
-            apart = torch.where((near == self.sink[:, None, None]).any(-1), -1, self.sink[:, None])
-            near = torch.cat((near.expand(apart.shape[0], -1, -1), apart[..., None]), -1)
         index = near[..., None] * self.block_k + torch.arange(self.block_k, device=query.device)
         exists = ((near >= 0)[..., None] & (index < self.key.shape[2])).flatten(2)
         index = torch.where(exists, index.flatten(2), 0)  # [B|1, blocks, keys]

@@ -17,7 +17,7 @@ from .reference import visible_entries
 def block_representatives(
     key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every key block, the mean of its keys but those of largest norm, with its spread, and the latter."""
+    """Of every key block its ``landmarks`` (see ``landmark_keys``), and the mean of its other keys."""
     batch, heads, k_len, dim = key.shape
     n_key_blocks = -(-k_len // block_k)
     shape = (batch, heads, 1 + landmarks, n_key_blocks)
@@ -30,18 +30,36 @@ def block_representatives(
             valid = (key_segment[b % key_segment.shape[0]] == 0).nonzero().flatten().tolist()
         for h in range(heads):
             keys = key[b, h].double()
-            norms = keys.norm(dim=-1).tolist()
             for j in range(n_key_blocks):
-                own = sorted((k for k in valid if k // block_k == j), key=lambda k: (-norms[k], k))
-                for mark, k in enumerate(own[:landmarks], start=1):
-                    representatives[b, h, mark, j] = keys[k]
+                own = [k for k in valid if k // block_k == j]
+                chosen = landmark_keys(keys[own], landmarks, has_first_key=valid[0] in own) if own else []
+                for mark, k in enumerate(chosen, start=1):
+                    representatives[b, h, mark, j] = keys[own[k]]
                     log_weights[b, h, mark, j] = 0.0
-                if others := own[landmarks:]:
+                if others := [k for at, k in enumerate(own) if at not in chosen]:
                     mean = keys[others].mean(0)
                     representatives[b, h, 0, j] = mean
                     log_weights[b, h, 0, j] = math.log(len(others))
                     spreads[b, h, 0, j] = (keys[others] - mean).square().mean()
     return representatives, log_weights, spreads
+
+
+def landmark_keys(keys: Tensor, count: int, has_first_key: bool) -> list[int]:
+    """Which of a block's keys [n, D] are its landmarks, in order: at most ``count``.
+
+    The one of which most is left, then again, after half of what the others have in its direction has been
+    taken away: keys of large norm that point elsewhere than those before. A prompt's first key, whose norm
+    says nothing of the attention that it gets, is the first landmark of its block.
+    """
+    left, chosen = keys.clone(), list[int]()
+    for mark in range(min(count, len(keys))):
+        norms = left.square().sum(-1)
+        norms[chosen] = -1.0
+        best = 0 if has_first_key and mark == 0 else int(norms.argmax())
+        chosen.append(best)
+        direction = left[best] / left[best].norm().clamp(min=1e-300)
+        left = left - 0.5 * (left @ direction)[:, None] * direction
+    return chosen
 
 
 def squared_shares(
@@ -60,11 +78,11 @@ def squared_shares(
 ) -> tuple[Tensor, Tensor]:
     """Per block, its keys' squared estimated shares, summed over keys and rows.
 
-    float64 [B, Hq, n_query_blocks, n_key_blocks], and bool of the same shape: the block is forced. A forced
-    block is scored exactly and has no share here. A representative of n keys with spread s stands for scores
-    of a normal distribution of variance |q|^2 s: their mean exponential is exp(variance / 2) times that of
-    the mean, but of n keys at most n times; and their squares sum to exp(variance) / n of their sum's square,
-    but to no more than all of it.
+    float64 [B, Hq, n_query_blocks, n_key_blocks], and bool of the same shape: the block is forced. Blocks
+    from the one of the query block's first row on are scored exactly and have no share here. A representative
+    of n keys with spread s stands for scores of a normal distribution of variance |q|^2 s: their mean
+    exponential is exp(variance / 2) times that of the mean, but of n keys at most n times; and their squares
+    sum to exp(variance) / n of their sum's square, but to no more than all of it.
     """
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
@@ -84,10 +102,10 @@ def squared_shares(
             allowed = [j for j in visible_blocks if j * block_k <= last]
             near = [j for j in allowed if own - j < window_slashes or (keep_sink and j == visible_blocks[0])]
             forced[b, :, i, near] = True
-            far = [j for j in allowed if j not in near]
+            far = [j for j in allowed if j < own]
             visible = visible_entries(rows, k_len, causal=True, q_offset=q_offset, key_segment=segment)[0]
             for k in range(k_len):
-                if k // block_k not in near:
+                if k // block_k < own:
                     visible[:, k] = False
             for h in range(heads):
                 q = scale * query[b, h, rows].double()

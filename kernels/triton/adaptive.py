@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..defaults import LANDMARK_TAKEN
 from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
 from .common import floor_div, tile_dim
 
@@ -28,6 +29,7 @@ LOWEST = -1e30  # below every score, and yet a number: differences from it are n
 def _represent(
     key,
     key_segment,
+    first_blocks,  # int32 [B|1] beside key_segment: the first block that holds a valid key
     representatives,  # [B, Hkv, 1 + landmarks, n, D]
     log_weights,  # [B, Hkv, 1 + landmarks, n], as is spreads
     spreads,
@@ -35,6 +37,7 @@ def _represent(
     k_head,
     k_row,
     segment_batch,
+    first_batch,
     heads,
     k_len,
     n,
@@ -43,6 +46,8 @@ def _represent(
     TILE_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TAKEN: tl.constexpr,
 ):
     block, batch_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
@@ -53,23 +58,34 @@ def _represent(
         valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
     keys = key + batch * k_batch + head * k_head + dim
     loaded = valid[:, None] & (dim < HEAD_DIM)[None, :]
-    k = tl.load(keys[None, :] + index[:, None].to(tl.int64) * k_row, mask=loaded, other=0.0).to(tl.float32)
-    left = tl.where(valid, tl.sum(k * k, 1), -1.0)  # norms of the keys that are not chosen yet
+    k = tl.load(keys[None, :] + index[:, None].to(tl.int64) * k_row, mask=loaded, other=0.0)
+    products = tl.dot(k, tl.trans(k), input_precision=PRECISION)  # what is left of them
+    k = k.to(tl.float32)
+    left = tl.where(valid, tl.sum(k * k, 1), -1.0)  # of the squared norms; below 0: no key, or chosen
     count = tl.sum(valid.to(tl.int32), 0)
     first = (batch_head * (1 + landmarks)) * n + block
+    first_block = tl.load(first_blocks + batch * first_batch) if HAS_SEGMENT else 0
     for mark in range(1, landmarks + 1):
         place = first + mark * n
         strongest = tl.argmax(left, 0)  # of equal ones the first
+        if (mark == 1) & (block == first_block):
+            strongest = tl.argmax(valid.to(tl.int32), 0)  # the prompt's first key
         exists = count >= mark
-        row = tl.load(
+        landmark = tl.load(
             keys + (block * BLOCK_K + strongest).to(tl.int64) * k_row,
             mask=dim < tl.where(exists, HEAD_DIM, 0),
             other=0.0,
         )
-        tl.store(representatives + place * HEAD_DIM + dim, row, mask=dim < HEAD_DIM)
+        tl.store(representatives + place * HEAD_DIM + dim, landmark, mask=dim < HEAD_DIM)
         tl.store(log_weights + place, tl.where(exists, 0.0, float("-inf")))
         tl.store(spreads + place, 0.0)
+        norm = tl.maximum(tl.sum(tl.where(entry == strongest, left, 0.0), 0), 1.1754943508222875e-38)
+        column = tl.sum(tl.where((entry == strongest)[None, :], products, 0.0), 1)
+        taken = column * (TAKEN / norm)
+        left = tl.where(left >= 0, tl.maximum(left - taken * column, 0.0), left)
         left = tl.where(entry == strongest, -1.0, left)
+        row = tl.sum(tl.where((entry == strongest)[:, None], products, 0.0), 0)  # the column, along columns
+        products -= taken[:, None] * row[None, :]
     others = left >= 0
     number = tl.sum(others.to(tl.float32), 0)
     k = tl.where(others[:, None], k, 0.0)
@@ -92,7 +108,7 @@ def _log_sum(highest, total):
 
 
 @triton.jit
-def _forced_block(
+def _exact_block(
     q, keys, key_segment, highest, total, block, position, dim, k_row, k_len, scale_log2,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -127,7 +143,6 @@ def _score_blocks(
     spreads,
     landmarks,  # int32 [B, Hkv, n]: how many the block has
     key_segment,
-    sinks,  # int32 [B|1]: the forced first block; n for none
     log_norms,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
     totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
     q_batch,
@@ -137,7 +152,6 @@ def _score_blocks(
     k_head,
     k_row,
     segment_batch,
-    sink_batch,
     heads,
     group,
     q_len,
@@ -146,7 +160,6 @@ def _score_blocks(
     first_query_block,
     n,
     members,
-    window_slashes,
     first_whole,  # the query block from which on every block is kept
     scale,
     HEAD_DIM: tl.constexpr,
@@ -174,33 +187,29 @@ def _score_blocks(
     )
     scale_log2 = scale * LOG2_E
     norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (0.5 * scale * scale_log2)
-    sink = tl.load(sinks + batch * sink_batch)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     high = floor_div(tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset, BLOCK_K)
     stop = tl.where(q_block < first_whole, tl.minimum(high + 1, n), 0)
-    end = tl.minimum(tl.maximum(low - window_slashes + 1, 0), stop)
+    own = tl.minimum(tl.maximum(low, 0), stop)  # blocks from it on are scored exactly
 
     highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
     keys = key + batch * k_batch + (head // group) * k_head
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
-    begin = tl.where(sink < end, end - 1, end)  # the sink takes the place before the window's blocks
-    for step in range(begin, stop):
-        block = tl.where(step < end, sink, step)
-        highest, total = _forced_block(
+    for block in range(own, stop):
+        highest, total = _exact_block(
             q, keys, segments, highest, total, block, position, dim, k_row, k_len, scale_log2,
             HEAD_DIM, BLOCK_K, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
 
     slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    for start in range(0, end, TILE_BLOCKS):
+    for start in range(0, own, TILE_BLOCKS):
         block = start + tl.arange(0, TILE_BLOCKS)
-        scored = (block < end) & (block != sink)
+        scored = block < own
         column = tl.arange(0, GROUP * TILE_BLOCKS)
         of_block = start + column % TILE_BLOCKS
         of_column = representatives + (kv_head * members * n + of_block) * HEAD_DIM
-        listed = (of_block < end) & (of_block != sink)
-        marks = tl.load(landmarks + kv_head * n + of_block, mask=listed, other=0)
+        marks = tl.load(landmarks + kv_head * n + of_block, mask=of_block < own, other=0)
         # The mean first; of the landmarks, which weigh nothing and have no spread, only those that exist.
         place = kv_head * members * n + block
         weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
@@ -234,7 +243,7 @@ def _score_blocks(
             block_squares = block_squares * (lower * lower) + tl.sum(masses * masses, 1)
             block_highest = higher_block
         log_norm = block_highest + 0.5 * tl.log2(block_squares)
-        tl.store(log_norms + slot[:, None] * n + block[None, :], log_norm, mask=(block < end)[None, :])
+        tl.store(log_norms + slot[:, None] * n + block[None, :], log_norm, mask=scored[None, :])
         log_sum = block_highest + tl.log2(block_total)
         higher = tl.maximum(highest, tl.max(log_sum, 1))
         offset = tl.where(higher == float("-inf"), 0.0, higher)
@@ -295,7 +304,7 @@ def _write_bits(
 def block_representatives(
     key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``block_representatives`` (see ``ops``). One launch, no host synchronisation."""
+    """The op ``block_representatives`` (see ``ops``). No host synchronisation."""
     batch, heads, k_len, dim = key.shape
     n = ceil_div(k_len, block_k)
     shape = (batch, heads, 1 + landmarks, n)
@@ -304,14 +313,19 @@ def block_representatives(
     if log_weights.numel() == 0:
         return representatives, log_weights, spreads
     key = key if key.stride(-1) == 1 else key.contiguous()
+    first_blocks = None
+    if key_segment is not None:
+        _, first_blocks = _visible_and_sinks(key_segment, n, block_k, True, key.device)
     _represent[(n, batch * heads)](
         key,
         key_segment,
+        first_blocks,
         representatives,
         log_weights,
         spreads,
         *key.stride()[:3],
         _batch_stride(key_segment),
+        _batch_stride(first_blocks),
         heads,
         k_len,
         n,
@@ -320,6 +334,9 @@ def block_representatives(
         TILE_DIM=tile_dim(dim),
         BLOCK_K=block_k,
         HAS_SEGMENT=key_segment is not None,
+        PRECISION="ieee",
+        TAKEN=LANDMARK_TAKEN,
+        num_warps=8,
     )
     return representatives, log_weights, spreads
 
@@ -366,13 +383,11 @@ def select_adaptive(
             spreads.contiguous(),
             landmarks,
             key_segment,
-            sinks,
             log_norms,
             totals,
             *query.stride()[:3],
             *key.stride()[:3],
             _batch_stride(key_segment),
-            _batch_stride(sinks),
             heads,
             heads // heads_kv,
             q_len,
@@ -381,7 +396,6 @@ def select_adaptive(
             first,
             n,
             representatives.shape[2],
-            window_slashes,
             first_whole,
             scale,
             HEAD_DIM=dim,

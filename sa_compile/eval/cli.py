@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sa_compile.eval.files import read_result, write_result
+
 FORCED = "+sink+w2+last128"  # what our methods always keep
 _PEERS = (
     "minference",
@@ -106,7 +108,11 @@ def add_commands(commands: Any) -> None:
 
     report = commands.add_parser("eval-report", help="tables and plots from a result of eval or ablate")
     report.add_argument(
-        "results", type=Path, nargs="+", metavar="FILE", help="JSON files of eval, or one of ablate"
+        "results",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="JSON files of eval, or one of ablate; .json.gz is read, and written, compressed",
     )
     report.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
@@ -118,7 +124,8 @@ def add_commands(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="PROFILE",
-        help="profiles of 'tune' for the same model: adds what each rule's attention costs at their lengths",
+        help="profiles of 'tune', and results of 'rule-costs', for the same model: adds what each rule's "
+        "attention costs at their lengths",
     )
     report.set_defaults(run=_report)
 
@@ -205,7 +212,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     blocks = {"block_q": arguments.block, "block_k": arguments.block}
     counts = {name: getattr(arguments, name) for name in ("greedy", "theorem", "sparsity")}
     shard = parse_shard(arguments.shard)
-    plan = _plan(arguments, _rules(arguments.rules), shard=shard, **counts, **blocks)
+    plan = _plan(arguments, rules_of(arguments.rules), shard=shard, **counts, **blocks)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
     documents = _supply(arguments, plan, tokenizer)
@@ -215,14 +222,15 @@ def _eval(arguments: argparse.Namespace) -> int:
         layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
         chosen = [(0, 0), (layers // 2, heads // 2), (layers - 1, heads - 1)]
         result["pictures"] = list(pictures(plan, model, documents, chosen, min(plan.lengths)))
-    arguments.json.write_text(json.dumps(result) + "\n")
+    write_result(arguments.json, result)
     from sa_compile.eval.report import summary_table
 
     print(summary_table(result))
     return 0
 
 
-def _rules(texts: Sequence[str]) -> tuple[str, ...]:
+def rules_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """Rules as ``--rules`` takes them, with the rules of the sets that are named."""
     return tuple(rule for text in texts for rule in _SETS.get(text, (text,)))
 
 
@@ -237,7 +245,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
     journal = {"out": arguments.json, "resume": arguments.resume}
     axes = arguments.axes or list(AXES)
     result = ablate(plan, axes, model, documents, **journal, **limits)
-    arguments.json.write_text(json.dumps(result) + "\n")
+    write_result(arguments.json, result)
     for axis, described in result["axes"].items():
         print(f"{axis}: {described['about']}\n{axis_table(Ablation(result), axis)}\n")
     return 0
@@ -250,7 +258,7 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     examples = list(islice(load(arguments.benchmark, arguments.task, arguments.data), arguments.limit))
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     settings = {"max_length": arguments.max_length, "journal": arguments.json}
-    print(benchmark_table(run_benchmark(model, tokenizer, examples, _rules(arguments.rules), **settings)))
+    print(benchmark_table(run_benchmark(model, tokenizer, examples, rules_of(arguments.rules), **settings)))
     return 0
 
 
@@ -276,7 +284,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.report import Results, write_report
     from sa_compile.tune.times import note, time_table
 
-    results = [json.loads(path.read_text()) for path in arguments.results]
+    results = [read_result(path) for path in arguments.results]
     if any(result.get("kind") == KIND for result in results):
         if len(results) > 1:
             raise ValueError("eval-report takes one ablation at a time")
@@ -285,7 +293,7 @@ def _report(arguments: argparse.Namespace) -> int:
         return 0
     result = merge(results)
     if arguments.merged:
-        arguments.merged.write_text(json.dumps(result) + "\n")
+        write_result(arguments.merged, result)
     result = with_present_names(result)
     profiles = [json.loads(path.read_text()) for path in arguments.costs]
     more = [("Time", note(profiles), time_table(Results(result), profiles))] if profiles else []

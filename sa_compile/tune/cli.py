@@ -1,4 +1,4 @@
-"""``python -m sa_compile tune``: find settings for a model and write them as a profile."""
+"""``python -m sa_compile tune``: find settings for a model, as a profile; and ``rule-costs``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sa_compile.eval.cli import load_model
+from sa_compile.eval.cli import load_model, rules_of
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``tune``; nothing heavy is imported before it runs."""
+    """Add ``tune`` and ``rule-costs``; nothing heavy is imported before it runs."""
     parser = commands.add_parser(
         "tune", help="find the fastest options for a model that keep a bound on accuracy, as a profile"
     )
@@ -52,6 +52,18 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--revision", help="the code's commit, where git cannot tell")
     parser.set_defaults(run=_tune)
 
+    rules = commands.add_parser(
+        "rule-costs", help="time the selection of evaluation rules, for eval-report --costs"
+    )
+    rules.add_argument("--model", required=True, help="model folder")
+    rules.add_argument("--rules", nargs="+", required=True, metavar="RULE", help="as eval takes them")
+    rules.add_argument("--lengths", type=int, nargs="+", required=True, metavar="TOKENS")
+    rules.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the times go")
+    rules.add_argument("--device", help="default: cuda if there is one")
+    rules.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
+    rules.add_argument("--revision", help="the code's commit, where git cannot tell")
+    rules.set_defaults(run=_rule_costs)
+
 
 def _tune(arguments: argparse.Namespace) -> int:
     from sa_compile.fingerprint import fingerprint
@@ -75,6 +87,30 @@ def _tune(arguments: argparse.Namespace) -> int:
         arguments.out.write_text(json.dumps(profile, indent=1) + "\n")
     print(write.summary(choices))
     print(f"Wrote {arguments.out}: torch.compile(model, backend='sampleattn', options={{'profile': FILE}}).")
+    return 0
+
+
+def _rule_costs(arguments: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from sa_compile.fingerprint import fingerprint
+    from sa_compile.provenance import provenance
+    from sa_compile.tune.rule_costs import measure_rules
+    from sa_compile.tune.search import sampled_sites
+
+    names = rules_of(arguments.rules)
+    model, _ = load_model(arguments.model, arguments.device, arguments.dtype)
+    kinds = fingerprint(model, sampled_sites(model)).attentions
+    device = next(model.parameters()).device
+    costs = [measure_rules(length, kinds, names, device) for length in arguments.lengths]
+    source = provenance(device, revision=arguments.revision)
+    arguments.json.write_text(json.dumps({"provenance": source, "costs": costs}, indent=1) + "\n")
+    rows = [
+        [cost["length"], rule, cost["rule_ms"].get(rule, cost["errors"].get(rule))]
+        for cost in costs
+        for rule in (*cost["rule_ms"], *cost["errors"])
+    ]
+    print(tabulate(rows, ["tokens", "rule", "ms"], tablefmt="github", floatfmt=".3f"))
     return 0
 
 

@@ -54,7 +54,7 @@ def measure_costs(
     distinct = {candidate.timed_as: candidate for candidate in tried}
     sizes = {candidate.blocks for candidate in distinct.values()}
     for kind in kinds:
-        query, key, value = _tensors(kind, length, device)
+        query, key, value = random_tensors(kind, length, device)
 
         def timed(run: Callable[[], Any], count: int = kind.count) -> float:
             return count * milliseconds(run, device)
@@ -107,7 +107,7 @@ def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
-def _tensors(kind: AttentionKind, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def random_tensors(kind: AttentionKind, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Random query, key and value in the memory layout of models, [B, S, H, D] seen as [B, H, S, D]."""
     generator = torch.Generator(device).manual_seed(0)
     sizes = (

@@ -1,4 +1,4 @@
-"""What rules cost, from densities that the harness measured and times that ``tune`` measured."""
+"""What rules cost: densities that the harness measured by times that ``tune`` and ``rule-costs`` measured."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from sa_compile.tune.space import FAMILIES, blocks_text
 NOTE = (
     "Milliseconds of a forward pass's attentions: density times the block-sparse op's time with every causal "
     "block kept, and selection (of `adaptive` with what the means of dropped blocks cost), as `tune` "
-    "measured them ({where}). Selection is known for the rules that are ops of this library; of the others "
-    "the total is a lower bound. Worst place: accuracy relative to full attention."
+    "measured them ({where}). Selection of other rules, in plain PyTorch, is what `rule-costs` measured; "
+    "what they are made to keep beside costs nothing. Where it is not known, the total is a lower bound. "
+    "Worst place: accuracy relative to full attention."
 )
 
 
 def time_table(results: Results, profiles: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a row a rule and length that a profile has times of; empty without such a length."""
-    costs = {cost["length"]: cost for profile in profiles for cost in profile["costs"]}
-    rows = [row for length in results.lengths if length in costs for row in _rows(results, costs[length])]
+    costs: dict[int, dict[str, Any]] = {}
+    for cost in (cost for profile in profiles for cost in profile["costs"]):
+        costs.setdefault(cost["length"], {}).update(cost)
+    timed = [length for length in results.lengths if "dense_ms" in costs.get(length, {})]
+    rows = [row for length in timed for row in _rows(results, costs[length])]
     headers = ["length", "rule", "density", "worst place", "text NLL", "selection", "attention", "total"]
     headers.append("dense / total")
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
@@ -53,6 +57,8 @@ def _rows(results: Results, cost: Mapping[str, Any]) -> Iterator[list[str]]:
             settings = results.result["settings"][rule]
             timed_as = family.timed_as(settings["rule"] if forced else settings, blocks)
             selection = cost["selection_ms"].get(timed_as)
+        else:
+            selection = cost.get("rule_ms", {}).get(base)
         total = attention + (selection or 0.0)
         bound, faster = ("", "") if selection is not None else (">= ", "<= ")
         yield [

@@ -110,13 +110,38 @@ def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
     inputs = sharpened(case)
     terms = ops.block_representatives(inputs.key, block_k=16, landmarks=16)
     rest = (None, case.scale, 0, case.block_q, 16, True, 2)
-    squares, forced = reference_adaptive.squared_shares(inputs.query, inputs.key, *terms, *rest)
+    squares, _ = reference_adaptive.squared_shares(inputs.query, inputs.key, *terms, *rest)
     scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
     visible = torch.ones(200, 200, dtype=torch.bool).tril()
     mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     by_block = torch.nn.functional.pad(mass, (0, 8)).unflatten(-1, (-1, 16)).square().sum(-1)
     exact = torch.nn.functional.pad(by_block, (0, 0, 0, 24)).unflatten(2, (-1, 32)).sum(3)
-    torch.testing.assert_close(squares, exact.masked_fill(forced, 0), rtol=1e-5, atol=1e-9)
+    before_own = torch.arange(13) < 2 * torch.arange(7)[:, None]  # the others' keys are scored themselves
+    torch.testing.assert_close(squares, exact.where(before_own, 0.0), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("represent", REPRESENT)
+def test_landmarks_are_large_keys_that_point_elsewhere_than_those_before(represent):
+    torch.manual_seed(0)
+    key = 0.1 * torch.randn(1, 1, 64, 8)
+    for at, (dim, norm) in enumerate([(0, 9.0), (0, 8.9), (0, 8.8), (1, 6.0), (2, 5.0)]):
+        key[0, 0, 32 + at] = torch.nn.functional.one_hot(torch.tensor(dim), 8) * norm
+    keys, _, _ = represent(key, None, 32, 3)
+    # Of the second key 8.9^2 (1 - 3 / 4) = 19.8 is left beside the first, less than the 25 of the last.
+    assert torch.equal(keys[0, 0, 1:, 1], key[0, 0, [32, 35, 36]])
+
+
+@pytest.mark.parametrize("represent", REPRESENT)
+def test_a_prompts_first_key_is_a_landmark_however_small_it_is(represent):
+    key = torch.randn(2, 1, 48, 8)
+    padding = torch.zeros(2, 48, dtype=torch.int32)
+    padding[1, :20] = 1
+    key[0, 0, 0] *= 1e-3
+    key[1, 0, 20] *= 1e-3
+    keys, _, _ = represent(key, padding, 16, 2)
+    assert torch.equal(keys[0, 0, 1, 0], key[0, 0, 0])
+    assert torch.equal(keys[1, 0, 1, 1], key[1, 0, 20])
+    assert torch.equal(represent(key[:1], None, 16, 2)[0], keys[:1])
 
 
 SMALL = {

@@ -11,6 +11,7 @@ from support.text_model import long_text
 from sa_compile import cli
 from sa_compile.eval import report, statistics
 from sa_compile.eval.attention import SparsePrefill, sparse_prefill
+from sa_compile.eval.files import read_result
 from sa_compile.eval.merging import merge
 from sa_compile.eval.plan import Plan, parse_shard
 from sa_compile.eval.plots import needle_grid
@@ -193,11 +194,14 @@ def test_shards_on_stored_documents_join_to_the_whole_run(folder, capsys):
         assert evaluate(folder, parts[-1].name, *rules, *more) == 0
     sizes = [len(json.loads(part.read_text())["scores"]) for part in parts]
     assert sizes == [2 * (2 + 3), 2 * 1]
-    merged = folder / "merged.json"
+    merged = folder / "merged.json.gz"
     arguments = [*map(str, parts), "--out", str(folder / "joined"), "--merged", str(merged)]
     assert cli.main(["eval-report", *arguments]) == 0
 
-    whole, joined = (json.loads(path.read_text()) for path in (folder / "whole.json", merged))
+    assert cli.main(["eval-report", str(merged), "--out", str(folder / "again")]) == 0
+    assert (folder / "again/report.md").read_bytes() == (folder / "joined/report.md").read_bytes()
+
+    whole, joined = read_result(folder / "whole.json"), read_result(merged)
 
     def lines(result):
         without_time = [{k: v for k, v in line.items() if k != "seconds"} for line in result["scores"]]

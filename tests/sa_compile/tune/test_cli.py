@@ -84,3 +84,26 @@ def test_a_bound_that_nothing_keeps_leaves_the_range_exact(folder, capsys):
 def test_bad_arguments_are_named(folder, capsys, more, message):
     assert tune(folder, *more, out="bad.json") == 2
     assert message in capsys.readouterr().err
+
+
+def test_rule_costs_are_what_eval_report_reads_and_name_rules_that_failed(folder, capsys):
+    path = folder / "rules.json"
+    arguments = [
+        "rule-costs",
+        "--model",
+        str(folder),
+        "--lengths",
+        "300",
+        "--device",
+        "cpu",
+        "--json",
+        str(path),
+    ]
+    assert cli.main([*arguments, "--rules", "xattention:stride=8", "minference"]) == 0
+    (cost,) = json.loads(path.read_text())["costs"]
+    assert cost["length"] == 300 and set(cost["rule_ms"]) == {"xattention", "minference"}
+    assert all(spent > 0 for spent in cost["rule_ms"].values()) and not cost["errors"]
+    assert "xattention" in capsys.readouterr().out
+
+    assert cli.main([*arguments, "--rules", "no-such-rule"]) == 2
+    assert "no-such-rule" in capsys.readouterr().err

@@ -42,5 +42,18 @@ def test_a_row_a_rule_at_the_lengths_that_were_timed():
     assert "a GPU, `abc`" in note([PROFILE])
 
 
+def test_selection_of_other_rules_counts_where_rule_costs_measured_it():
+    measured = {
+        "provenance": PROFILE["provenance"],
+        "costs": [{"length": 4096, "rule_ms": {"xattention": 1.5}}],
+    }
+    forced = "xattention+sink+w2"
+    table = result(adaptive=0.25, **{forced: 0.2})
+    table.result["settings"][forced] = {"rule": {"stride": 8}, "sink": True}
+    for files in ([PROFILE, measured], [measured, PROFILE]):
+        last = time_table(table, files).splitlines()[-1]
+        assert [cell.strip() for cell in last.split("|")[-5:-1]] == ["1.50", "2.00", "3.50", "2.29"]
+
+
 def test_no_table_without_times_of_a_length():
     assert time_table(result(adaptive=0.25), [{**PROFILE, "costs": []}]) == ""

@@ -1,7 +1,7 @@
-// Method C's selection: every query row against the representatives of the key blocks behind the window.
+// Method C's selection: every query row against the representatives of the key blocks before its own.
 //
-// A row's shares refer to a total that is exact where blocks are forced (sink and window) and estimated elsewhere. All
-// rows of a query block see all keys of the blocks behind its window, so only forced blocks are masked.
+// A row's shares refer to a total that is exact in the query block's own key blocks and estimated elsewhere. All rows of
+// a query block see all keys of the blocks before its own, so only its own blocks are masked.
 #pragma once
 
 #include <algorithm>
@@ -71,14 +71,14 @@ struct VisibleBlocks {
   int64_t sink = -1;  // -1: none is forced
 };
 
-// The terms of one member in units of log2, for queries that are scaled by scale * log2(e). The sink is scored exactly.
+// The terms of one member in units of log2, for queries that are scaled by scale * log2(e).
 inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentatives& packed, int64_t pair, int64_t b,
-                       int64_t h, int64_t m, int64_t sink) {
+                       int64_t h, int64_t m) {
   const int64_t from = ((b * args.sizes.kv_heads + h) * args.members + m) * packed.blocks;
   float* weights = packed.log2_weight(pair, m);
   float* spreads = packed.half_spread(pair, m);
   for (int64_t j = 0; j < packed.columns; ++j) {
-    const bool scored = j < packed.blocks && j != sink;
+    const bool scored = j < packed.blocks;
     weights[j] = scored ? args.log_weights[from + j] * kLog2e : -__builtin_inff();
     spreads[j] = scored ? args.spreads[from + j] * 0.5f / kLog2e : 0.0f;
   }
@@ -99,8 +99,9 @@ class AdaptiveWorker {
     const int64_t rows = std::min(sizes_.block_q, sizes_.q_len - first_row);
     const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
     const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
-    const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks scored
-    const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);                       // of the causal ones
+    const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
+    const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);        // the first block that is scored exactly
+    const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);  // of the causal ones
     std::fill_n(words, n_words, 0);
     if (args_.tau <= 0.0 || query_block >= first_whole_) {
       set_prefix(words, stop);
@@ -108,7 +109,7 @@ class AdaptiveWorker {
       for (int64_t j = end; j < stop; ++j) set_bit(words, j);
       if (visible.sink >= 0 && visible.sink < stop) set_bit(words, visible.sink);
       if (end > 0) {
-        score(packed, visible.sink, pair, b, h, first_row, rows, end, stop);
+        score(packed, pair, b, h, first_row, rows, own, stop);
         const float threshold = static_cast<float>(args_.tau * args_.tau);
         for (int64_t j = 0; j < end; ++j) {
           if (squares_.get()[j] >= threshold) set_bit(words, j);
@@ -119,49 +120,47 @@ class AdaptiveWorker {
   }
 
  private:
-  // Fills squares_[0, end): the squared shares that the rows give each block, summed.
-  void score(const PackedRepresentatives& packed, int64_t sink, int64_t pair, int64_t b, int64_t h,
-             int64_t first_row, int64_t rows, int64_t end, int64_t stop) {
+  // Fills squares_[0, own): the squared shares that the rows give each block, summed.
+  void score(const PackedRepresentatives& packed, int64_t pair, int64_t b, int64_t h, int64_t first_row, int64_t rows,
+             int64_t own, int64_t stop) {
     row_index_.resize(rows);
     std::iota(row_index_.begin(), row_index_.end(), first_row);
     isa_.pack_query(query_.get(), args_.query, b, h, row_index_.data(), rows, round_up(rows, isa_.row_multiple),
                     sizes_.head_dim, args_.scale * kLog2e);
-    forced_.clear();
-    if (sink >= 0 && sink < end) forced_.push_back(sink);
-    for (int64_t j = end; j < stop; ++j) forced_.push_back(j);
-    const int64_t n_forced = static_cast<int64_t>(forced_.size());
-    maximum_.resize(kStripRows * n_forced);
-    sum_.resize(kStripRows * n_forced);
+    const int64_t n_exact = std::max<int64_t>(stop - own, 0);
+    maximum_.resize(kStripRows * n_exact);
+    sum_.resize(kStripRows * n_exact);
     std::fill_n(squares_.get(), columns_, 0.0f);
     for (int64_t at = 0; at < rows; at += kStripRows) {
       strip_.set(
           std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
           [&](int64_t r) { return first_row + at + r + args_.q_offset; }, [](int64_t) { return 0; });
       const float* query = query_.get() + at * sizes_.head_dim;
-      for (int64_t f = 0; f < n_forced; ++f) add_forced(packed, pair, b, query, f, n_forced);
+      for (int64_t e = 0; e < n_exact; ++e) add_exact(packed, pair, b, query, own + e, e, n_exact);
       isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
-                              packed.member(pair, 0), args_.members, columns_, end, packed.log2_weight(pair, 0),
-                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_forced,
+                              packed.member(pair, 0), args_.members, columns_, own, packed.log2_weight(pair, 0),
+                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact,
                               member_scores_.get(), squares_.get());
     }
   }
 
-  void add_forced(const PackedRepresentatives& packed, int64_t pair, int64_t b, const float* query, int64_t f,
-                  int64_t n_forced) {
-    const int64_t block = forced_[f], first_key = block * sizes_.block_k;
+  // Of `block`, the query block's e-th own one.
+  void add_exact(const PackedRepresentatives& packed, int64_t pair, int64_t b, const float* query, int64_t block,
+                 int64_t e, int64_t n_exact) {
+    const int64_t first_key = block * sizes_.block_k;
     const Visible visible = strip_.visible(first_key, sizes_.block_k, segments_, b, block);
     if (visible == Visible::none) {
       for (int64_t r = 0; r < strip_.padded_rows; ++r) {
-        maximum_[r * n_forced + f] = -__builtin_inff();
-        sum_[r * n_forced + f] = 0.0f;
+        maximum_[r * n_exact + e] = -__builtin_inff();
+        sum_[r * n_exact + e] = 0.0f;
       }
       return;
     }
     BlockMaskedRows masked;
     if (visible == Visible::some) masked = mask_.relative(strip_, first_key, sizes_.block_k, segments_.row(b));
     isa_.block_sums(strip_.padded_rows, query, sizes_.head_dim, packed.key(pair, block), sizes_.block_k,
-                    visible == Visible::some ? &masked : nullptr, scores_.get(), maximum_.data() + f, sum_.data() + f,
-                    n_forced);
+                    visible == Visible::some ? &masked : nullptr, scores_.get(), maximum_.data() + e, sum_.data() + e,
+                    n_exact);
   }
 
   const AdaptiveArguments& args_;
@@ -170,8 +169,8 @@ class AdaptiveWorker {
   const Sizes& sizes_;
   int64_t columns_, first_whole_;
   Buffer query_, scores_, member_scores_, squares_;
-  std::vector<float> maximum_, sum_;  // of the forced blocks, [kStripRows, n_forced]
-  std::vector<int64_t> row_index_, forced_;
+  std::vector<float> maximum_, sum_;  // of the exact blocks, [kStripRows, n_exact]
+  std::vector<int64_t> row_index_;
   Strip strip_;
   StripMask mask_;
 };
@@ -209,7 +208,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
           const int64_t m = part - blocks;
           isa.pack_keys(packed.member(pair, m), args.representatives, b, h, m * blocks, blocks, packed.columns,
                         sizes.head_dim, nullptr);
-          pack_terms(args, packed, pair, b, h, m, visible[b].sink);
+          pack_terms(args, packed, pair, b, h, m);
         }
       };
     });

@@ -1,10 +1,11 @@
-// Keys that stand for a key block: its keys of largest norm, and the mean of the others.
+// Keys that stand for a key block: its landmarks, and the mean of the others.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -23,6 +24,9 @@ struct RepresentativeArguments {
 };
 
 namespace detail {
+
+// See LANDMARK_TAKEN in kernels/defaults.py.
+constexpr double kTaken = 0.75;
 
 inline void write_floats(char* to, const double* from, Dtype dtype, int64_t n) {
   for (int64_t d = 0; d < n; ++d) {
@@ -48,11 +52,7 @@ class RepresentativeWorker {
     read(b, h, block);
     const int64_t n = static_cast<int64_t>(rows_.size()), stride = args_.sizes.key_blocks();
     const int64_t marks = std::min(args_.landmarks, n), row_bytes = dim_ * element_size(args_.key.dtype);
-    order_.resize(n);
-    std::iota(order_.begin(), order_.end(), int64_t{0});
-    std::partial_sort(order_.begin(), order_.begin() + marks, order_.end(), [&](int64_t x, int64_t y) {
-      return norm_[x] > norm_[y] || (norm_[x] == norm_[y] && x < y);
-    });
+    choose(marks, n > 0 && rows_[0] == first_key(b));
     const double spread = mean_of(order_.begin() + marks, order_.end());
     write_floats(representatives, mean_.data(), args_.key.dtype, dim_);
     log_weights[0] = static_cast<float>(std::log(static_cast<double>(n - marks)));  // -inf for none
@@ -70,6 +70,51 @@ class RepresentativeWorker {
   }
 
  private:
+  // The first key of a batch entry that may be seen.
+  int64_t first_key(int64_t b) const {
+    const int32_t* ids = args_.key_segment.row(b);
+    int64_t k = 0;
+    while (ids && k < args_.sizes.k_len && ids[k] != 0) ++k;
+    return k;
+  }
+
+  // Puts the landmarks first in order_. norm_ is what is left of the keys' squared norms, column_[m] what is left of
+  // their products with landmark m: a Cholesky factorisation with pivots that takes only a part away.
+  void choose(int64_t marks, bool has_first_key) {
+    const int64_t n = static_cast<int64_t>(rows_.size());
+    order_.resize(n);
+    std::iota(order_.begin(), order_.end(), int64_t{0});
+    column_.resize(marks * n);
+    for (int64_t m = 0; m < marks; ++m) {
+      auto best = order_.begin() + m;
+      if (m > 0 || !has_first_key) {
+        best = std::max_element(order_.begin() + m, order_.end(), [&](int64_t x, int64_t y) {
+          return norm_[x] < norm_[y] || (norm_[x] == norm_[y] && x > y);
+        });
+      }
+      std::iter_swap(order_.begin() + m, best);
+      const int64_t mark = order_[m];
+      const double norm = std::max(norm_[mark], double{std::numeric_limits<float>::min()});
+      norm_of_mark_.resize(m + 1);
+      norm_of_mark_[m] = norm;
+      double* column = column_.data() + m * n;
+      const float* landmark = keys_.get() + mark * dim_;
+      for (int64_t r = 0; r < n; ++r) column[r] = dot(keys_.get() + r * dim_, landmark);
+      for (int64_t earlier = 0; earlier < m; ++earlier) {
+        const double* other = column_.data() + earlier * n;
+        const double factor = kTaken * other[mark] / norm_of_mark_[earlier];
+        for (int64_t r = 0; r < n; ++r) column[r] -= factor * other[r];
+      }
+      for (int64_t r = 0; r < n; ++r) norm_[r] = std::max(norm_[r] - kTaken * column[r] * column[r] / norm, 0.0);
+    }
+  }
+
+  double dot(const float* x, const float* y) const {
+    double sum = 0.0;
+    for (int64_t d = 0; d < dim_; ++d) sum += double{x[d]} * y[d];
+    return sum;
+  }
+
   // The block's valid keys as floats, and their squared norms.
   void read(int64_t b, int64_t h, int64_t block) {
     const int32_t* ids = args_.key_segment.row(b);
@@ -81,10 +126,7 @@ class RepresentativeWorker {
     const int64_t n = static_cast<int64_t>(rows_.size());
     isa_.pack_query(keys_.get(), args_.key, b, h, rows_.data(), n, n, dim_, 1.0f);
     norm_.assign(n, 0.0);
-    for (int64_t r = 0; r < n; ++r) {
-      const float* key = keys_.get() + r * dim_;
-      for (int64_t d = 0; d < dim_; ++d) norm_[r] += double{key[d]} * key[d];
-    }
+    for (int64_t r = 0; r < n; ++r) norm_[r] = dot(keys_.get() + r * dim_, keys_.get() + r * dim_);
   }
 
   // Fills mean_ (0 for no key) and returns the mean squared distance from it, per dimension.
@@ -110,7 +152,7 @@ class RepresentativeWorker {
   const Isa& isa_;
   int64_t dim_;
   Buffer keys_;
-  std::vector<double> mean_, norm_;
+  std::vector<double> mean_, norm_, norm_of_mark_, column_;
   std::vector<int64_t> rows_, order_;
 };
 

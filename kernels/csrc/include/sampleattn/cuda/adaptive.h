@@ -52,40 +52,34 @@ struct Arguments {
 
 SAMPLEATTN_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }
 
-// A block of queries of one head. Blocks from `end` on, and the sink, are forced: their keys are scored exactly. Of the
-// blocks before `end`, representatives are. A tile of which all is kept has an `end` of 0, and nothing is scored for it.
+// A block of queries of one head. Blocks from `end` on, and the sink, are forced. The keys of its own blocks, from `own`
+// on, are scored exactly; of the blocks before, representatives are. A tile of which all is kept has an `end` and an
+// `own` of 0, and nothing is scored for it.
 struct QueryBlock {
-  int head, row;    // row: first query row; q_len or more if there is no such tile
-  int end, behind;  // behind: the first block that is not allowed by position
+  int head, row;         // row: first query row; q_len or more if there is no such tile
+  int end, own, behind;  // behind: the first block that is not allowed by position
   bool scored;
 };
 
 SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile) {
   int const group = args.heads_q / args.heads_kv;
   int const row = tile / group * kBlock;
-  if (row >= args.q_len) return {0, row, 0, 0, false};
-  int const own = floor_div(row + args.q_offset, kBlock);
+  if (row >= args.q_len) return {0, row, 0, 0, 0, false};
+  int const low = floor_div(row + args.q_offset, kBlock);
   int const last = floor_div(min(row + kBlock, args.q_len) - 1 + args.q_offset, kBlock);
   bool const scored = min(row + kBlock, args.q_len) <= args.q_len - args.last_rows;
-  int const end = scored ? min(max(own - args.window_slashes + 1, 0), args.n()) : 0;
-  return {head_kv * group + tile % group, row, end, min(max(last + 1, 0), args.n()), scored};
+  int const end = scored ? min(max(low - args.window_slashes + 1, 0), args.n()) : 0;
+  int const own = scored ? min(max(low, 0), args.n()) : 0;
+  return {head_kv * group + tile % group, row, end, own, min(max(last + 1, 0), args.n()), scored};
 }
 
-// Two query tiles of one key/value head, which share everything that is scored: first key blocks in full (the sink, if
-// it lies before the others, then [first, behind)), then the representatives of the blocks [0, end). All are empty if
-// neither tile is scored.
+// Two query tiles of one key/value head, which share everything that is scored: first the key blocks [first, behind) in
+// full, then the representatives of the blocks [0, own). All are empty if neither tile is scored.
 struct Item {
   int batch, head_kv, sink;
   QueryBlock tile[2];
-  int first, behind, end;
-
-  SAMPLEATTN_DEVICE int exact_blocks() const { return max(behind - first, 0) + (sink < first); }
+  int first, behind, own;
 };
-
-SAMPLEATTN_DEVICE int exact_block(int first, int sink, int step) {
-  if (sink >= first) return first + step;
-  return step == 0 ? sink : first + step - 1;
-}
 
 // Items of the longest prompts' ends come first.
 SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
@@ -96,8 +90,8 @@ SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
   item.sink = args.sinks[args.visibilities() > 1 ? item.batch : 0];
   for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i);
   QueryBlock const &one = item.tile[0], &other = item.tile[1];
-  item.end = max(one.end, other.end);  // of a tile that is not scored it is 0
-  item.first = one.scored && other.scored ? min(one.end, other.end) : item.end;
+  item.own = max(one.own, other.own);  // of a tile that is not scored it is 0
+  item.first = one.scored && other.scored ? min(one.own, other.own) : item.own;
   item.behind = max(one.scored ? one.behind : 0, other.scored ? other.behind : 0);
   return item;
 }

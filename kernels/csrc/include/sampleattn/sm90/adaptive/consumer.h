@@ -27,9 +27,8 @@ struct Consumer {
   Stage<C::kStages> key_stage;
 
   // Of the current item.
-  int end;      // of this warp group's tile, see QueryBlock
+  int own;      // of this warp group's tile, see QueryBlock
   int head_kv;  // batch * heads_kv + key/value head
-  int sink;
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
   float total[2];  // this thread's part
@@ -41,7 +40,6 @@ struct Consumer {
   CUTE_DEVICE int batch() const { return head_kv / args.heads_kv; }
   CUTE_DEVICE int own_queries() const { return query_stage.index * 2 + consumer / 2; }
   CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }
-  CUTE_DEVICE bool forced(int block) const { return block >= end || block == sink; }
 
   CUTE_DEVICE uint32_t* squares(int quad) const {
     return squares_of(args, query_stage.index, quad, consumer / 2, warp()) + lane();
@@ -56,22 +54,17 @@ struct Consumer {
   CUTE_DEVICE void work_on(Item const& item) {
     Barrier const& queries = shared.query_barrier[query_stage.index];
     wait_full(queries, query_stage.parity);
-    end = agree(read_alone(item.tile[consumer / 2].end));
-    sink = agree(read_alone(item.sink));
+    own = agree(read_alone(item.tile[consumer / 2].own));
     head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
     start_rows();
-    int const item_end = agree(read_alone(item.end)), first = agree(read_alone(item.first));
-    int const exact_blocks = max(agree(read_alone(item.behind)) - first, 0) + (sink < first);
+    int const item_own = agree(read_alone(item.own)), behind = agree(read_alone(item.behind));
 
     Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{});
-    for (int step = 0; step < exact_blocks; ++step) {
+    for (int block = agree(read_alone(item.first)); block < behind; ++block) {
       score(scores);
-      int const block = exact_block(first, sink, step);
-      if (forced(block)) {
-        add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
-      }
+      if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
     }
-    for (int block = 0; block < item_end; block += C::kBlocks) {
+    for (int block = 0; block < item_own; block += C::kBlocks) {
       if (whole(block)) {
         float spreads[C::kQuads];
         CUTE_UNROLL
@@ -80,7 +73,7 @@ struct Consumer {
         if (!add_whole_estimates(scores, spreads, block)) add_estimates(scores, block);
       } else {
         score(scores);
-        if (block < end) add_estimates(scores, block);
+        if (block < own) add_estimates(scores, block);
       }
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].row)));
@@ -130,7 +123,7 @@ struct Consumer {
     key_stage.advance();
   }
 
-  // Adds the scores of a forced block's keys to the rows' totals. position: that of the tile's first row.
+  // Adds the scores of a block's keys to the rows' totals. position: that of the tile's first row.
   CUTE_DEVICE void add_exact(Scores& scores, int block, int position) {
     auto rows = as_rows(scores);
     int const behind = (block + 1) * kBlock;
@@ -204,15 +197,14 @@ struct Consumer {
   CUTE_DEVICE float read_spread(int block) const { return __ldg(args.spreads + term_place(0, block)); }
 
   CUTE_DEVICE Terms read_terms(int block) const {
-    if (forced(block)) return {-INFINITY, 0.f};
+    if (block >= own) return {-INFINITY, 0.f};
     return {__ldg(args.log_weights + term_place(0, block)) * sampleattn::adaptive::kLog2E, read_spread(block)};
   }
 
-  // Of the tile's blocks none is forced and none lacks a key.
+  // All of the tile's blocks are scored by their representatives, and none lacks a key.
   CUTE_DEVICE bool whole(int first_block) const {
-    bool const has_sink = sink >= first_block && sink < first_block + C::kBlocks;
     int const behind = first_block + C::kBlocks;
-    return !args.key_segment && behind <= end && behind * kBlock <= args.k_len && !has_sink;
+    return !args.key_segment && behind <= own && behind * kBlock <= args.k_len;
   }
 
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
@@ -281,7 +273,7 @@ struct Consumer {
     for (int quad = 0; quad < C::kQuads; ++quad) {
       int const group = first_block / 4 + quad;
       int const block = group * 4 + column_lane();
-      bool const counts = !forced(block);
+      bool const counts = block < own;
       Terms const terms = read_terms(block);
       Estimate found[2];
       bool fits = true;
@@ -293,7 +285,7 @@ struct Consumer {
       if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) total[r] += found[r].mass;
-      if (group * 4 < end) __stcg(squares(group), pack_squares(found[0].squares, found[1].squares));
+      if (group * 4 < own) __stcg(squares(group), pack_squares(found[0].squares, found[1].squares));
     }
   }
 
@@ -304,7 +296,7 @@ struct Consumer {
     for (int quad = 0; quad < C::kQuads; ++quad) {
       int const block = first_block + quad * 4 + column_lane();
       int existing = C::kMembers;
-      if (!forced(block)) {
+      if (block < own) {
         CUTE_NO_UNROLL
         while (existing > 1 && lacks(existing - 1, block)) --existing;
       }

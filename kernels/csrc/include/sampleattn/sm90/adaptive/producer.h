@@ -43,9 +43,9 @@ struct Producer {
     }
     query_stage.advance();
 
-    for (int step = 0; step < item.exact_blocks(); ++step) {
+    for (int block = item.first; block < item.behind; ++block) {
       auto* stage = next_stage();
-      int const row = exact_block(item.first, item.sink, step) * kBlock;
+      int const row = block * kBlock;
       CUTE_UNROLL
       for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
         SM90_TMA_LOAD_4D::copy(&maps.key, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
@@ -53,7 +53,7 @@ struct Producer {
       }
       key_stage.advance();
     }
-    for (int block = 0; block < item.end; block += C::kBlocks) {
+    for (int block = 0; block < item.own; block += C::kBlocks) {
       auto* stage = next_stage();
       CUTE_UNROLL
       for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
