@@ -20,7 +20,7 @@ from sa_compile.tune.costs import milliseconds, random_tensors
 def measure_rules(
     length: int, kinds: Iterable[AttentionKind], rules: Iterable[str], device: torch.device
 ) -> dict[str, Any]:
-    """``length``, ``rule_ms`` (milliseconds of a forward pass's selections by rule) and ``errors`` by rule."""
+    """``length``, ``rule_ms`` (milliseconds of a forward pass's selections) and ``errors`` by rule."""
     tensors = [(kind.count, *random_tensors(kind, length, device)) for kind in kinds]
     costs: dict[str, Any] = {"length": length, "rule_ms": {}, "errors": {}}
     for text in rules:
