@@ -21,8 +21,8 @@ ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
 DEFAULT = ("cuda_sm90", "cuda_sm80", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
-# Of ``select_adaptive``, which has no values: both times that of queries and keys; and its representatives a
-# key block, the mean included.
+# Of ``block_representatives`` and ``select_adaptive``, which have no values: both times that of queries and keys;
+# and the representatives of a key block, the mean included.
 CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (128, 128))
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 # Of ``block_mean_attention`` in one kernel, for what the selection before it takes.
@@ -83,6 +83,19 @@ class Kernel:
         )
 
 
+def _represent(highest: Capability) -> Kernel:
+    """``block_representatives``, which is the same code on every generation."""
+    return Kernel(
+        ("block_representatives",),
+        _HALF,
+        CUDA_ADAPTIVE_HEAD_DIMS,
+        block_k=(128,),
+        representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
+        capabilities=((8, 0), highest),
+        library_op="block_representatives_cuda",
+    )
+
+
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     # Hopper's instructions exist on no other generation.
     "cuda_sm90": (
@@ -95,6 +108,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             capabilities=((9, 0), (9, 0)),
             library_op="block_sparse_attention_sm90",
         ),
+        _represent(highest=(9, 0)),
         Kernel(
             ("select_adaptive",),
             _HALF,
@@ -128,6 +142,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
             shared_bytes=lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
         ),
+        _represent(highest=(99, 0)),
     ),
     # float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
     "triton": (Kernel(_ALL, _HALF),),

@@ -109,7 +109,6 @@ def add_block_means_(
 _SELECTION: dict[str, tuple[str, Callable, bool]] = {
     "sample_scores": ("sampling", eager.sample_scores, True),
     "select_blocks": ("selection", eager.select_blocks, False),
-    "block_representatives": ("adaptive", eager_adaptive.block_representatives, True),
 }
 
 
@@ -122,6 +121,17 @@ def selection(op: str) -> Callable:
         return _implementation(call, module, plain)(first, *arguments)
 
     return run
+
+
+def block_representatives(
+    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``block_representatives`` on CUDA tensors (see ``ops``)."""
+    dims = (key.shape[-1], key.shape[-1])
+    op = "block_representatives"
+    call = Call(op, key.device, key.dtype, dims, block_k=block_k, representatives=1 + landmarks)
+    run = _implementation(call, "adaptive", eager_adaptive.block_representatives)
+    return run(key, key_segment, block_k, landmarks)
 
 
 def select_adaptive(
@@ -167,6 +177,7 @@ def register(implement: Callable[[str, str, Callable], None]) -> None:
     if torch.version.cuda is None:
         return
     implement("block_sparse_attention", "CUDA", block_sparse_attention)
+    implement("block_representatives", "CUDA", block_representatives)
     implement("select_adaptive", "CUDA", select_adaptive)
     for op in _SELECTION:
         implement(op, "CUDA", selection(op))

@@ -196,9 +196,9 @@ def _score_blocks(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     keys = key + batch * k_batch + (head // group) * k_head
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
-    for block in range(own, stop):
+    for exact in range(own, stop):
         highest, total = _exact_block(
-            q, keys, segments, highest, total, block, position, dim, k_row, k_len, scale_log2,
+            q, keys, segments, highest, total, exact, position, dim, k_row, k_len, scale_log2,
             HEAD_DIM, BLOCK_K, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
 

@@ -23,6 +23,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
         ops = ("block_sparse_attention", "select_adaptive", "block_mean_attention")
         names = [f"{op}_{name}" for op in ops for name in built]
+        names += ["block_representatives_cuda"] if built else []
         monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
         choice._first_fitting.cache_clear()
 
@@ -41,6 +42,11 @@ def mean_attention(head_dims=(128, 128), block_k=128):
 
 def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16):
     return Call("select_adaptive", DEVICE, dtype, (head_dim, head_dim), 128, block_k, representatives)
+
+
+def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
+    dims = (head_dim, head_dim)
+    return Call("block_representatives", DEVICE, dtype, dims, block_k=block_k, representatives=1 + landmarks)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +82,11 @@ def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16
         pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),
         pytest.param(adaptive(), {"capability": (8, 0)}, "triton", id="adaptive ampere"),
         pytest.param(adaptive(), {"built": ("sm80",)}, "triton", id="adaptive without sm90"),
+        pytest.param(represent(), {}, "cuda_sm90", id="representatives"),
+        pytest.param(represent(), {"capability": (10, 0)}, "cuda_sm80", id="representatives, newer"),
+        pytest.param(represent(landmarks=8), {}, "triton", id="representatives, other landmarks"),
+        pytest.param(represent(torch.float32), {}, "pytorch", id="representatives in fp32"),
+        pytest.param(represent(), {"built": ()}, "triton", id="representatives, no library"),
     ],
 )
 def test_the_default_takes_the_fastest_kernel_that_fits(call, machine, expected, gpu):
@@ -138,7 +149,7 @@ def test_triton_on_request_must_be_installed(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "block_representatives"])
+@pytest.mark.parametrize("op", ["sample_scores", "select_blocks"])
 def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
     def says(name):
         return lambda *arguments: (name, len(arguments))
@@ -157,6 +168,7 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5
 DISPATCHED = {
     "block_sparse_attention": ("attention", "eager", (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128)),
+    "block_representatives": ("adaptive", "eager_adaptive", (TENSORS[0], None, 128, 7)),
     "select_adaptive": ("adaptive", "eager_adaptive", (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2, 0)),
 }
 
@@ -173,6 +185,9 @@ DISPATCHED = {
     ],
 )
 def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, expected, monkeypatch):
+    if op == "block_representatives" and sign < 0:
+        pytest.skip("has no scale")
+
     def says(name):
         return lambda *arguments: (name, len(arguments))
 

@@ -1,19 +1,73 @@
-// Method C's selection as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+// Method C's selection as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
+#include <tuple>
 
+#include "sampleattn/cuda/representatives.h"
 #include "sampleattn/cuda/tensors.h"
 #include "sampleattn/cuda/visibility.h"
 #include "sampleattn/sm90/adaptive/select.h"
 
-#ifdef SAMPLEATTN_SM90
 namespace {
 
 using namespace sampleattn;
 
+std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::optional<Tensor> key_segment,
+                                                         int64_t block_k, int64_t landmarks) {
+  using torch::headeronly::ScalarType;
+  int const device = key.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+  STD_TORCH_CHECK(block_k == adaptive::kBlock, "block_representatives_cuda: block_k must be 128, got ", block_k);
+
+  key = readable(key);
+  adaptive::RepresentativeArguments args{};
+  args.key = key.const_data_ptr();
+  args.key_strides = strides_of(key);
+  args.batch = int(key.size(0));
+  args.heads_kv = int(key.size(1));
+  args.k_len = int(key.size(2));
+  args.head_dim = int(key.size(3));
+  args.landmarks = int(landmarks);
+  args.dtype = data_type(key);
+
+  int64_t const blocks = (args.k_len + adaptive::kBlock - 1) / adaptive::kBlock, members = 1 + landmarks;
+  Tensor const representatives =
+      torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks, args.head_dim});
+  auto floats = [&] {
+    return torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks}, ScalarType::Float);
+  };
+  Tensor const log_weights = floats(), spreads = floats();
+  args.representatives = representatives.mutable_data_ptr();
+  args.log_weights = static_cast<float*>(log_weights.mutable_data_ptr());
+  args.spreads = static_cast<float*>(spreads.mutable_data_ptr());
+  if (blocks * args.batch * args.heads_kv == 0) return {representatives, log_weights, spreads};
+
+  Tensor memory = key;  // holds what the kernel reads until it is launched
+  if (key_segment) {
+    key_segment = torch::stable::contiguous(*key_segment);
+    adaptive::Arguments visibility{};
+    visibility.key_segment = args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    visibility.key_segment_stride = args.key_segment_stride = broadcast_stride(*key_segment, 0);
+    visibility.batch = args.batch;
+    visibility.k_len = args.k_len;
+    visibility.keep_sink = true;
+    int const entries = visibility.visibilities();
+    memory = workspace(key, entries + (entries * blocks + 3) / 4);
+    visibility.sinks = static_cast<int32_t*>(memory.mutable_data_ptr());
+    visibility.visible = reinterpret_cast<uint8_t*>(visibility.sinks + entries);
+    args.first_blocks = visibility.sinks;
+    args.first_block_stride = entries > 1 ? 1 : 0;
+    check(adaptive::find_visible_blocks(visibility, stream), "block_representatives");
+  }
+  check(adaptive::represent_blocks(args, stream), "block_representatives");
+  return {representatives, log_weights, spreads};
+}
+
+#ifdef SAMPLEATTN_SM90
 // Memory for the squares of two rounds. Prompts of over a million tokens get fewer thread blocks instead of more.
 constexpr int64_t kSquareBytes = int64_t(1280) << 20;
 constexpr int64_t kQuadWords = 2 * 512;  // two items of two tiles of 128 rows, two rows a word, four blocks
@@ -95,17 +149,25 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");
   return block_mask;
 }
+#endif
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
   library.def(
+      "block_representatives_cuda(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
+      "(Tensor, Tensor, Tensor)");
+#ifdef SAMPLEATTN_SM90
+  library.def(
       "select_adaptive_sm90(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
       "Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, "
       "int window_slashes, int last_rows) -> Tensor");
+#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  library.impl("block_representatives_cuda", TORCH_BOX(&block_representatives));
+#ifdef SAMPLEATTN_SM90
   library.impl("select_adaptive_sm90", TORCH_BOX(&select_adaptive));
-}
 #endif
+}
