@@ -24,7 +24,9 @@ template <int kHeadDim, int kLandmarks>
 struct Shared {
   Candidate candidate[2][kWarps];
   float column[kLandmarks][kThreads];  // what was left of the keys' products with each landmark
+  float factor[kLandmarks];            // what of a column's square is taken from a key's
   float partial[kThreads * 2];
+  float4 key[kHeadDim / 4];  // the landmark that is taken away
   float mean[kHeadDim];
   float warp_sum[kWarps];
   uint32_t others[kWarps];  // keys that are no landmarks, a bit each
@@ -37,21 +39,11 @@ __device__ float2 pair_at(uint32_t packed) {
   return make_float2(float(element[0]), float(element[1]));
 }
 
-template <class Element>
-__device__ float dot(uint4 const& x, uint4 const& y, float sum) {
-  uint32_t const a[] = {x.x, x.y, x.z, x.w}, b[] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 const left = pair_at<Element>(a[i]), right = pair_at<Element>(b[i]);
-    sum = fmaf(left.x, right.x, fmaf(left.y, right.y, sum));
-  }
-  return sum;
-}
-
 // One thread block a key block of a head. Landmarks are the pivots of a Cholesky factorisation of the keys' products that
 // takes only a part of each column away.
 template <class Element, int kHeadDim, int kLandmarks>
-__global__ void __launch_bounds__(kThreads) represent(const __grid_constant__ RepresentativeArguments args) {
+__global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 5 : 3)
+    represent(const __grid_constant__ RepresentativeArguments args) {
   __shared__ Shared<kHeadDim, kLandmarks> shared;
   constexpr int kVectors = kHeadDim / kVector;
   int const thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
@@ -63,18 +55,26 @@ __global__ void __launch_bounds__(kThreads) represent(const __grid_constant__ Re
 
   int const place = block * kThreads + thread;
   bool const valid = place < args.k_len && (!segment || segment[place] == 0);
-  uint4 key[kVectors];
-  float norm = 0.f;
+  float key[kHeadDim];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    key[v] = valid ? __ldg(key_of(thread) + v) : make_uint4(0, 0, 0, 0);
-    norm = dot<Element>(key[v], key[v], norm);
+    uint4 const loaded = valid ? __ldg(key_of(thread) + v) : make_uint4(0, 0, 0, 0);
+    uint32_t const packed[] = {loaded.x, loaded.y, loaded.z, loaded.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const x = pair_at<Element>(packed[i]);
+      key[v * kVector + 2 * i] = x.x;
+      key[v * kVector + 2 * i + 1] = x.y;
+    }
   }
-  float left = valid ? norm : -1.f;  // of the squared norm; below 0: no key, or chosen
+  float norm[2] = {0.f, 0.f};
+#pragma unroll
+  for (int d = 0; d < kHeadDim; ++d) norm[d % 2] = fmaf(key[d], key[d], norm[d % 2]);
+  float left = valid ? norm[0] + norm[1] : -1.f;  // of the squared norm; below 0: no key, or chosen
   bool const has_first = block == (args.first_blocks ? args.first_blocks[batch * args.first_block_stride] : 0);
 
-  float factor[kLandmarks];
-#pragma unroll
+  // Not unrolled: the code would no longer fit into the instruction cache.
+#pragma unroll 1
   for (int mark = 0; mark < kLandmarks; ++mark) {
     uint32_t rank = left < 0.f ? 0 : __float_as_uint(left) + 1;
     if (mark == 0 && has_first) rank = valid ? 0xffffffffu - thread : 0;  // the prompt's first key
@@ -90,18 +90,30 @@ __global__ void __launch_bounds__(kThreads) represent(const __grid_constant__ Re
       if (candidate.rank > best.rank) best = candidate;
     }
     bool const exists = best.rank > 0;
-    if (thread == 0) shared.landmark[mark] = exists ? best.thread : -1;
-    factor[mark] = 0.f;
+    float const factor = exists ? kTaken / fmaxf(best.left, FLT_MIN) : 0.f;
+    if (thread == 0) {
+      shared.landmark[mark] = exists ? best.thread : -1;
+      shared.factor[mark] = factor;
+    }
     float product = 0.f;
+    if (thread == best.thread) {
+#pragma unroll
+      for (int d = 0; d < kHeadDim; d += 4) shared.key[d / 4] = make_float4(key[d], key[d + 1], key[d + 2], key[d + 3]);
+    }
+    __syncthreads();
     if (exists) {
+      float other = 0.f;
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) product = dot<Element>(key[v], __ldg(key_of(best.thread) + v), product);
-#pragma unroll
-      for (int earlier = 0; earlier < mark; ++earlier) {
-        product -= factor[earlier] * shared.column[earlier][thread] * shared.column[earlier][best.thread];
+      for (int d = 0; d < kHeadDim; d += 4) {
+        float4 const landmark = shared.key[d / 4];
+        product = fmaf(key[d], landmark.x, fmaf(key[d + 1], landmark.y, product));
+        other = fmaf(key[d + 2], landmark.z, fmaf(key[d + 3], landmark.w, other));
       }
-      factor[mark] = kTaken / fmaxf(best.left, FLT_MIN);
-      left = left < 0.f ? left : fmaxf(left - factor[mark] * product * product, 0.f);
+      product += other;
+      for (int earlier = 0; earlier < mark; ++earlier) {
+        product -= shared.factor[earlier] * shared.column[earlier][thread] * shared.column[earlier][best.thread];
+      }
+      left = left < 0.f ? left : fmaxf(left - factor * product * product, 0.f);
       if (thread == best.thread) left = -1.f;
     }
     shared.column[mark][thread] = product;
@@ -120,8 +132,8 @@ __global__ void __launch_bounds__(kThreads) represent(const __grid_constant__ Re
   float2 sum = make_float2(0.f, 0.f);
 #pragma unroll 8
   for (int row = group; row < kThreads; row += kGroups) {
-    if (!(shared.others[row / 32] >> (row % 32) & 1)) continue;
-    float2 const x = pair_at<Element>(__ldg(reinterpret_cast<uint32_t const*>(key_of(row)) + pair));
+    bool const counts = shared.others[row / 32] >> (row % 32) & 1;
+    float2 const x = pair_at<Element>(counts ? __ldg(reinterpret_cast<uint32_t const*>(key_of(row)) + pair) : 0u);
     sum.x += x.x;
     sum.y += x.y;
   }
@@ -141,14 +153,9 @@ __global__ void __launch_bounds__(kThreads) represent(const __grid_constant__ Re
 
   float distance = 0.f;
 #pragma unroll
-  for (int v = 0; v < kVectors; ++v) {
-    uint32_t const packed[] = {key[v].x, key[v].y, key[v].z, key[v].w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float2 const x = pair_at<Element>(packed[i]);
-      float const along = x.x - shared.mean[v * kVector + 2 * i], across = x.y - shared.mean[v * kVector + 2 * i + 1];
-      distance = fmaf(along, along, fmaf(across, across, distance));
-    }
+  for (int d = 0; d < kHeadDim; ++d) {
+    float const along = key[d] - shared.mean[d];
+    distance = fmaf(along, along, distance);
   }
   distance = other ? distance : 0.f;
 #pragma unroll

@@ -40,7 +40,7 @@ struct SharedStorage {
   alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutK>, 1024> key;
   // Two items each: while the consumers work on one, the producer fetches the next and the writers end the last.
   Item item[2];
-  float2 inverse_total[2][2][8][8];  // of tile, warp, and its row and the one eight further down
+  float2 inverse_square[2][2][8][8];  // of the totals; of tile, warp, and its row and the one eight further down
   Barrier query_barrier[2];
   Barrier squares_barrier[2];  // only `full`: the writers give back the queries' place, and the squares' with it
   Barrier key_barrier[C::kStages];

@@ -12,8 +12,8 @@
 
 namespace sampleattn::sm90::adaptive {
 
-// The square of a mass above this could overflow: the row gets a new offset.
-constexpr float kLargestMass = 0x1p60f;
+// A mass above this and the row gets a new offset: its square and, of the sum of all, the square's inverse must be floats.
+constexpr float kLargestMass = 0x1p46f;
 
 template <class C>
 struct Consumer {
@@ -29,6 +29,7 @@ struct Consumer {
   // Of the current item.
   int own;      // of this warp group's tile, see QueryBlock
   int head_kv;  // batch * heads_kv + key/value head
+  float const* spreads;  // of the head's means
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
   float total[2];  // this thread's part
@@ -56,6 +57,7 @@ struct Consumer {
     wait_full(queries, query_stage.parity);
     own = agree(read_alone(item.tile[consumer / 2].own));
     head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
+    spreads = args.spreads + term_place(0, 0) + column_lane();
     start_rows();
     int const item_own = agree(read_alone(item.own)), behind = agree(read_alone(item.behind));
 
@@ -65,15 +67,19 @@ struct Consumer {
       if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
     }
     for (int block = 0; block < item_own; block += C::kBlocks) {
-      if (whole(block)) {
-        float spreads[C::kQuads];
+      if (block >= own) {
+        score(scores);  // for the other tile
+      } else if (whole(block)) {
+        float spread[C::kQuads];
         CUTE_UNROLL
-        for (int quad = 0; quad < C::kQuads; ++quad) spreads[quad] = read_spread(block + quad * 4 + column_lane());
+        for (int quad = 0; quad < C::kQuads; ++quad) {
+          spread[quad] = quad * 4 + column_lane() < own - block ? __ldg(spreads + block + quad * 4) : 0.f;
+        }
         score(scores);
-        if (!add_whole_estimates(scores, spreads, block)) add_estimates(scores, block);
+        if (!add_whole_estimates(scores, spread, block)) add_estimates(scores, block);
       } else {
         score(scores);
-        if (block < own) add_estimates(scores, block);
+        add_estimates(scores, block);
       }
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].row)));
@@ -93,8 +99,8 @@ struct Consumer {
         auto const* row = reinterpret_cast<uint4 const*>(shared.query.data() + own_queries() * C::kTileElements +
                                                          chunk * kBlock + (own_row() + 8 * r) * C::kChunk);
         CUTE_UNROLL
-        for (int unit = column_lane(); unit < 8; unit += 4) {
-          uint4 const loaded = row[unit];
+        for (int unit = 0; unit < 8; unit += 4) {
+          uint4 const loaded = row[(unit + column_lane() + lane() / 4) % 8];  // lanes of a bank each
           auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
           CUTE_UNROLL
           for (int i = 0; i < 8; ++i) sum = fmaf(float(element[i]), float(element[i]), sum);
@@ -127,7 +133,8 @@ struct Consumer {
   CUTE_DEVICE void add_exact(Scores& scores, int block, int position) {
     auto rows = as_rows(scores);
     int const behind = (block + 1) * kBlock;
-    if (args.key_segment || behind > args.k_len || behind > position + 1) hide(rows, block, position);
+    if (behind > args.k_len || behind > position + 1) hide_later(rows, block, position);
+    if (args.key_segment) hide_padding(rows, block);
     float largest[2];
     row_maximum(rows, largest);
     CUTE_UNROLL
@@ -144,19 +151,28 @@ struct Consumer {
     }
   }
 
-  // Scores of keys that a row does not see become -inf.
+  // Scores of keys that a row does not see become -inf: those behind it,
   template <class Rows>
-  CUTE_DEVICE void hide(Rows& rows, int block, int position) const {
-    int32_t const* segment =
-        args.key_segment ? args.key_segment + batch() * args.key_segment_stride + block * kBlock : nullptr;
-    int const last = min(args.k_len - 1, position + own_row()) - block * kBlock;  // of the first row
-    int const last_below = min(args.k_len - 1, position + own_row() + 8) - block * kBlock;
+  CUTE_DEVICE void hide_later(Rows& rows, int block, int position) const {
+    int const first = block * kBlock + column_lane() * 2;
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      int const last = min(args.k_len - 1, position + own_row() + 8 * r) - first;
+      CUTE_UNROLL
+      for (int i = 0; i < size<1>(rows); ++i) {
+        if (i / 2 * 8 + i % 2 > last) rows(r, i) = -INFINITY;
+      }
+    }
+  }
+
+  // and padding.
+  template <class Rows>
+  CUTE_DEVICE void hide_padding(Rows& rows, int block) const {
+    int32_t const* segment = args.key_segment + batch() * args.key_segment_stride + block * kBlock;
     CUTE_UNROLL
     for (int i = 0; i < size<1>(rows); ++i) {
       int const entry = i / 2 * 8 + column_lane() * 2 + i % 2;
-      bool const hidden = segment && block * kBlock + entry < args.k_len && __ldg(segment + entry) != 0;
-      if (hidden || entry > last) rows(0, i) = -INFINITY;
-      if (hidden || entry > last_below) rows(1, i) = -INFINITY;
+      if (block * kBlock + entry < args.k_len && __ldg(segment + entry) != 0) rows(0, i) = rows(1, i) = -INFINITY;
     }
   }
 
@@ -194,17 +210,15 @@ struct Consumer {
     return __ldg(args.log_weights + term_place(member, block)) == -INFINITY;
   }
 
-  CUTE_DEVICE float read_spread(int block) const { return __ldg(args.spreads + term_place(0, block)); }
-
   CUTE_DEVICE Terms read_terms(int block) const {
     if (block >= own) return {-INFINITY, 0.f};
-    return {__ldg(args.log_weights + term_place(0, block)) * sampleattn::adaptive::kLog2E, read_spread(block)};
+    int64_t const place = term_place(0, block);
+    return {__ldg(args.log_weights + place) * sampleattn::adaptive::kLog2E, __ldg(args.spreads + place)};
   }
 
-  // All of the tile's blocks are scored by their representatives, and none lacks a key.
+  // None of the tile's blocks that count lacks a key.
   CUTE_DEVICE bool whole(int first_block) const {
-    int const behind = first_block + C::kBlocks;
-    return !args.key_segment && behind <= own && behind * kBlock <= args.k_len;
+    return !args.key_segment && min(first_block + C::kBlocks, own) * kBlock <= args.k_len;
   }
 
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
@@ -243,17 +257,17 @@ struct Consumer {
 
   // Adds the estimated masses of a tile of whole blocks to the rows' totals, and stores the squares. False, and nothing
   // is added, if some row needs another offset for that.
-  CUTE_DEVICE bool add_whole_estimates(Scores& scores, float (&spreads)[C::kQuads], int first_block) {
+  CUTE_DEVICE bool add_whole_estimates(Scores& scores, float (&spread)[C::kQuads], int first_block) {
     auto rows = as_rows(scores);
     float added[2] = {0.f, 0.f};
     CUTE_UNROLL
     for (int quad = 0; quad < C::kQuads; ++quad) {
-      Terms const terms{args.whole_number, spreads[quad]};
+      Terms const terms{args.whole_number, spread[quad]};
       Estimate found[2];
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
         found[r] = estimate(rows, terms, quad, r, offset[r]);
-        added[r] += found[r].mass;
+        added[r] += quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
       }
       __stcg(squares(first_block / 4 + quad), pack_squares(found[0].squares, found[1].squares));
     }
@@ -340,11 +354,11 @@ struct Consumer {
     for (int r = 0; r < 2; ++r) {
       float const sum = quad_sum(total[r]);
       bool const counts = first_row + own_row() + 8 * r < args.q_len && sum > 0.f;
-      inverse[r] = counts ? 1.f / sum : 0.f;
+      inverse[r] = counts ? 1.f / (sum * sum) : 0.f;
     }
     __syncwarp();
     if (column_lane() != 0) return;
-    shared.inverse_total[query_stage.index][consumer / 2][warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
+    shared.inverse_square[query_stage.index][consumer / 2][warp()][lane() / 4] = make_float2(inverse[0], inverse[1]);
     TransactionBarrier::arrive(&shared.squares_barrier[query_stage.index].full);
   }
 };

@@ -17,6 +17,7 @@ struct Writer {
     for (int round = 0; item_of_round(round, blockIdx.x, gridDim.x) < args.item_count; ++round) {
       int const slot = round % 2;
       wait_full(shared.squares_barrier[slot], round / 2 % 2);
+      CUTE_NO_UNROLL
       for (int i = 0; i < 2; ++i) {
         if (shared.item[slot].tile[i].row >= args.q_len) continue;
         for (int word = first_word; word < args.mask_words; word += C::kWriters) write_word(slot, i, word);
@@ -43,41 +44,63 @@ struct Writer {
   CUTE_DEVICE float squared_shares(int slot, int i, int word, int end) const {
     float2 scale[2];
     CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) scale[half] = shared.inverse_total[slot][i][half * 4 + lane() / 8][lane() % 8];
-    float sum[32];
+    for (int half = 0; half < 2; ++half) scale[half] = shared.inverse_square[slot][i][half * 4 + lane() / 8][lane() % 8];
+    auto const* squares = reinterpret_cast<uint4 const*>(squares_of(args, slot, word * 8, i, 0)) + lane();
+    auto add_quad = [&](Sums& sums, int quad) {
+      if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * kQuadVectors, scale);
+    };
+    // Sums of two quads become one's as soon as both are there: few are held at a time.
+    Sums by_four[2];
     CUTE_UNROLL
-    for (int quad = 0; quad < 8; ++quad) {
+    for (int odd = 0; odd < 2; ++odd) {
+      Sums by_eight[2];
       CUTE_UNROLL
-      for (int block = 0; block < 4; ++block) sum[quad * 4 + block] = 0.f;
-      if (word * 32 + quad * 4 < end) {
-        auto const* squares = reinterpret_cast<uint4 const*>(squares_of(args, slot, word * 8 + quad, i, 0)) + lane();
-        CUTE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          uint4 const packed = __ldcg(squares + half * 32);
-          add_shares(sum[quad * 4], packed.x, scale[half]);
-          add_shares(sum[quad * 4 + 1], packed.y, scale[half]);
-          add_shares(sum[quad * 4 + 2], packed.z, scale[half]);
-          add_shares(sum[quad * 4 + 3], packed.w, scale[half]);
-        }
+      for (int two = 0; two < 2; ++two) {
+        Sums low, high;
+        add_quad(low, two * 2 + odd);
+        add_quad(high, two * 2 + odd + 4);
+        by_eight[two] = exchanged(low, high, 16);
       }
+      by_four[odd] = exchanged(by_eight[0], by_eight[1], 8);
     }
-    // At each step a lane passes on the half of its sums that are not those of its side, until its own block's is left.
-    CUTE_UNROLL
-    for (int left = 16; left > 0; left /= 2) {
-      bool const upper = lane() & left;
-      CUTE_UNROLL
-      for (int block = 0; block < left; ++block) {
-        float const other = upper ? sum[block] : sum[block + left];
-        float const own = upper ? sum[block + left] : sum[block];
-        sum[block] = own + __shfl_xor_sync(0xffffffffu, other, left);
-      }
-    }
-    return sum[0];
+    Sums const of_quad = exchanged(by_four[0], by_four[1], 4);
+    float const even = exchanged(of_quad.of_block[0], of_quad.of_block[2], 2);
+    float const odd = exchanged(of_quad.of_block[1], of_quad.of_block[3], 2);
+    return exchanged(even, odd, 1);
   }
 
-  // One factor after the other: the square of a large total's inverse is no float.
+  struct Sums {  // of the blocks of a quad
+    float of_block[4] = {};
+  };
+
+  // Of two sums, a lane passes on the one that is not that of its side, and adds what it gets to the other.
+  CUTE_DEVICE static float exchanged(float low, float high, int side) {
+    bool const upper = lane() & side;
+    return (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, side);
+  }
+
+  CUTE_DEVICE static Sums exchanged(Sums const& low, Sums const& high, int side) {
+    Sums sums;
+    CUTE_UNROLL
+    for (int block = 0; block < 4; ++block) {
+      sums.of_block[block] = exchanged(low.of_block[block], high.of_block[block], side);
+    }
+    return sums;
+  }
+
+  CUTE_DEVICE static void add_shares(Sums& sums, uint4 const* squares, float2 const (&scale)[2]) {
+    CUTE_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      uint4 const packed = __ldcg(squares + half * 32);
+      add_shares(sums.of_block[0], packed.x, scale[half]);
+      add_shares(sums.of_block[1], packed.y, scale[half]);
+      add_shares(sums.of_block[2], packed.z, scale[half]);
+      add_shares(sums.of_block[3], packed.w, scale[half]);
+    }
+  }
+
   CUTE_DEVICE static void add_shares(float& sum, uint32_t packed, float2 scale) {
-    sum = fmaf(low_square(packed) * scale.x, scale.x, fmaf(high_square(packed) * scale.y, scale.y, sum));
+    sum = fmaf(low_square(packed), scale.x, fmaf(high_square(packed), scale.y, sum));
   }
 };
 
