@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The third test run of docs/accuracy.md, in processes that share the GPUs: documents first, then the rules that the
+# The fourth test run of docs/accuracy.md, in processes that share the GPUs: documents first, then the rules that the
 # claims need, then the other peers, then the report. Run from the repository's root, with sa_compile[eval] installed.
 # A second call goes on where the first stopped (--resume). The run itself is made once.
 #
@@ -12,9 +12,9 @@ revision=${4:-$(git rev-parse HEAD)}
 python=${PYTHON:-python}
 lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
-documents=(--model examples/model --split test --seed 2 --lengths $lengths --tasks $tasks --count 200 --texts 12)
+documents=(--model examples/model --split test --seed 3 --lengths $lengths --tasks $tasks --count 200 --texts 12)
 claims="adaptive adaptive:tau=0.2 adaptive:tau=0.3 adaptive:tau=0.4
-  adaptive:landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7
+  adaptive:landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7 adaptive:tau=0.4,landmarks=7
   chunked chunked:alpha=0.9
   oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
   xattention:tau=0.9+sink+w2+last128 xattention:tau=0.95+sink+w2+last128 xattention:tau=0.98+sink+w2+last128"

@@ -7,6 +7,6 @@ ADAPTIVE_TAU = 0.1
 ADAPTIVE_LANDMARKS = 15
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
-# When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of each
-# key's component there, 1 - (1 - 1/2)^2 of its square.
+# When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of
+# each key's component there, 1 - (1 - 1/2)^2 of its square.
 LANDMARK_TAKEN = 0.75

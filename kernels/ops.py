@@ -263,8 +263,11 @@ def attention_mass(
 def block_representatives(
     key: Tensor, *, key_segment: Tensor | None = None, block_k: int = 128, landmarks: int = ADAPTIVE_LANDMARKS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys that stand for the key blocks: the mean of a block's keys, and its ``landmarks`` of largest norm.
+    """Keys that stand for the key blocks: ``landmarks`` of each block's, and the mean of its others.
 
+    The key of largest norm is the first landmark, then again that of which most is left, after half of what
+    the others have in its direction has been taken away: large keys that point elsewhere than those before.
+    A prompt's first key, which attention sinks make more of than its norm says, is the first of its block's.
     key is [B, Hkv, Sk, D] in float32, bfloat16 or float16. Returns ``representatives`` [B, Hkv, 1 +
     landmarks, n_key_blocks, D] in key's dtype, and float32 ``log_weights`` and ``spreads`` [B, Hkv, 1 +
     landmarks, n_key_blocks]: the logarithm of the number of keys that a representative stands for (the mean:
@@ -296,7 +299,8 @@ def select_adaptive(
     A block is kept if the shares of attention that the rows give its keys reach ``tau`` in their 2-norm: one
     row that gives one key tau, or many less. What all keys of a block share alike is left to their mean, see
     :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
-    diagonals are always kept and scored exactly, the others by their representatives. Query blocks that hold
+    diagonals are always kept. Blocks before a query block's own are scored by their representatives, its own
+    exactly. Query blocks that hold
     the last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.

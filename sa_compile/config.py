@@ -82,13 +82,13 @@ class SampleAttentionConfig:
     )
     landmarks: int = _option(
         ADAPTIVE_LANDMARKS,
-        "Keys of largest norm that stand for a key block beside its mean (method 'adaptive'), "
-        "in [0, block_k]; on Hopper 7 and 15 have the fastest kernel.",
+        "Keys that stand for a key block beside its mean (method 'adaptive'): large ones in different "
+        "directions, in [0, block_k]; on Hopper 7 and 15 have the fastest kernel.",
     )
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
     min_seq_len: int = _option(
-        4096, "Prompts with fewer query rows stay exact: sampling would cost more than it saves, >= 1."
+        8192, "Prompts with fewer query rows stay exact: sampling would cost more than it saves, >= 1."
     )
     keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
     window_blocks: int = _option(

@@ -98,6 +98,9 @@ AXES: dict[str, Axis | BlockAxis] = {
     "stride_alpha": Axis("stride", "alpha", (0.8, 0.9, 0.95, 0.98), "share that columns reach, method A"),
     "r_w": Axis("stride", "r_w", (0.02, 0.04, 0.08, 0.16), "window as a share of the keys, method A"),
     "r_row": Axis("stride", "r_row", (0.01, 0.02, 0.05, 0.1), "share of rows that is sampled, method A"),
+    "tau": Axis("adaptive", "tau", (0.0, 0.05, 0.1, 0.2, 0.4, 0.8), "2-norm that keeps a block, method C"),
+    "landmarks": Axis("adaptive", "landmarks", (0, 3, 7, 15, 31), "keys that stand for a block, method C"),
+    "last": Axis("adaptive", "last", (0, 128, 256), "rows at the end that attend to every key, method C"),
 }
 
 

@@ -20,9 +20,9 @@ class Adaptive(Rule):
 
     A block is kept if the shares of attention that the query block's rows are estimated to give its keys
     reach ``tau`` in their 2-norm; the others count by their mean key and value. Every key block is
-    represented by its ``landmarks`` keys of largest norm and the mean of the others; the sink block
-    (``sink``) and ``window`` block diagonals are kept and scored exactly, all blocks of the last
-    ``last`` rows are kept. Source: ours; docs/accuracy.md.
+    represented by ``landmarks`` of its keys, large ones in different directions, and the mean of the
+    others; the sink block (``sink``) and ``window`` block diagonals are kept, as are all blocks of the
+    last ``last`` rows. Source: ours; docs/accuracy.md.
     """
 
     name: ClassVar[str] = "adaptive"
