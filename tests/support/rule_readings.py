@@ -286,8 +286,25 @@ def xattention(head, stride, tau):
     return kept
 
 
+def landmark_columns(head, j, landmarks):
+    """Columns of a block's landmarks: largest left first, half of a direction gone once a key of it was taken."""
+    columns = [c for c in head.keys(j) if head.valid[c]]
+    left = {c: head.k[c].astype(float) for c in columns}
+    chosen = []
+    while left and len(chosen) < landmarks:
+        best = max(left, key=lambda c: left[c] @ left[c])
+        if not chosen and j == head.first_block():
+            best = columns[0]
+        chosen.append(best)
+        gone = left.pop(best)
+        for c in left:
+            left[c] = left[c] - (left[c] @ gone) / max(gone @ gone, 1e-300) * gone / 2
+    return chosen
+
+
 def adaptive(head, tau, landmarks):
     """Blocks whose keys' shares of attention reach tau in their 2-norm; far keys stand for each other."""
+    marks = {j: landmark_columns(head, j, landmarks) for j in range(head.blocks_k)}
     kept = np.zeros((head.blocks_q, head.blocks_k), bool)
     for i in range(head.blocks_q):
         for j in range(head.blocks_k):
@@ -297,16 +314,14 @@ def adaptive(head, tau, landmarks):
         squares = np.zeros(head.blocks_k)
         for r in head.rows(i):
             q = head.q[r] * head.scale
-            exact = [q @ head.k[c] for c in range(head.n_k) if head.sees(r, c) and forced[i, c // head.bk]]
+            own = head.block_of_first_row(i)
+            exact = [q @ head.k[c] for c in range(head.n_k) if head.sees(r, c) and c // head.bk >= own]
             far = {}
             for j in range(head.blocks_k):
-                if forced[i, j] or not head.any_valid(j) or j * head.bk > head.rows(i)[-1] + head.offset:
+                if j >= own or not head.any_valid(j):
                     continue
-                keys = sorted(
-                    (c for c in head.keys(j) if head.valid[c]), key=lambda c: -np.linalg.norm(head.k[c])
-                )
-                others = head.k[keys[landmarks:]]
-                marked = np.array([np.exp(q @ head.k[c]) for c in keys[:landmarks]])
+                others = head.k[[c for c in head.keys(j) if head.valid[c] and c not in marks[j]]]
+                marked = np.array([np.exp(q @ head.k[c]) for c in marks[j]])
                 mass, square = marked.sum(), (marked**2).sum()
                 if n := len(others):
                     # exp(q . k) of a normal distribution has this mean relative to that of the mean key, and

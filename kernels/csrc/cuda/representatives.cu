@@ -7,8 +7,7 @@
 namespace sampleattn::adaptive {
 namespace {
 
-constexpr int kKeys = 128;
-constexpr int kThreads = 2 * kKeys;  // each has half of a key
+constexpr int kThreads = 128;  // as many as keys of a block: each thread has one
 constexpr int kWarps = kThreads / 32;
 constexpr int kVector = 8;  // elements of a load
 // See LANDMARK_TAKEN in kernels/defaults.py.
@@ -17,20 +16,20 @@ constexpr float kTaken = 0.75f;
 // A warp's key of which most is left.
 struct Candidate {
   uint32_t rank;  // grows with what is left; 0: the warp has no key
-  int key;
+  int thread;
   float left;
 };
 
 template <int kHeadDim, int kLandmarks>
 struct Shared {
   Candidate candidate[2][kWarps];
-  float column[kLandmarks][kKeys];  // what was left of the keys' products with each landmark
+  float column[kLandmarks][kThreads];  // what was left of the keys' products with each landmark
   float factor[kLandmarks];            // what of a column's square is taken from a key's
   float partial[kThreads * 2];
   float4 key[kHeadDim / 4];  // the landmark that is taken away
   float mean[kHeadDim];
   float warp_sum[kWarps];
-  uint32_t others[kKeys / 32];  // keys that are no landmarks, a bit each
+  uint32_t others[kWarps];  // keys that are no landmarks, a bit each
   int landmark[kLandmarks];  // -1: the block has no such
 };
 
@@ -40,52 +39,53 @@ __device__ float2 pair_at(uint32_t packed) {
   return make_float2(float(element[0]), float(element[1]));
 }
 
-// Two threads that have half of a key each have both results.
-__device__ float both_halves(float x) { return x + __shfl_xor_sync(0xffffffffu, x, 1); }
-
 // One thread block a key block of a head. Landmarks are the pivots of a Cholesky factorisation of the keys' products that
 // takes only a part of each column away.
 template <class Element, int kHeadDim, int kLandmarks>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 7 : 4)
     represent(const __grid_constant__ RepresentativeArguments args) {
   __shared__ Shared<kHeadDim, kLandmarks> shared;
-  constexpr int kVectors = kHeadDim / kVector, kHalf = kHeadDim / 2;
-  int const thread = threadIdx.x, lane = thread % 32, warp = thread / 32, own = thread / 2, half = thread % 2;
+  constexpr int kVectors = kHeadDim / kVector;
+  int const thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   int const block = blockIdx.x, n = gridDim.x, batch = blockIdx.y / args.heads_kv, head = blockIdx.y % args.heads_kv;
   int32_t const* segment = args.key_segment ? args.key_segment + batch * args.key_segment_stride : nullptr;
   auto const* keys = static_cast<Element const*>(args.key) + batch * args.key_strides.batch +
-                     head * args.key_strides.head + int64_t(block) * kKeys * args.key_strides.row;
+                     head * args.key_strides.head + int64_t(block) * kThreads * args.key_strides.row;
   auto key_of = [&](int row) { return reinterpret_cast<uint4 const*>(keys + row * args.key_strides.row); };
 
-  int const place = block * kKeys + own;
+  int const place = block * kThreads + thread;
   bool const valid = place < args.k_len && (!segment || segment[place] == 0);
-  float key[kHalf];
-#pragma unroll
-  for (int v = 0; v < kVectors / 2; ++v) {
-    uint4 const loaded = valid ? __ldg(key_of(own) + half * (kVectors / 2) + v) : make_uint4(0, 0, 0, 0);
-    uint32_t const packed[] = {loaded.x, loaded.y, loaded.z, loaded.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      float2 const x = pair_at<Element>(packed[i]);
-      key[v * kVector + 2 * i] = x.x;
-      key[v * kVector + 2 * i + 1] = x.y;
-    }
-  }
+  // In pairs, as they lie in memory: more thread blocks fit on a multiprocessor, which hide each other's latencies.
+  uint32_t key[kHeadDim / 2];
   float norm[2] = {0.f, 0.f};
 #pragma unroll
-  for (int d = 0; d < kHalf; ++d) norm[d % 2] = fmaf(key[d], key[d], norm[d % 2]);
-  float const whole = both_halves(norm[0] + norm[1]);
-  float left = valid ? whole : -1.f;  // of the squared norm; below 0: no key, or chosen
+  for (int v = 0; v < kVectors; ++v) {
+    uint4 const loaded = valid ? __ldg(key_of(thread) + v) : make_uint4(0, 0, 0, 0);
+    key[4 * v] = loaded.x;
+    key[4 * v + 1] = loaded.y;
+    key[4 * v + 2] = loaded.z;
+    key[4 * v + 3] = loaded.w;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float2 const x = pair_at<Element>(key[4 * v + i]);
+      norm[0] = fmaf(x.x, x.x, norm[0]);
+      norm[1] = fmaf(x.y, x.y, norm[1]);
+    }
+  }
+  float left = valid ? norm[0] + norm[1] : -1.f;  // of the squared norm; below 0: no key, or chosen
   bool const has_first = block == (args.first_blocks ? args.first_blocks[batch * args.first_block_stride] : 0);
 
   // Not unrolled: the code would no longer fit into the instruction cache.
 #pragma unroll 1
   for (int mark = 0; mark < kLandmarks; ++mark) {
+    // Or the compiler would unpack the keys before the loop, and hold them so.
+#pragma unroll
+    for (uint32_t& pair : key) asm volatile("" : "+r"(pair));
     uint32_t rank = left < 0.f ? 0 : __float_as_uint(left) + 1;
-    if (mark == 0 && has_first) rank = valid ? 0xffffffffu - own : 0;  // the prompt's first key
+    if (mark == 0 && has_first) rank = valid ? 0xffffffffu - thread : 0;  // the prompt's first key
     uint32_t const highest = __reduce_max_sync(0xffffffffu, rank);
     if (lane == __ffs(__ballot_sync(0xffffffffu, rank == highest)) - 1) {
-      shared.candidate[mark % 2][warp] = {highest, own, left};
+      shared.candidate[mark % 2][warp] = {highest, thread, left};
     }
     __syncthreads();
     Candidate best = shared.candidate[mark % 2][0];
@@ -97,40 +97,44 @@ __global__ void __launch_bounds__(kThreads)
     bool const exists = best.rank > 0;
     float const factor = exists ? kTaken / fmaxf(best.left, FLT_MIN) : 0.f;
     if (thread == 0) {
-      shared.landmark[mark] = exists ? best.key : -1;
+      shared.landmark[mark] = exists ? best.thread : -1;
       shared.factor[mark] = factor;
     }
     float product = 0.f;
-    if (own == best.key) {
+    if (thread == best.thread) {
 #pragma unroll
-      for (int d = 0; d < kHalf; d += 4) {
-        shared.key[(half * kHalf + d) / 4] = make_float4(key[d], key[d + 1], key[d + 2], key[d + 3]);
+      for (int i = 0; i < kHeadDim / 4; ++i) {
+        float2 const x = pair_at<Element>(key[2 * i]), y = pair_at<Element>(key[2 * i + 1]);
+        shared.key[i] = make_float4(x.x, x.y, y.x, y.y);
       }
     }
     __syncthreads();
     if (exists) {
-      float other = 0.f;
+      float sum[4] = {0.f, 0.f, 0.f, 0.f};
 #pragma unroll
-      for (int d = 0; d < kHalf; d += 4) {
-        float4 const landmark = shared.key[(half * kHalf + d) / 4];
-        product = fmaf(key[d], landmark.x, fmaf(key[d + 1], landmark.y, product));
-        other = fmaf(key[d + 2], landmark.z, fmaf(key[d + 3], landmark.w, other));
+      for (int i = 0; i < kHeadDim / 4; ++i) {
+        float4 const landmark = shared.key[i];
+        float2 const x = pair_at<Element>(key[2 * i]), y = pair_at<Element>(key[2 * i + 1]);
+        sum[0] = fmaf(x.x, landmark.x, sum[0]);
+        sum[1] = fmaf(x.y, landmark.y, sum[1]);
+        sum[2] = fmaf(y.x, landmark.z, sum[2]);
+        sum[3] = fmaf(y.y, landmark.w, sum[3]);
       }
-      product = both_halves(product + other);
+      product = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+#pragma unroll 4
       for (int earlier = 0; earlier < mark; ++earlier) {
-        product -= shared.factor[earlier] * shared.column[earlier][own] * shared.column[earlier][best.key];
+        product -= shared.factor[earlier] * shared.column[earlier][thread] * shared.column[earlier][best.thread];
       }
       left = left < 0.f ? left : fmaxf(left - factor * product * product, 0.f);
-      if (own == best.key) left = -1.f;
+      if (thread == best.thread) left = -1.f;
     }
-    if (half == 0) shared.column[mark][own] = product;
+    shared.column[mark][thread] = product;
   }
 
   // The others' mean: a thread sums two columns of some rows.
   bool const other = valid && !(left < 0.f);
-  if (thread < kKeys / 32) shared.others[thread] = 0;
-  __syncthreads();
-  if (other && half == 0) atomicOr(&shared.others[own / 32], 1u << own % 32);
+  uint32_t const bits = __ballot_sync(0xffffffffu, other);
+  if (lane == 0) shared.others[warp] = bits;
   __syncthreads();
   int count = 0;
   for (uint32_t of_warp : shared.others) count += __popc(of_warp);
@@ -139,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   int const pair = thread % kPairs, group = thread / kPairs;
   float2 sum = make_float2(0.f, 0.f);
 #pragma unroll 8
-  for (int row = group; row < kKeys; row += kGroups) {
+  for (int row = group; row < kThreads; row += kGroups) {
     bool const counts = shared.others[row / 32] >> (row % 32) & 1;
     float2 const x = pair_at<Element>(counts ? __ldg(reinterpret_cast<uint32_t const*>(key_of(row)) + pair) : 0u);
     sum.x += x.x;
@@ -161,9 +165,10 @@ __global__ void __launch_bounds__(kThreads)
 
   float distance = 0.f;
 #pragma unroll
-  for (int d = 0; d < kHalf; ++d) {
-    float const along = key[d] - shared.mean[half * kHalf + d];
-    distance = fmaf(along, along, distance);
+  for (int i = 0; i < kHeadDim / 2; ++i) {
+    float2 const x = pair_at<Element>(key[i]);
+    float const along = x.x - shared.mean[2 * i], across = x.y - shared.mean[2 * i + 1];
+    distance = fmaf(along, along, fmaf(across, across, distance));
   }
   distance = other ? distance : 0.f;
 #pragma unroll
@@ -186,7 +191,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class Element, int kHeadDim>
 Error launch(RepresentativeArguments const& args, cudaStream_t stream) {
-  dim3 const grid((args.k_len + kKeys - 1) / kKeys, args.batch * args.heads_kv);
+  dim3 const grid((args.k_len + kThreads - 1) / kThreads, args.batch * args.heads_kv);
   if (args.landmarks == 7) {
     represent<Element, kHeadDim, 7><<<grid, kThreads, 0, stream>>>(args);
   } else if (args.landmarks == 15) {
