@@ -287,7 +287,7 @@ def xattention(head, stride, tau):
 
 
 def landmark_columns(head, j, landmarks):
-    """Columns of a block's landmarks: largest left first, half of a direction gone once a key of it was taken."""
+    """Columns of a block's landmarks: of which most is left, with half of the directions before gone."""
     columns = [c for c in head.keys(j) if head.valid[c]]
     left = {c: head.k[c].astype(float) for c in columns}
     chosen = []

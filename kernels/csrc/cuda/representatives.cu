@@ -42,7 +42,7 @@ __device__ float2 pair_at(uint32_t packed) {
 // One thread block a key block of a head. Landmarks are the pivots of a Cholesky factorisation of the keys' products that
 // takes only a part of each column away.
 template <class Element, int kHeadDim, int kLandmarks>
-__global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 7 : 4)
+__global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 5 : 3)
     represent(const __grid_constant__ RepresentativeArguments args) {
   __shared__ Shared<kHeadDim, kLandmarks> shared;
   constexpr int kVectors = kHeadDim / kVector;
@@ -55,32 +55,27 @@ __global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 7 : 4)
 
   int const place = block * kThreads + thread;
   bool const valid = place < args.k_len && (!segment || segment[place] == 0);
-  // In pairs, as they lie in memory: more thread blocks fit on a multiprocessor, which hide each other's latencies.
-  uint32_t key[kHeadDim / 2];
-  float norm[2] = {0.f, 0.f};
+  float key[kHeadDim];
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     uint4 const loaded = valid ? __ldg(key_of(thread) + v) : make_uint4(0, 0, 0, 0);
-    key[4 * v] = loaded.x;
-    key[4 * v + 1] = loaded.y;
-    key[4 * v + 2] = loaded.z;
-    key[4 * v + 3] = loaded.w;
+    uint32_t const packed[] = {loaded.x, loaded.y, loaded.z, loaded.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      float2 const x = pair_at<Element>(key[4 * v + i]);
-      norm[0] = fmaf(x.x, x.x, norm[0]);
-      norm[1] = fmaf(x.y, x.y, norm[1]);
+      float2 const x = pair_at<Element>(packed[i]);
+      key[v * kVector + 2 * i] = x.x;
+      key[v * kVector + 2 * i + 1] = x.y;
     }
   }
+  float norm[2] = {0.f, 0.f};
+#pragma unroll
+  for (int d = 0; d < kHeadDim; ++d) norm[d % 2] = fmaf(key[d], key[d], norm[d % 2]);
   float left = valid ? norm[0] + norm[1] : -1.f;  // of the squared norm; below 0: no key, or chosen
   bool const has_first = block == (args.first_blocks ? args.first_blocks[batch * args.first_block_stride] : 0);
 
   // Not unrolled: the code would no longer fit into the instruction cache.
 #pragma unroll 1
   for (int mark = 0; mark < kLandmarks; ++mark) {
-    // Or the compiler would unpack the keys before the loop, and hold them so.
-#pragma unroll
-    for (uint32_t& pair : key) asm volatile("" : "+r"(pair));
     uint32_t rank = left < 0.f ? 0 : __float_as_uint(left) + 1;
     if (mark == 0 && has_first) rank = valid ? 0xffffffffu - thread : 0;  // the prompt's first key
     uint32_t const highest = __reduce_max_sync(0xffffffffu, rank);
@@ -103,25 +98,18 @@ __global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 7 : 4)
     float product = 0.f;
     if (thread == best.thread) {
 #pragma unroll
-      for (int i = 0; i < kHeadDim / 4; ++i) {
-        float2 const x = pair_at<Element>(key[2 * i]), y = pair_at<Element>(key[2 * i + 1]);
-        shared.key[i] = make_float4(x.x, x.y, y.x, y.y);
-      }
+      for (int d = 0; d < kHeadDim; d += 4) shared.key[d / 4] = make_float4(key[d], key[d + 1], key[d + 2], key[d + 3]);
     }
     __syncthreads();
     if (exists) {
-      float sum[4] = {0.f, 0.f, 0.f, 0.f};
+      float other = 0.f;
 #pragma unroll
-      for (int i = 0; i < kHeadDim / 4; ++i) {
-        float4 const landmark = shared.key[i];
-        float2 const x = pair_at<Element>(key[2 * i]), y = pair_at<Element>(key[2 * i + 1]);
-        sum[0] = fmaf(x.x, landmark.x, sum[0]);
-        sum[1] = fmaf(x.y, landmark.y, sum[1]);
-        sum[2] = fmaf(y.x, landmark.z, sum[2]);
-        sum[3] = fmaf(y.y, landmark.w, sum[3]);
+      for (int d = 0; d < kHeadDim; d += 4) {
+        float4 const landmark = shared.key[d / 4];
+        product = fmaf(key[d], landmark.x, fmaf(key[d + 1], landmark.y, product));
+        other = fmaf(key[d + 2], landmark.z, fmaf(key[d + 3], landmark.w, other));
       }
-      product = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-#pragma unroll 4
+      product += other;
       for (int earlier = 0; earlier < mark; ++earlier) {
         product -= shared.factor[earlier] * shared.column[earlier][thread] * shared.column[earlier][best.thread];
       }
@@ -165,10 +153,9 @@ __global__ void __launch_bounds__(kThreads, kHeadDim == 64 ? 7 : 4)
 
   float distance = 0.f;
 #pragma unroll
-  for (int i = 0; i < kHeadDim / 2; ++i) {
-    float2 const x = pair_at<Element>(key[i]);
-    float const along = x.x - shared.mean[2 * i], across = x.y - shared.mean[2 * i + 1];
-    distance = fmaf(along, along, fmaf(across, across, distance));
+  for (int d = 0; d < kHeadDim; ++d) {
+    float const along = key[d] - shared.mean[d];
+    distance = fmaf(along, along, distance);
   }
   distance = other ? distance : 0.f;
 #pragma unroll
