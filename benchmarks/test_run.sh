@@ -3,6 +3,8 @@
 # claims need, then the other peers, then the report. Run from the repository's root, with sa_compile[eval] installed.
 # A second call goes on where the first stopped (--resume). The run itself is made once.
 #
+# FOLDER has to outlast the machine: results are read from there.
+#
 #   benchmarks/test_run.sh FOLDER [PROCESSES] [MINUTES A STAGE] [REVISION]
 set -euo pipefail
 folder=${1:?"give a folder for documents, results and logs"}
