@@ -88,7 +88,7 @@ class SampleAttentionConfig:
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
     min_seq_len: int = _option(
-        8192, "Prompts with fewer query rows stay exact: sampling would cost more than it saves, >= 1."
+        4096, "Prompts with fewer query rows stay exact: sampling would cost more than it saves, >= 1."
     )
     keep_sink: bool = _option(True, "Always keep the first key block, where attention sinks live.")
     window_blocks: int = _option(

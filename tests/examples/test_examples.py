@@ -33,7 +33,7 @@ def test_inspect_rewrite_shows_each_outcome_with_its_reason():
         "2 sites: 2 sampled, 0 exact, 0 kept",
         "2 sites: 0 sampled, 2 exact, 0 kept",
         "1 sites: 0 sampled, 0 exact, 1 kept",
-        "shorter than min_seq_len (8192)",
+        "shorter than min_seq_len (4096)",
         "bidirectional attention with a mask",
     ):
         assert words in shown

@@ -25,7 +25,7 @@ def model():
 def test_without_options_the_defaults_hold(model, tokens):
     model(tokens)
     (row, _) = sa_compile.hf.report(model).sites
-    assert row.outcome == "exact" and "shorter than min_seq_len (8192)" in row.reason
+    assert row.outcome == "exact" and "shorter than min_seq_len (4096)" in row.reason
 
 
 @torch.no_grad()
