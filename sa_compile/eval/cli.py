@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -123,7 +122,7 @@ def add_commands(commands: Any) -> None:
         type=Path,
         nargs="+",
         default=[],
-        metavar="PROFILE",
+        metavar="FILE",
         help="profiles of 'tune', and results of 'rule-costs', for the same model: adds what each rule's "
         "attention costs at their lengths",
     )
@@ -295,7 +294,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.merged:
         write_result(arguments.merged, result)
     result = with_present_names(result)
-    profiles = [json.loads(path.read_text()) for path in arguments.costs]
+    profiles = [read_result(path) for path in arguments.costs]
     more = [("Time", note(profiles), time_table(Results(result), profiles))] if profiles else []
     for path in write_report(result, arguments.out, more):
         print(path)

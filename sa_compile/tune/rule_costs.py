@@ -6,7 +6,8 @@ CUDA graph, so that launches cost them nothing. A rule that cannot be captured i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def measure_rules(
         rule = parse_rule(text)
         try:
             spent = [
-                count * milliseconds(_selection(rule.select, query, key), device)
+                count * milliseconds(partial(rule.select, query, key), device)
                 for count, query, key, _ in tensors
             ]
         except RuntimeError as error:
@@ -35,7 +36,3 @@ def measure_rules(
         else:
             costs["rule_ms"][rule.spec] = sum(spent)
     return costs
-
-
-def _selection(select: Callable[..., Any], query: torch.Tensor, key: torch.Tensor) -> Callable[[], Any]:
-    return lambda: select(query, key)

@@ -40,11 +40,18 @@ inline void write_floats(char* to, const double* from, Dtype dtype, int64_t n) {
   }
 }
 
+// The first key of a batch entry that may be seen; k_len for none.
+inline int64_t first_valid_key(const RepresentativeArguments& args, int64_t b) {
+  const int32_t* ids = args.key_segment.row(b);
+  return ids ? std::find(ids, ids + args.sizes.k_len, 0) - ids : 0;
+}
+
 // Scratch of one thread, and the work on one key block.
 class RepresentativeWorker {
  public:
-  RepresentativeWorker(const RepresentativeArguments& args, const Isa& isa)
-      : args_(args), isa_(isa), dim_(args.sizes.head_dim), keys_(args.sizes.block_k * dim_), mean_(dim_) {}
+  // first_keys: of every batch entry.
+  RepresentativeWorker(const RepresentativeArguments& args, const Isa& isa, const std::vector<int64_t>& first_keys)
+      : args_(args), isa_(isa), first_keys_(first_keys), dim_(args.sizes.head_dim), keys_(args.sizes.block_k * dim_), mean_(dim_) {}
 
   // Members of a block lie member_bytes (of the representatives) or n_key_blocks (of the floats) apart.
   void run(int64_t b, int64_t h, int64_t block, char* representatives, int64_t member_bytes, float* log_weights,
@@ -52,7 +59,7 @@ class RepresentativeWorker {
     read(b, h, block);
     const int64_t n = static_cast<int64_t>(rows_.size()), stride = args_.sizes.key_blocks();
     const int64_t marks = std::min(args_.landmarks, n), row_bytes = dim_ * element_size(args_.key.dtype);
-    choose(marks, n > 0 && rows_[0] == first_key(b));
+    choose(marks, n > 0 && rows_[0] == first_keys_[b]);
     const double spread = mean_of(order_.begin() + marks, order_.end());
     write_floats(representatives, mean_.data(), args_.key.dtype, dim_);
     log_weights[0] = static_cast<float>(std::log(static_cast<double>(n - marks)));  // -inf for none
@@ -70,14 +77,6 @@ class RepresentativeWorker {
   }
 
  private:
-  // The first key of a batch entry that may be seen.
-  int64_t first_key(int64_t b) const {
-    const int32_t* ids = args_.key_segment.row(b);
-    int64_t k = 0;
-    while (ids && k < args_.sizes.k_len && ids[k] != 0) ++k;
-    return k;
-  }
-
   // Puts the landmarks first in order_. norm_ is what is left of the keys' squared norms, column_[m] what is left of
   // their products with landmark m: a Cholesky factorisation with pivots that takes only a part away.
   void choose(int64_t marks, bool has_first_key) {
@@ -150,6 +149,7 @@ class RepresentativeWorker {
 
   const RepresentativeArguments& args_;
   const Isa& isa_;
+  const std::vector<int64_t>& first_keys_;
   int64_t dim_;
   Buffer keys_;
   std::vector<double> mean_, norm_, norm_of_mark_, column_;
@@ -166,8 +166,10 @@ void block_representatives(const RepresentativeArguments& args, const Isa& isa, 
   const Sizes& sizes = args.sizes;
   const int64_t n_blocks = sizes.key_blocks(), members = 1 + args.landmarks;
   const int64_t row_bytes = sizes.head_dim * element_size(args.key.dtype);
+  std::vector<int64_t> first_keys;
+  for (int64_t b = 0; b < sizes.batch; ++b) first_keys.push_back(detail::first_valid_key(args, b));
   for_each_item(parallel_for, threads, sizes.batch * sizes.kv_heads * n_blocks, [&] {
-    return [&, worker = detail::RepresentativeWorker(args, isa)](int64_t item) mutable {
+    return [&, worker = detail::RepresentativeWorker(args, isa, first_keys)](int64_t item) mutable {
       const int64_t block = item % n_blocks, pair = item / n_blocks;
       const int64_t at = pair * members * n_blocks + block;
       worker.run(pair / sizes.kv_heads, pair % sizes.kv_heads, block, representatives + at * row_bytes,

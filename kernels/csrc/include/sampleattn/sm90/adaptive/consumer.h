@@ -100,7 +100,7 @@ struct Consumer {
                                                          chunk * kBlock + (own_row() + 8 * r) * C::kChunk);
         CUTE_UNROLL
         for (int unit = 0; unit < 8; unit += 4) {
-          uint4 const loaded = row[(unit + column_lane() + lane() / 4) % 8];  // lanes of a bank each
+          uint4 const loaded = row[(unit + column_lane() + lane() / 4) % 8];  // every bank by as many lanes
           auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
           CUTE_UNROLL
           for (int i = 0; i < 8; ++i) sum = fmaf(float(element[i]), float(element[i]), sum);

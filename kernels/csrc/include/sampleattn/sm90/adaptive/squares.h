@@ -5,10 +5,10 @@
 
 namespace sampleattn::sm90::adaptive {
 
-// Those of a warp's 16 rows in a quad of blocks: a word a lane, of bfloat16, for its row and the one eight further down.
-// Laid out by thread block, item (of two), quad and warp. 32 bits count them: args.squares holds less than 2^32 words.
 constexpr int kQuadVectors = 16 * 32 / 4;  // from one quad's words to the next one's, in vectors of four
 
+// Those of a warp's 16 rows in a quad of blocks: a word a lane, of bfloat16, for its row and the one eight further down.
+// Laid out by thread block, item (of two), quad and warp. 32 bits count them: args.squares holds less than 2^32 words.
 CUTE_DEVICE uint32_t* squares_of(Arguments const& args, int slot, int quad, int tile, int warp) {
   uint32_t const place = ((uint32_t(blockIdx.x) * 2 + slot) * args.quad_count + quad) * 16 + tile * 8 + warp;
   return args.squares + place * 32;

@@ -17,7 +17,6 @@ struct Writer {
     for (int round = 0; item_of_round(round, blockIdx.x, gridDim.x) < args.item_count; ++round) {
       int const slot = round % 2;
       wait_full(shared.squares_barrier[slot], round / 2 % 2);
-      CUTE_NO_UNROLL
       for (int i = 0; i < 2; ++i) {
         if (shared.item[slot].tile[i].row >= args.q_len) continue;
         for (int word = first_word; word < args.mask_words; word += C::kWriters) write_word(slot, i, word);
