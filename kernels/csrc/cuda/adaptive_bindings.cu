@@ -137,15 +137,16 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   int64_t const square_words = args.quad_count * kQuadWords;
   int64_t const affordable = std::max<int64_t>(kSquareBytes / (4 * std::max<int64_t>(square_words, 1)), 1);
   int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
-  int64_t const visible_words = (int64_t(args.visibilities()) * args.n() + 3) / 4;
-  Tensor const memory = workspace(query, thread_blocks * square_words + args.visibilities() + visible_words);
+  int64_t const entries = args.visibilities(), visible_words = key_segment ? entries + (entries * args.n() + 3) / 4 : 0;
+  Tensor const memory = workspace(query, thread_blocks * square_words + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
   args.squares = reinterpret_cast<uint32_t*>(position);
-  args.sinks = position += thread_blocks * square_words;
-  args.visible = reinterpret_cast<uint8_t*>(position + args.visibilities());
-  args.visible_stride = args.visibilities() > 1 ? args.n() : 0;
-
-  check(adaptive::find_visible_blocks(args, stream), "select_adaptive");
+  if (key_segment) {
+    args.sinks = position += thread_blocks * square_words;
+    args.visible = reinterpret_cast<uint8_t*>(position + entries);
+    args.visible_stride = entries > 1 ? args.n() : 0;
+    check(adaptive::find_visible_blocks(args, stream), "select_adaptive");
+  }
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");
   return block_mask;
 }

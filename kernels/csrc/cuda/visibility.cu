@@ -12,7 +12,7 @@ __global__ void find_visible(const __grid_constant__ Arguments args) {
   if (threadIdx.x == 0) first = n;
   __syncthreads();
   for (int block = threadIdx.x / 32; block < n; block += kThreads / 32) {
-    bool seen = args.key_segment == nullptr;
+    bool seen = false;
     for (int key = block * kBlock + lane; !seen && key < min((block + 1) * kBlock, args.k_len); key += 32) {
       seen = args.key_segment[blockIdx.x * args.key_segment_stride + key] == 0;
     }

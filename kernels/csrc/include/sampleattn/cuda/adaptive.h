@@ -35,8 +35,8 @@ struct Arguments {
   int item_count, quad_count;
 
   // Workspace on the device.
-  int32_t* sinks;    // [B|1]: the first block with a key that may be seen; n if none is or it is not forced
-  uint8_t* visible;  // [B|1, n]: the block has such a key
+  int32_t* sinks;    // with key_segment, [B|1]: the first block with a key that may be seen; n if none is or not forced
+  uint8_t* visible;  // with key_segment, [B|1, n]: the block has such a key
   int visible_stride;
   uint32_t* squares;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/squares.h
 
@@ -81,13 +81,22 @@ struct Item {
   int first, behind, own;
 };
 
+SAMPLEATTN_DEVICE int forced_sink(Arguments const& args, int batch) {
+  if (args.key_segment) return args.sinks[args.visibilities() > 1 ? batch : 0];
+  return args.keep_sink ? 0 : args.n();
+}
+
+SAMPLEATTN_DEVICE bool is_visible(Arguments const& args, int batch, int block) {
+  return !args.key_segment || args.visible[batch * args.visible_stride + block];
+}
+
 // Items of the longest prompts' ends come first.
 SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
   int const heads = args.batch * args.heads_kv, pair = (args.tiles() + 1) / 2 - 1 - index / heads;
   Item item;
   item.batch = index % heads / args.heads_kv;
   item.head_kv = index % heads % args.heads_kv;
-  item.sink = args.sinks[args.visibilities() > 1 ? item.batch : 0];
+  item.sink = forced_sink(args, item.batch);
   for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i);
   QueryBlock const &one = item.tile[0], &other = item.tile[1];
   item.own = max(one.own, other.own);  // of a tile that is not scored it is 0

@@ -6,7 +6,7 @@
 
 namespace sampleattn::adaptive {
 
-// Fills args.visible and args.sinks.
+// Fills args.visible and args.sinks from args.key_segment, which must not be null.
 Error find_visible_blocks(Arguments const& args, cudaStream_t stream);
 
 }  // namespace sampleattn::adaptive

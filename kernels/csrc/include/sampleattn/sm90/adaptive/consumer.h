@@ -29,7 +29,7 @@ struct Consumer {
   // Of the current item.
   int own;      // of this warp group's tile, see QueryBlock
   int head_kv;  // batch * heads_kv + key/value head
-  float const* spreads;  // of the head's means
+  uint32_t first_spread;  // of this thread's among the head's means; 32 bits count what fits into memory beside keys
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
   float total[2];  // this thread's part
@@ -57,7 +57,7 @@ struct Consumer {
     wait_full(queries, query_stage.parity);
     own = agree(read_alone(item.tile[consumer / 2].own));
     head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
-    spreads = args.spreads + term_place(0, 0) + column_lane();
+    first_spread = uint32_t(head_kv) * C::kMembers * args.n() + column_lane();
     start_rows();
     int const item_own = agree(read_alone(item.own)), behind = agree(read_alone(item.behind));
 
@@ -66,25 +66,37 @@ struct Consumer {
       score(scores);
       if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
     }
-    for (int block = 0; block < item_own; block += C::kBlocks) {
-      if (block >= own) {
-        score(scores);  // for the other tile
-      } else if (whole(block)) {
-        float spread[C::kQuads];
-        CUTE_UNROLL
-        for (int quad = 0; quad < C::kQuads; ++quad) {
-          spread[quad] = quad * 4 + column_lane() < own - block ? __ldg(spreads + block + quad * 4) : 0.f;
-        }
-        score(scores);
-        if (!add_whole_estimates(scores, spread, block)) add_estimates(scores, block);
+    int const whole = agree(args.key_segment ? 0 : min(own, args.k_len / kBlock));  // blocks before it lack no key
+    int tile = 0;
+    for (; tile + C::kBlocks <= whole; tile += C::kBlocks) {
+      if (!work_on_whole<true>(scores, tile)) [[unlikely]] add_estimates(scores, tile);
+    }
+    for (; tile < item_own; tile += C::kBlocks) {
+      bool added = tile >= own;  // it is for the other query tile
+      if (!added && min(tile + C::kBlocks, own) <= whole) {
+        added = work_on_whole<false>(scores, tile);
       } else {
         score(scores);
-        add_estimates(scores, block);
       }
+      if (!added) add_estimates(scores, tile);
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].row)));
     release(queries);
     query_stage.advance();
+  }
+
+  // A tile of representatives of whole blocks; kAll: the query tile takes all of them, and not only the first. False, and
+  // the scores are not added, if some row needs another offset for that.
+  template <bool kAll>
+  CUTE_DEVICE bool work_on_whole(Scores& scores, int first_block) {
+    float const* const spreads = args.spreads + (first_spread + first_block);
+    float spread[C::kQuads];
+    CUTE_UNROLL
+    for (int quad = 0; quad < C::kQuads; ++quad) {
+      spread[quad] = kAll || quad * 4 + column_lane() < own - first_block ? __ldg(spreads + quad * 4) : 0.f;
+    }
+    score(scores);
+    return add_whole_estimates<kAll>(scores, spread, first_block);
   }
 
   CUTE_DEVICE void start_rows() {
@@ -129,38 +141,57 @@ struct Consumer {
     key_stage.advance();
   }
 
-  // Adds the scores of a block's keys to the rows' totals. position: that of the tile's first row.
+  // Adds the scores of a block's keys to the rows' totals. position: that of the tile's first row. Columns that none of
+  // the warp's rows sees cost nothing.
   CUTE_DEVICE void add_exact(Scores& scores, int block, int position) {
     auto rows = as_rows(scores);
-    int const behind = (block + 1) * kBlock;
-    if (behind > args.k_len || behind > position + 1) hide_later(rows, block, position);
     if (args.key_segment) hide_padding(rows, block);
-    float largest[2];
-    row_maximum(rows, largest);
+    int const first_row = agree(position + warp() * 16 - block * kBlock), end = args.k_len - block * kBlock;
+    int const seen_by_all = min(first_row + 1, end), seen = min(first_row + 16, end);
+    constexpr int kPart = 32;
+    float largest[2] = {-INFINITY, -INFINITY};
+    CUTE_UNROLL
+    for (int part = 0; part < C::kColumns; part += kPart) {
+      if (part >= seen) continue;
+      if (part + kPart > seen_by_all) hide_later<kPart>(rows, part, first_row, end);
+      CUTE_UNROLL
+      for (int i = part / 4; i < (part + kPart) / 4; ++i) {
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r) largest[r] = fmaxf(largest[r], rows(r, i));
+      }
+    }
+    float zero[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      move_offset(r, largest[r] * args.scale_log2);
-      float const zero = finite_offset(r);
-      float sum = 0.f, other = 0.f;
+      move_offset(r, quad_max(largest[r]) * args.scale_log2);
+      zero[r] = finite_offset(r);
+    }
+    CUTE_UNROLL
+    for (int part = 0; part < C::kColumns; part += kPart) {
+      if (part >= seen) continue;
       CUTE_UNROLL
-      for (int i = 0; i < size<1>(rows); i += 2) {
-        sum += exp2_approximate(fmaf(rows(r, i), args.scale_log2, -zero));
-        other += exp2_approximate(fmaf(rows(r, i + 1), args.scale_log2, -zero));
+      for (int r = 0; r < 2; ++r) {
+        float sum = 0.f, other = 0.f;
+        CUTE_UNROLL
+        for (int i = part / 4; i < (part + kPart) / 4; i += 2) {
+          sum += exp2_approximate(fmaf(rows(r, i), args.scale_log2, -zero[r]));
+          other += exp2_approximate(fmaf(rows(r, i + 1), args.scale_log2, -zero[r]));
+        }
+        total[r] += sum + other;
       }
-      total[r] += sum + other;
     }
   }
 
-  // Scores of keys that a row does not see become -inf: those behind it,
-  template <class Rows>
-  CUTE_DEVICE void hide_later(Rows& rows, int block, int position) const {
-    int const first = block * kBlock + column_lane() * 2;
+  // Scores of keys that a row does not see become -inf, in the columns from `part` on: those behind it,
+  template <int kPart, class Rows>
+  CUTE_DEVICE void hide_later(Rows& rows, int part, int first_row, int end) const {
+    int const first = part + column_lane() * 2;
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      int const last = min(args.k_len - 1, position + own_row() + 8 * r) - first;
+      int const last = min(end - 1, first_row + lane() / 4 + 8 * r) - first;
       CUTE_UNROLL
-      for (int i = 0; i < size<1>(rows); ++i) {
-        if (i / 2 * 8 + i % 2 > last) rows(r, i) = -INFINITY;
+      for (int i = 0; i < kPart / 4; ++i) {
+        if (i / 2 * 8 + i % 2 > last) rows(r, part / 4 + i) = -INFINITY;
       }
     }
   }
@@ -216,11 +247,6 @@ struct Consumer {
     return {__ldg(args.log_weights + place) * sampleattn::adaptive::kLog2E, __ldg(args.spreads + place)};
   }
 
-  // None of the tile's blocks that count lacks a key.
-  CUTE_DEVICE bool whole(int first_block) const {
-    return !args.key_segment && min(first_block + C::kBlocks, own) * kBlock <= args.k_len;
-  }
-
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
   CUTE_DEVICE float boost(Terms const& terms, int r) const {
     return fminf(half_norm[r] * terms.spread, terms.number());
@@ -235,30 +261,29 @@ struct Consumer {
   template <class Rows>
   CUTE_DEVICE Estimate estimate(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
     int const first = quad * C::kMembers;
-    float const mean =
-        exp2_approximate(fmaf(rows(r, first), args.scale_log2, boost(terms, r) + (terms.weight - zero)));
+    float const mean = fmaf(rows(r, first), args.scale_log2, boost(terms, r) + (terms.weight - zero));
     // The keys that the mean stands for share its mass, the less equally the further they spread.
-    float const unequal = exp2_approximate(fminf(2.f * boost(terms, r) - terms.number(), 0.f));
-    Estimate found{mean, mean * mean * unequal};
-    float other = 0.f, other_squares = 0.f;
+    float const unequal = fminf(fmaf(2.f, boost(terms, r), -terms.number()), 0.f);
+    Estimate found{exp2_approximate(mean), exp2_approximate(fmaf(2.f, mean, unequal))};
+    Estimate other;
     CUTE_UNROLL
     for (int member = 1; member < C::kMembers; ++member) {
       float const term = exp2_approximate(fmaf(rows(r, first + member), args.scale_log2, -zero));
-      if (member % 2) {
-        other += term;
-        other_squares = fmaf(term, term, other_squares);
+      if (member == 1) {
+        other = {term, term * term};
       } else {
-        found.mass += term;
-        found.squares = fmaf(term, term, found.squares);
+        Estimate& sum = member % 2 ? other : found;
+        sum = {sum.mass + term, fmaf(term, term, sum.squares)};
       }
     }
-    return {found.mass + other, found.squares + other_squares};
+    return {found.mass + other.mass, found.squares + other.squares};
   }
 
-  // Adds the estimated masses of a tile of whole blocks to the rows' totals, and stores the squares. False, and nothing
-  // is added, if some row needs another offset for that.
+  // Adds the estimated masses of a tile of whole blocks to the rows' totals, and stores the squares.
+  template <bool kAll>
   CUTE_DEVICE bool add_whole_estimates(Scores& scores, float (&spread)[C::kQuads], int first_block) {
     auto rows = as_rows(scores);
+    uint32_t* const place = squares(first_block / 4);
     float added[2] = {0.f, 0.f};
     CUTE_UNROLL
     for (int quad = 0; quad < C::kQuads; ++quad) {
@@ -267,9 +292,9 @@ struct Consumer {
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
         found[r] = estimate(rows, terms, quad, r, offset[r]);
-        added[r] += quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
+        added[r] += kAll || quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
       }
-      __stcg(squares(first_block / 4 + quad), pack_squares(found[0].squares, found[1].squares));
+      __stcg(place + quad * kQuadWords, pack_squares(found[0].squares, found[1].squares));
     }
     bool const fits = added[0] <= kLargestMass && added[1] <= kLargestMass;  // not so for NaN
     if (__any_sync(0xffffffffu, !fits)) [[unlikely]] return false;

@@ -31,7 +31,7 @@ struct Writer {
     int const block = word * 32 + lane();
     float const square = word * 32 < tile.end ? squared_shares(slot, i, word, tile.end) : 0.f;
     bool keep = square >= args.tau_squared || block >= tile.end || block == item.sink;
-    keep = keep && block < tile.behind && args.visible[item.batch * args.visible_stride + block];
+    keep = keep && block < tile.behind && is_visible(args, item.batch, block);
     uint32_t const bits = __ballot_sync(0xffffffffu, keep);
     if (lane() != 0) return;
     uint32_t const row = uint32_t(item.batch * args.heads_q + tile.head) * args.q_blocks() + tile.row / kBlock;
@@ -46,7 +46,7 @@ struct Writer {
     for (int half = 0; half < 2; ++half) scale[half] = shared.inverse_square[slot][i][half * 4 + lane() / 8][lane() % 8];
     auto const* squares = reinterpret_cast<uint4 const*>(squares_of(args, slot, word * 8, i, 0)) + lane();
     auto add_quad = [&](Sums& sums, int quad) {
-      if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * kQuadVectors, scale);
+      if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * (kQuadWords / 4), scale);
     };
     // Sums of two quads become one's as soon as both are there: few are held at a time.
     Sums by_four[2];
