@@ -16,7 +16,7 @@ lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
 documents=(--model examples/model --split test --seed 3 --lengths $lengths --tasks $tasks --count 200 --texts 12)
 claims="adaptive adaptive:tau=0.2 adaptive:tau=0.3 adaptive:tau=0.4
-  adaptive:landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7 adaptive:tau=0.4,landmarks=7
+  adaptive:landmarks=15 adaptive:tau=0.2,landmarks=15 adaptive:tau=0.3,landmarks=15 adaptive:tau=0.4,landmarks=15
   chunked chunked:alpha=0.9
   oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
   xattention:tau=0.9+sink+w2+last128 xattention:tau=0.95+sink+w2+last128 xattention:tau=0.98+sink+w2+last128"
