@@ -4,7 +4,7 @@
 ALPHA = 0.95
 # Method C.
 ADAPTIVE_TAU = 0.1
-ADAPTIVE_LANDMARKS = 15
+ADAPTIVE_LANDMARKS = 7
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from sa_compile.eval.naming import present_name
 from sa_compile.eval.plots import save
 from sa_compile.eval.report import SOLVED, THEOREM_NOTE, Results, provenance_lines, theorem_cells
 from sa_compile.eval.tasks.documents import PLACES
@@ -28,6 +29,11 @@ class Ablation:
     def of(self, point: dict[str, Any]) -> Results:
         """The results that a point's rule is in."""
         return self.results[str(point["block"])]
+
+    def default(self, axis: str) -> str:
+        """The rule around which an axis varies a setting, named by its settings and the present defaults."""
+        point = next(point for point in self.axes[axis]["points"] if point["is_default"])
+        return present_name(point["rule"], self.of(point).result["settings"][point["rule"]])
 
     def accuracy(self, point: dict[str, Any], length: int, place: str) -> float:
         """Relative accuracy on the tasks that full attention solves; NaN if it solves none."""
@@ -70,7 +76,8 @@ def write_ablation(result: dict[str, Any], folder: Path) -> list[Path]:
     first = next(iter(result["results"].values()))
     text = ["# Ablations", "", *provenance_lines(first)]
     text += [
-        "One setting varied at a time around its rule's default (*). Accuracy of questions by place, "
+        "One setting varied at a time around its rule's default of then (*), named by its settings and the "
+        "present defaults. Accuracy of questions by place, "
         f"relative to full attention, on tasks that it solves (at least {SOLVED:.0%}). {THEOREM_NOTE}",
         "",
     ]
@@ -78,7 +85,8 @@ def write_ablation(result: dict[str, Any], folder: Path) -> list[Path]:
     for axis, described in ablation.axes.items():
         path = _draw(ablation, axis, folder)
         drawn.append(path)
-        text += [f"## {axis}: {described['about']}", "", axis_table(ablation, axis), ""]
+        text += [f"## {axis}: {described['about']}", "", f"Around `{ablation.default(axis)}`.", ""]
+        text += [axis_table(ablation, axis), ""]
         text += [f"![{path.stem}]({path.name})", ""]
     report = folder / "report.md"
     report.write_text("\n".join(text))

@@ -30,7 +30,7 @@ _SETS = {
         "adaptive",
         "adaptive:tau=0.2",
         "adaptive:tau=0.4",
-        "adaptive:landmarks=7",
+        "adaptive:landmarks=15",
     ),
     "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
 }

@@ -7,7 +7,11 @@ from typing import Any
 
 
 def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One result from several runs over the same documents. ValueError if the documents differ."""
+    """One result from several runs over the same documents. ValueError if the documents differ.
+
+    They must also agree in the settings of a rule: its string leaves out settings at their defaults, which
+    may have changed between the runs.
+    """
     first = results[0]
     same = ("model", "tasks", "places", "split", "seed", "block_q", "block_k", "haystack")
     merged = {
@@ -35,7 +39,10 @@ def merge(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
                     "installed packages or the files differ"
                 )
         merged["scores"] += result["scores"]
-        merged["settings"].update(result["settings"])
+        for rule, settings in result["settings"].items():
+            known = merged["settings"].setdefault(rule, settings)
+            if settings != known:
+                raise ValueError(f"the results differ in the settings of {rule!r}: {known}, {settings}")
         merged["questions"].update(result["questions"])
         merged["pictures"] += result.get("pictures", [])
         merged["runs"] += result.get("runs", [result["provenance"]])

@@ -16,11 +16,8 @@ _BEFORE = {"last": 0}
 
 
 def with_present_names(result: dict[str, Any]) -> dict[str, Any]:
-    """A result of the harness whose rules are named as the code's present defaults would have it.
-
-    A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind.
-    """
-    names = {rule: _present_name(rule, result["settings"][rule]) for rule in result["settings"]}
+    """A result of the harness whose rules are named as the code's present defaults would have it."""
+    names = {rule: present_name(rule, result["settings"][rule]) for rule in result["settings"]}
     plan = {**result["plan"], "rules": [names.get(rule, rule) for rule in result["plan"]["rules"]]}
     return {
         **result,
@@ -35,7 +32,11 @@ def _renamed(entry: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {**entry, "rule": names.get(entry["rule"], entry["rule"])}
 
 
-def _present_name(rule: str, settings: dict[str, Any]) -> str:
+def present_name(rule: str, settings: dict[str, Any]) -> str:
+    """The name, by the code's present defaults, of a rule that was measured with ``settings``.
+
+    A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind.
+    """
     base, plus, forced = rule.partition("+")
     kind = RULES[base.partition(":")[0]]
     own = settings["rule"] if plus else settings

@@ -66,6 +66,10 @@ def test_the_command_line_measures_and_reports(folder, capsys):
     assert written == {"report.md", *(f"ablation_{axis}.png" for axis in axes)}
     report = (folder / "out" / "report.md").read_text()
     assert all(f"## {axis}: " in report for axis in axes)
+    assert report.count("Around `chunked`.") == 3 and report.count("Around `stride`.") == 1
+    settings = result["results"]["128"]["settings"]["stride"]
+    settings["r_row"] /= 2  # as if this had been the default when it was measured
+    assert Ablation(result).default("r_w") == f"stride:r_row={settings['r_row']}"
 
     assert cli.main(["eval-report", *[str(folder / "a.json")] * 2, "--out", str(folder / "out")]) == 2
     assert "one ablation at a time" in capsys.readouterr().err

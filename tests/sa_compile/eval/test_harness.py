@@ -273,6 +273,10 @@ def test_results_of_the_same_documents_merge_and_others_do_not():
     second = {**a_result({"stride": ["10", "01"]}), "haystack": {"facts": "4567cdef"}}
     with pytest.raises(ValueError, match="different facts documents .* 0123abcd and 4567cdef"):
         merge([first, second])
+    second = {**a_result({"stride": ["10", "01"]}), "settings": {"stride": {"alpha": 0.8}}}
+    first = {**a_result({"stride": ["11", "11"]}), "settings": {"stride": {"alpha": 0.9}}}
+    with pytest.raises(ValueError, match=r"settings of 'stride': {'alpha': 0.9}, {'alpha': 0.8}"):
+        merge([first, second])
 
 
 @pytest.mark.parametrize(
