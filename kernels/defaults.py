@@ -3,8 +3,8 @@
 # Methods A and B: share of the sampled attention that columns, and slashes, reach.
 ALPHA = 0.95
 # Method C.
-ADAPTIVE_TAU = 0.1
-ADAPTIVE_LANDMARKS = 7
+ADAPTIVE_TAU = 0.2
+ADAPTIVE_LANDMARKS = 15
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

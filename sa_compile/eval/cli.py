@@ -28,9 +28,9 @@ _SETS = {
         "chunked",
         "chunked:alpha=0.9",
         "adaptive",
-        "adaptive:tau=0.2",
+        "adaptive:tau=0.1",
         "adaptive:tau=0.4",
-        "adaptive:landmarks=15",
+        "adaptive:landmarks=7",
     ),
     "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
 }

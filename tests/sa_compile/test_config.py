@@ -11,7 +11,7 @@ from sa_compile import SampleAttentionConfig
 
 def test_the_defaults_are_the_measured_ones():
     config = SampleAttentionConfig()
-    assert (config.method, config.tau, config.landmarks) == ("adaptive", 0.1, 7)
+    assert (config.method, config.tau, config.landmarks) == ("adaptive", 0.2, 15)
     assert (config.chunk_n, config.alpha_c, config.alpha_s) == (2, 0.95, 0.95)
     assert (config.window_blocks, config.keep_sink, config.block_q, config.block_k) == (2, True, 128, 128)
 
