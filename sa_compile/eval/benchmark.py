@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sa_compile.eval.attention import sparse_prefill
-from sa_compile.eval.rules import parse_rule
+from sa_compile.eval.rules import parse_rule, settings_of
 from sa_compile.eval.statistics import mean_interval
 from sa_compile.eval.tasks.published import Example
 
@@ -36,15 +36,17 @@ def run_benchmark(
     journal: Path | None = None,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """One line a rule and example: benchmark, task, index, rule, tokens, prediction, score, density.
+    """One line a rule (its settings) and example of a task: tokens, prediction, score, density.
 
     Prompts keep at most ``max_length`` tokens. Lines that ``journal`` (JSON lines) holds are taken from
-    it, new ones are added to it. ``settings`` go to :func:`~sa_compile.eval.attention.sparse_prefill`.
+    it, new ones are added to it; ValueError if a rule had other settings there. ``settings`` go to
+    :func:`~sa_compile.eval.attention.sparse_prefill`.
     """
     done: dict[tuple[str, str, str, int], dict[str, Any]] = {}
     if journal is not None and journal.exists():
         for text in journal.read_text().splitlines():
             line = json.loads(text)
+            _check_settings(journal, line)
             done[line["rule"], line["benchmark"], line["task"], line["index"]] = line
     lines = []
     device = next(model.parameters()).device
@@ -64,6 +66,7 @@ def run_benchmark(
                 prediction = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
                 done[key] = {
                     "rule": rule,
+                    "settings": settings_of(rule),
                     "benchmark": example.benchmark,
                     "task": example.task,
                     "index": index,
@@ -77,6 +80,16 @@ def run_benchmark(
                         file.write(json.dumps(done[key]) + "\n")
             lines.append(done[key])
     return lines
+
+
+def _check_settings(journal: Path, line: dict[str, Any]) -> None:
+    """A rule's string leaves defaults out, and these may have changed since ``line`` was written."""
+    then, now = line.get("settings"), json.loads(json.dumps(settings_of(line["rule"])))
+    if then != now:
+        raise ValueError(
+            f"{journal} was written with other settings of {line['rule']!r}: {then}; now: {now}. "
+            "Give another file, or remove it"
+        )
 
 
 def benchmark_table(lines: Sequence[dict[str, Any]]) -> str:

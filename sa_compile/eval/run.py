@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.plan import FACTS, Plan, Unit
-from sa_compile.eval.rules import parse_rule
+from sa_compile.eval.rules import RULES, parse_rule, settings_of
 from sa_compile.eval.scoring import Score, greedy_tokens, score_document
 from sa_compile.eval.supply import Documents
 from sa_compile.eval.tasks.documents import Document
@@ -27,13 +27,18 @@ _HEADS_OF = 8  # documents whose density and CRA are journalled per head
 
 
 class Journal:
-    """JSON lines beside the result: a first line with the plan, then one line a rule and document."""
+    """JSON lines beside the result: a first line with the documents and all rules' default settings, which
+    rules' strings leave out, then one line a rule and document."""
 
     def __init__(self, path: Path, plan: Plan, *, resume: bool) -> None:
-        """ValueError if ``path`` holds a journal and ``resume`` is off, or one of other documents."""
+        """ValueError if ``path`` holds a journal and ``resume`` is off, or of other documents or defaults."""
         self.path = path
         self.lines: dict[tuple[str, str, int, int], dict[str, Any]] = {}
-        header = {"format": FORMAT, "documents": plan.documents("block_q", "block_k")}
+        header = {
+            "format": FORMAT,
+            "documents": plan.documents("block_q", "block_k"),
+            "defaults": {name: settings_of(name) for name in RULES},
+        }
         if path.exists():
             if not resume:
                 raise ValueError(f"{path} exists: pass --resume to go on with it, or remove it")
@@ -43,9 +48,10 @@ class Journal:
 
     def _read(self, header: dict[str, Any]) -> None:
         first, *rest = self.path.read_text().splitlines()
-        if json.loads(first) != header:
+        if json.loads(first) != json.loads(json.dumps(header)):
             raise ValueError(
-                f"{self.path} was written for other documents: {first}; now: {json.dumps(header)}"
+                f"{self.path} was written for other documents, or with other default settings of rules: "
+                f"{first}; now: {json.dumps(header)}"
             )
         for text in rest:
             line = json.loads(text)
@@ -84,8 +90,7 @@ def run(
     return {
         "format": FORMAT,
         "plan": dataclasses.asdict(plan),
-        # A rule's string leaves defaults out; what they were belongs to the result.
-        "settings": {rule: dataclasses.asdict(parse_rule(rule)) for rule in plan.rules},  # type: ignore[call-overload]
+        "settings": {rule: settings_of(rule) for rule in plan.rules},
         "provenance": _source(model, revision),
         "haystack": documents.digests({kind for _, kind, _, _ in journal.lines}),
         "questions": documents.questions({(n, i) for _, kind, n, i in journal.lines if kind == FACTS}),

@@ -80,14 +80,15 @@ def check_sampling() -> None:
 
 
 def check_adaptive() -> None:
-    """``select_adaptive``, with padding and without: blocks of random inputs, few of which are near tau."""
+    """Both ops of method C, with padding and without: blocks of random inputs, few of which are near tau."""
     for dim, landmarks in ((64, 7), (128, 15)):
         query, key = torch.randn(2, 4, 700, dim).bfloat16() * 2, torch.randn(2, 2, 700, dim).bfloat16()
         padding = torch.where(torch.arange(700) < torch.tensor([[200], [0]]), -1, 0).int()
         for segment in (None, padding):
             moved = None if segment is None else segment.cuda()
             terms = ops.block_representatives(key, key_segment=segment, landmarks=landmarks)
-            on_device = tuple(x.cuda() for x in terms)
+            on_device = ops.block_representatives(key.cuda(), key_segment=moved, landmarks=landmarks)
+            assert torch.equal(on_device[0][:, :, 1:].cpu(), terms[0][:, :, 1:])
             found = ops.select_adaptive(query.cuda(), key.cuda(), on_device, key_segment=moved)
             expected = ops.select_adaptive(query, key, terms, key_segment=segment)
             assert (found.cpu() != expected).float().mean() < 0.05

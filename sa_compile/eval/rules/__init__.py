@@ -8,6 +8,7 @@ A rule's string is its name with settings after a colon, and what is forced afte
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from .adaptive import Adaptive
 from .base import Problem as Problem
@@ -54,6 +55,11 @@ def parse_rule(spec: str) -> Rule:
         raise ValueError(f"unknown selection rule {name!r}; known: {', '.join(RULES)}")
     rule = RULES[name](**_settings(RULES[name], settings))
     return _with_forced(rule, extras, spec) if extras else rule
+
+
+def settings_of(spec: str) -> dict[str, Any]:
+    """All settings of the rule that a string names, which leaves out those at their defaults."""
+    return dataclasses.asdict(parse_rule(spec))  # type: ignore[call-overload]
 
 
 def _settings(kind: type[Rule], text: str) -> dict[str, object]:

@@ -154,6 +154,10 @@ def test_the_command_line_measures_resumes_and_reports(folder, capsys):
 
     assert evaluate(folder, "a.json", *rules, "--seed", "1", "--resume") == 2
     assert "other documents" in capsys.readouterr().err
+    journal = folder / "a.jsonl"
+    journal.write_text(journal.read_text().replace('"tau": 0.2, "landmarks"', '"tau": 0.3, "landmarks"', 1))
+    assert evaluate(folder, "a.json", *rules, "--count", "3", "--resume") == 2
+    assert "other default settings of rules" in capsys.readouterr().err
 
     (folder / "first.json").write_text(json.dumps(first))
     assert cli.main(["eval-report", str(folder / "first.json"), "--out", str(folder / "out")]) == 0

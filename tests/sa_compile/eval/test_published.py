@@ -222,3 +222,6 @@ def test_a_benchmark_runs_and_goes_on_from_its_journal(model, tokenizer, tmp_pat
     assert len(journal.read_text().splitlines()) == 2
     again = run_benchmark(model, tokenizer, examples, ["streaming:window=16"], **options)
     assert again == lines and len(journal.read_text().splitlines()) == 2
+    journal.write_text(journal.read_text().replace('"window": ', '"window": 1', 1))
+    with pytest.raises(ValueError, match="was written with other settings of 'streaming:window=16'"):
+        run_benchmark(model, tokenizer, examples, ["streaming:window=16"], **options)
