@@ -16,9 +16,11 @@ from torch import Tensor
 from sa_compile.bench.ops import competitors, inputs
 from sa_compile.bench.ops.inputs import Shape
 from sa_compile.kernels import blocks, choice, ops
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
 
 HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
 KERNELS = ("cuda_sm90", "cuda_sm80", "triton")
+FEWER_LANDMARKS = ", 7 landmarks"  # behind the names of method C's steps
 
 
 @dataclass(frozen=True)
@@ -107,20 +109,28 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
 
 
 def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Method C's selection with default settings, its two ops, beside attention over random blocks.
+    """Method C's selection, its two ops, with default settings and with 7 landmarks, beside attention over
+    random blocks.
 
     And beside the latter together with the means of all other blocks, as the method attends.
     """
     query, key, value = inputs.qkv(shape, device)
-    representatives = ops.block_representatives(key)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     runs = {
-        "block_representatives": Run(lambda: ops.block_representatives(key)),
-        "select_adaptive": Run(lambda: ops.select_adaptive(query, key, representatives)),
+        **_selection(query, key, ADAPTIVE_LANDMARKS, ""),
+        **_selection(query, key, 7, FEWER_LANDMARKS),
         "block_sparse_attention": _attention(query, key, value, mask, shape),
         "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
     }
     return Problem(runs, _share(mask, shape))
+
+
+def _selection(query: Tensor, key: Tensor, landmarks: int, note: str) -> dict[str, Run]:
+    representatives = ops.block_representatives(key, landmarks=landmarks)
+    return {
+        f"block_representatives{note}": Run(lambda: ops.block_representatives(key, landmarks=landmarks)),
+        f"select_adaptive{note}": Run(lambda: ops.select_adaptive(query, key, representatives)),
+    }
 
 
 def whole_attention(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
