@@ -2,6 +2,7 @@
 
 #include <cfloat>
 
+#include "sampleattn/landmarks.h"
 #include "sampleattn/sm80/instructions.h"
 #include "sampleattn/sm80/layout.h"
 
@@ -13,8 +14,7 @@ using sm80::LaneVector;
 
 constexpr int kThreads = 128;  // as many as keys of a block: each thread has one
 constexpr int kWarps = kThreads / 32;
-// See LANDMARK_TAKEN in kernels/defaults.py.
-constexpr float kTaken = 0.75f;
+constexpr float kTaken = kLandmarkTaken;
 
 // A warp's key of which most is left.
 struct Candidate {

@@ -13,6 +13,7 @@
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/work.h"
+#include "sampleattn/landmarks.h"
 
 namespace sampleattn::cpu {
 
@@ -24,9 +25,6 @@ struct RepresentativeArguments {
 };
 
 namespace detail {
-
-// See LANDMARK_TAKEN in kernels/defaults.py.
-constexpr double kTaken = 0.75;
 
 inline void write_floats(char* to, const double* from, Dtype dtype, int64_t n) {
   for (int64_t d = 0; d < n; ++d) {
@@ -101,10 +99,12 @@ class RepresentativeWorker {
       for (int64_t r = 0; r < n; ++r) column[r] = dot(keys_.get() + r * dim_, landmark);
       for (int64_t earlier = 0; earlier < m; ++earlier) {
         const double* other = column_.data() + earlier * n;
-        const double factor = kTaken * other[mark] / norm_of_mark_[earlier];
+        const double factor = kLandmarkTaken * other[mark] / norm_of_mark_[earlier];
         for (int64_t r = 0; r < n; ++r) column[r] -= factor * other[r];
       }
-      for (int64_t r = 0; r < n; ++r) norm_[r] = std::max(norm_[r] - kTaken * column[r] * column[r] / norm, 0.0);
+      for (int64_t r = 0; r < n; ++r) {
+        norm_[r] = std::max(norm_[r] - kLandmarkTaken * column[r] * column[r] / norm, 0.0);
+      }
     }
   }
 
