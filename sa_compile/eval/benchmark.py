@@ -84,7 +84,7 @@ def run_benchmark(
 
 def _check_settings(journal: Path, line: dict[str, Any]) -> None:
     """A rule's string leaves defaults out, and these may have changed since ``line`` was written."""
-    then, now = line.get("settings"), json.loads(json.dumps(settings_of(line["rule"])))
+    then, now = line.get("settings"), settings_of(line["rule"])
     if then != now:
         raise ValueError(
             f"{journal} was written with other settings of {line['rule']!r}: {then}; now: {now}. "

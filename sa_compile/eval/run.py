@@ -48,7 +48,7 @@ class Journal:
 
     def _read(self, header: dict[str, Any]) -> None:
         first, *rest = self.path.read_text().splitlines()
-        if json.loads(first) != json.loads(json.dumps(header)):
+        if json.loads(first) != header:
             raise ValueError(
                 f"{self.path} was written for other documents, or with other default settings of rules: "
                 f"{first}; now: {json.dumps(header)}"

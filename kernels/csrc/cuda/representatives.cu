@@ -23,13 +23,12 @@ struct Candidate {
   float left;
 };
 
-template <int kHeadDim, int kLandmarks>
+template <int kLandmarks>
 struct Shared {
   static constexpr int kStride = kThreads + 4;  // of a row of products: a lane's pairs lie in different banks
-  static constexpr int kSums = kThreads * kVector;
   alignas(128) float products[kThreads * kStride];  // of the keys with each other; before that, the keys
   union {
-    float sums[kSums];                   // of the keys, by thread and column of its vectors
+    float sums[kThreads * kVector];      // of the keys that a thread loaded, by thread and column of its vectors
     float column[kLandmarks][kThreads];  // what was left of the keys' products with each landmark
   };
   Candidate candidate[2][kWarps];
@@ -43,7 +42,7 @@ struct Represent {
   static constexpr int kVectors = kHeadDim / kVector;
   static constexpr int kRowsAtOnce = kThreads / kVectors;  // that the threads load, a vector each
   using Keys = sm80::SharedTile<kThreads, kHeadDim>;
-  using Memory = Shared<kHeadDim, kLandmarks>;
+  using Memory = Shared<kLandmarks>;
 
   RepresentativeArguments const& args;
   Memory& shared;
@@ -256,13 +255,13 @@ struct Represent {
 template <class Element, int kHeadDim, int kLandmarks>
 __global__ void __launch_bounds__(kThreads, 3) represent(const __grid_constant__ RepresentativeArguments args) {
   extern __shared__ __align__(128) unsigned char memory[];
-  Represent<Element, kHeadDim, kLandmarks>(args, *reinterpret_cast<Shared<kHeadDim, kLandmarks>*>(memory)).run();
+  Represent<Element, kHeadDim, kLandmarks>(args, *reinterpret_cast<Shared<kLandmarks>*>(memory)).run();
 }
 
 template <class Element, int kHeadDim, int kLandmarks>
 Error launch(RepresentativeArguments const& args, cudaStream_t stream) {
   dim3 const grid((args.k_len + kThreads - 1) / kThreads, args.batch * args.heads_kv);
-  constexpr int kBytes = sizeof(Shared<kHeadDim, kLandmarks>);
+  constexpr int kBytes = sizeof(Shared<kLandmarks>);
   static_assert(3 * (kBytes + 1024) <= 228 * 1024, "three thread blocks a multiprocessor of sm_90");
   auto* kernel = &represent<Element, kHeadDim, kLandmarks>;
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

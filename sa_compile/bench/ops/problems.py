@@ -20,7 +20,8 @@ from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
 
 HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
 KERNELS = ("cuda_sm90", "cuda_sm80", "triton")
-FEWER_LANDMARKS = ", 7 landmarks"  # behind the names of method C's steps
+FEWER = 7
+FEWER_LANDMARKS = f", {FEWER} landmarks"  # behind the names of method C's steps
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
 
 
 def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Method C's selection, its two ops, with default settings and with 7 landmarks, beside attention over
-    random blocks.
+    """Method C's selection, its two ops, with default settings and with fewer landmarks, beside attention
+    over random blocks.
 
     And beside the latter together with the means of all other blocks, as the method attends.
     """
@@ -118,7 +119,7 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     runs = {
         **_selection(query, key, ADAPTIVE_LANDMARKS, ""),
-        **_selection(query, key, 7, FEWER_LANDMARKS),
+        **_selection(query, key, FEWER, FEWER_LANDMARKS),
         "block_sparse_attention": _attention(query, key, value, mask, shape),
         "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
     }

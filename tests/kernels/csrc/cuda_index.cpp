@@ -248,14 +248,17 @@ void check_items(std::mt19937& random) {
   args.window_slashes = draw(1, 4);
   args.last_rows = draw(0, 1) ? draw(0, args.q_len) : 0;
   args.sinks = sinks;
+  args.keep_sink = draw(0, 1);
   int32_t const segment = 0;
-  args.key_segment = &segment;
+  args.key_segment = draw(0, 1) ? &segment : nullptr;
   args.key_segment_stride = args.k_len;
   for (int32_t& sink : sinks) sink = draw(0, 1) ? args.n() : draw(0, args.n() - 1);
 
   std::set<std::vector<int>> tiles;
   for (int index = 0; index < args.items(); ++index) {
     adaptive::Item const item = adaptive::locate_item(args, index);
+    int const sink = args.key_segment ? sinks[item.batch] : args.keep_sink ? 0 : args.n();
+    REQUIRE(item.sink == sink, "sink %d of item %d", item.sink, index);
     bool const needed = item.tile[0].scored || item.tile[1].scored;
     REQUIRE(needed || (item.own == 0 && item.behind <= item.first), "item %d scores for no tile", index);
     for (adaptive::QueryBlock const& tile : item.tile) {

@@ -294,7 +294,7 @@ struct Consumer {
         found[r] = estimate(rows, terms, quad, r, offset[r]);
         added[r] += kAll || quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
       }
-      __stcg(place + quad * kQuadWords, pack_squares(found[0].squares, found[1].squares));
+      __stcg(place + quad * kQuadStride, pack_squares(found[0].squares, found[1].squares));
     }
     bool const fits = added[0] <= kLargestMass && added[1] <= kLargestMass;  // not so for NaN
     if (__any_sync(0xffffffffu, !fits)) [[unlikely]] return false;

@@ -5,7 +5,7 @@
 
 namespace sampleattn::sm90::adaptive {
 
-constexpr int kQuadWords = 16 * 32;  // from one quad's words to the next one's
+constexpr int kQuadStride = 16 * 32;  // words, from one quad's to the next one's
 
 // Those of a warp's 16 rows in a quad of blocks: a word a lane, of bfloat16, for its row and the one eight further down.
 // Laid out by thread block, item (of two), quad and warp. 32 bits count them: args.squares holds less than 2^32 words.

@@ -46,7 +46,7 @@ struct Writer {
     for (int half = 0; half < 2; ++half) scale[half] = shared.inverse_square[slot][i][half * 4 + lane() / 8][lane() % 8];
     auto const* squares = reinterpret_cast<uint4 const*>(squares_of(args, slot, word * 8, i, 0)) + lane();
     auto add_quad = [&](Sums& sums, int quad) {
-      if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * (kQuadWords / 4), scale);
+      if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * (kQuadStride / 4), scale);
     };
     // Sums of two quads become one's as soon as both are there: few are held at a time.
     Sums by_four[2];
