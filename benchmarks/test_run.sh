@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The fourth or the fifth test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules,
+# The fourth, fifth or sixth test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules,
 # then the report. Run from the repository's root, with sa_compile[eval] installed. A second call goes on where the
 # first stopped (--resume). A run itself is made once.
 #
@@ -14,7 +14,7 @@ revision=${4:-$(git rev-parse HEAD)}
 python=${PYTHON:-python}
 lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
-case ${RUN:?"say which: fourth or fifth"} in
+case ${RUN:?"say which: fourth, fifth or sixth"} in
   fourth)  # claims first, then the other peers
     seed=3
     claims="adaptive:tau=0.1,landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7 adaptive:tau=0.4,landmarks=7
@@ -28,7 +28,11 @@ case ${RUN:?"say which: fourth or fifth"} in
     claims="adaptive adaptive:tau=0.1 adaptive:tau=0.3 adaptive:tau=0.4
       adaptive:tau=0.1,landmarks=7 adaptive:tau=0.4,landmarks=7 chunked"
     others="" ;;
-  *) echo "RUN must be fourth or fifth, got '$RUN'" >&2; exit 2 ;;
+  sixth)
+    seed=7
+    claims="adaptive adaptive:tau=0.4,landmarks=7 adaptive:tau=0.5,landmarks=7"
+    others="" ;;
+  *) echo "RUN must be fourth, fifth or sixth, got '$RUN'" >&2; exit 2 ;;
 esac
 documents=(--model examples/model --split test --seed $seed --lengths $lengths --tasks $tasks --count 200 --texts 12)
 export OMP_NUM_THREADS=1
