@@ -14,6 +14,7 @@ revision=${4:-$(git rev-parse HEAD)}
 python=${PYTHON:-python}
 lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
+others=""
 case ${RUN:?"say which: fourth, fifth or sixth"} in
   fourth)  # claims first, then the other peers
     seed=3
@@ -26,12 +27,10 @@ case ${RUN:?"say which: fourth, fifth or sixth"} in
   fifth)
     seed=5
     claims="adaptive adaptive:tau=0.1 adaptive:tau=0.3 adaptive:tau=0.4
-      adaptive:tau=0.1,landmarks=7 adaptive:tau=0.4,landmarks=7 chunked"
-    others="" ;;
+      adaptive:tau=0.1,landmarks=7 adaptive:tau=0.4,landmarks=7 chunked" ;;
   sixth)
     seed=7
-    claims="adaptive adaptive:tau=0.4,landmarks=7 adaptive:tau=0.5,landmarks=7"
-    others="" ;;
+    claims="adaptive adaptive:tau=0.4,landmarks=7 adaptive:tau=0.5,landmarks=7" ;;
   *) echo "RUN must be fourth, fifth or sixth, got '$RUN'" >&2; exit 2 ;;
 esac
 documents=(--model examples/model --split test --seed $seed --lengths $lengths --tasks $tasks --count 200 --texts 12)

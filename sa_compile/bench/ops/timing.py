@@ -10,37 +10,30 @@ from torch import Tensor
 
 Function = Callable[[], Any]
 
-
 _LONG_ENOUGH_MS = 1.0  # of a graph: its own start, some microseconds, is then less than a hundredth
 _MOST_CALLS = 32
 
 
 def milliseconds(run: Function, repeats: int) -> list[float]:
-    """Times of a call of ``run`` on the GPU, replayed from a CUDA graph after one replay that is not timed.
+    """Times of a call of ``run`` on the GPU, replayed from a CUDA graph.
 
     A graph, so that the time of short kernels is theirs and not that of the host, which launches them ahead
     of time where a model's queue is full. Of short ones it holds several calls, for there the next kernel
     starts when the last one ends, and a graph of one call would have its own start counted as the kernel's.
     """
     run()  # what is compiled at the first call cannot be captured
-    graph = _captured(run, 1)
-    graph.replay()
-    calls = min(max(round(_LONG_ENOUGH_MS / _replay_times(graph, 1)[0]), 1), _MOST_CALLS)
-    if calls > 1:
-        graph = _captured(run, calls)
-        graph.replay()
-    return [time / calls for time in _replay_times(graph, repeats)]
+    [once] = _replay_times(run, 1, 1)
+    calls = min(max(round(_LONG_ENOUGH_MS / once), 1), _MOST_CALLS)
+    return [time / calls for time in _replay_times(run, calls, repeats)]
 
 
-def _captured(run: Function, calls: int) -> torch.cuda.CUDAGraph:
+def _replay_times(run: Function, calls: int, repeats: int) -> list[float]:
+    """Milliseconds of a graph of ``calls`` calls, after one replay that is not timed."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(calls):
             run()
-    return graph
-
-
-def _replay_times(graph: torch.cuda.CUDAGraph, repeats: int) -> list[float]:
+    graph.replay()
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for begin, end in pairs:
         begin.record()
