@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import eager
 from .blocks import causal_blocks, pack_bits
+from .defaults import LANDMARK_GROUPS
 from .defaults import LANDMARK_TAKEN as TAKEN
 from .shapes import ceil_div, first_whole_row_block, query_block_positions
 
@@ -94,6 +95,14 @@ def select_adaptive(
     return pack_bits(kept)
 
 
+def most_of_groups(scores: Tensor) -> Tensor:
+    """Of scores [..., members, n_key_blocks] the mean's, then the largest of every group of landmarks."""
+    landmarks = scores[..., 1:, :]
+    groups = range(min(LANDMARK_GROUPS, landmarks.shape[-2]))
+    largest = [landmarks[..., group::LANDMARK_GROUPS, :].amax(-2) for group in groups]
+    return torch.stack((scores[..., 0, :], *largest), -2)
+
+
 class AdaptiveBlocks:
     """The blocks of one attention: which are forced, and what the rows are estimated to give the others."""
 
@@ -134,25 +143,33 @@ class AdaptiveBlocks:
         members = representatives.shape[2:4]
         flat = representatives.flatten(2, 3).float().transpose(-1, -2)
         log_weights, spreads = (x.repeat_interleave(group, 1)[:, :, None] for x in (log_weights, spreads))
-        numbers = log_weights.clamp(min=0)  # logs, of the keys that exist
+        spreads = spreads[..., :1, :]  # landmarks have none
+        numbers = log_weights[..., :1, :].clamp(min=0)  # logs, of the keys that exist
         parts = []
         for rows, blocks in self._chunks(flat.shape[-1]):
             query = self.query[:, :, rows].float() * self.scale
-            scores = eager.grouped_product(query, flat).unflatten(-1, members)
+            scores = self._scores(rows, flat).unflatten(-1, members) + log_weights
+            scores = most_of_groups(scores)  # [B, Hq, rows, 1 + groups, n_key_blocks]
             half_norm = 0.5 * query.square().sum(-1)[..., None, None]
             boosts = torch.minimum(half_norm * spreads, numbers)
-            scores = scores + log_weights + boosts  # [B, Hq, rows, members, n_key_blocks]
+            scores[..., :1, :] += boosts
             exact = self.exact[blocks].repeat_interleave(self.block_q, 0)[: query.shape[2]]
             scores = scores.masked_fill(exact[:, None], -torch.inf)
             total = torch.logaddexp(scores.logsumexp((-1, -2)), self._exact_log_sum(query, blocks))
             total = total[..., None, None]
-            squares = torch.exp(2 * (scores - total) + (2 * boosts - numbers).clamp(max=0)).sum(-2)
+            doubled = 2 * (scores - total)
+            doubled[..., :1, :] += (2 * boosts - numbers).clamp(max=0)
+            squares = torch.exp(doubled).sum(-2)
             squares = torch.where(total[..., 0] > -torch.inf, squares, 0)
             missing = -query.shape[2] % self.block_q
             squares = torch.nn.functional.pad(squares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
             parts.append(squares.sum(3))
         shape = (*self.query.shape[:2], 0, self.n_key_blocks)
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
+
+    def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
+        """[B, Hq, rows, columns] for representatives [B, Hkv, D, columns]; a column is a member of a block."""
+        return eager.grouped_product(self.query[:, :, rows].float() * self.scale, representatives)
 
     def _chunks(self, columns: int) -> list[tuple[slice, slice]]:
         """Rows whose scores fit in ``eager.SCORE_BYTES`` and their query blocks."""

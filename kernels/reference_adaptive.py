@@ -7,10 +7,12 @@ Functions have the ops' signatures (``ops`` documents the arguments); ``squared_
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from .defaults import LANDMARK_GROUPS
 from .reference import visible_entries
 
 
@@ -62,6 +64,37 @@ def landmark_keys(keys: Tensor, count: int, has_first_key: bool) -> list[int]:
     return chosen
 
 
+def exact_product(query: Tensor, stand_ins: Tensor, exists: Tensor, common: Tensor) -> Tensor:
+    """Products [rows, members, blocks] of query rows [rows, D] and representatives [members, blocks, D]."""
+    return torch.einsum("rd,mbd->rmb", query, stand_ins)
+
+
+def byte_product(query: Tensor, stand_ins: Tensor, exists: Tensor, common: Tensor) -> Tensor:
+    """As the Hopper kernel rounds: a row's numbers to 127ths of the largest, and those of a block's members.
+
+    The latter less ``common`` [D], the mean of the head's first block, whose product is exact. ``exists``
+    [members, blocks]. Factors and differences are fp32; what is to be rounded is exact.
+    """
+
+    def rounded(numbers: Tensor, largest: Tensor) -> Tensor:
+        factor = torch.where(largest > 0, 127.0 / largest.float(), 0.0).double()
+        return (numbers * factor).round() * (largest / 127.0)
+
+    rows = rounded(query, query.abs().amax(-1, keepdim=True))
+    differences = (stand_ins.float() - common.float()).double().masked_fill(~exists[..., None], 0.0)
+    differences = rounded(differences, differences.abs().amax((0, 2), keepdim=True))
+    return exact_product(rows, differences, exists, common) + (query @ common)[:, None, None]
+
+
+Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def most_of_groups(scores: Tensor) -> Tensor:
+    """Of scores [rows, members, blocks] the mean's, and the largest of landmarks 1, 4, .., of 2, 5, .. and of 3, .."""
+    groups = [scores[:, first::LANDMARK_GROUPS] for first in range(1, 1 + LANDMARK_GROUPS)]
+    return torch.stack((scores[:, 0], *(group.amax(1) for group in groups if group.shape[1])), 1)
+
+
 def squared_shares(
     query: Tensor,
     key: Tensor,
@@ -75,6 +108,7 @@ def squared_shares(
     block_k: int,
     keep_sink: bool,
     window_slashes: int,
+    product: Product = exact_product,
 ) -> tuple[Tensor, Tensor]:
     """Per block, its keys' squared estimated shares, summed over keys and rows.
 
@@ -82,7 +116,8 @@ def squared_shares(
     from the one of the query block's first row on are scored exactly and have no share here. A representative
     of n keys with spread s stands for scores of a normal distribution of variance |q|^2 s: their mean
     exponential is exp(variance / 2) times that of the mean, but of n keys at most n times; and their squares
-    sum to exp(variance) / n of their sum's square, but to no more than all of it.
+    sum to exp(variance) / n of their sum's square, but to no more than all of it. Of three groups of
+    landmarks, a row counts of each the one it looks for most.
     """
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
@@ -108,7 +143,8 @@ def squared_shares(
                 if k // block_k < own:
                     visible[:, k] = False
             for h in range(heads):
-                q = scale * query[b, h, rows].double()
+                unscaled = query[b, h, rows].double()
+                q = scale * unscaled
                 exact = (q @ key[b, h // group].double().nan_to_num().T).masked_fill(~visible, -torch.inf)
                 half_norm = 0.5 * q.square().sum(-1)
                 if not far:
@@ -118,8 +154,11 @@ def squared_shares(
                 number = weight.clamp(min=0)  # log of the keys that exist
                 spread = spreads[b, h // group][:, far].double()
                 boost = torch.minimum(half_norm[:, None, None] * spread, number)  # [rows, members, far]
-                scores = torch.einsum("rd,mfd->rmf", q, stand_ins) + weight + boost
-                unequal = (2 * boost - number).clamp(max=0).exp()  # sum of squares by square of the sum
+                common = representatives[b, h // group, 0, 0].double()
+                products = product(unscaled, stand_ins, weight > -torch.inf, common)
+                scores = most_of_groups(scale * products + weight + boost)
+                unequal = (2 * boost - number).clamp(max=0)
+                unequal = unequal[:, : scores.shape[1]].exp()  # sum of squares by square of the sum
                 total = torch.logsumexp(torch.cat((scores.flatten(1), exact), -1), -1)[:, None, None]
                 shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
                 squares[b, h, i, far] = (unequal * shares.square()).sum((0, 1))
@@ -141,6 +180,7 @@ def select_adaptive(
     keep_sink: bool,
     window_slashes: int,
     last_rows: int,
+    product: Product = exact_product,
 ) -> Tensor:
     """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau.
 
@@ -159,6 +199,7 @@ def select_adaptive(
         block_k,
         keep_sink,
         window_slashes,
+        product,
     )
     batch, _, n_query_blocks, n_key_blocks = squares.shape
     q_len = query.shape[2]

@@ -1,7 +1,8 @@
 """Method C on the device: ``block_representatives`` and ``select_adaptive``.
 
-The selection scores a tile of query rows against one representative of many key blocks at a time, so that
-the sum over a block's representatives runs in registers: no product is reduced across columns. A row's
+The selection scores a tile of query rows against a few landmarks of many key blocks at a time, so that
+the largest of a block's group and the sum over groups are found in registers: no product is reduced across
+columns. A row's
 shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block),
 the 2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks come in groups
 whose numbers fit in ``SCRATCH_BYTES``.
@@ -14,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..defaults import LANDMARK_TAKEN
+from ..defaults import LANDMARK_GROUPS, LANDMARK_TAKEN
 from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
 from .common import floor_div, tile_dim
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
-GROUP = 4  # landmarks of each that one product scores: its columns of a block lie in one thread's registers
+MARKS = 4  # landmarks of each that one product scores: its columns of a block lie in one thread's registers
 LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
 
 
@@ -167,7 +168,8 @@ def _score_blocks(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
-    GROUP: tl.constexpr,
+    MARKS: tl.constexpr,
+    GROUPS: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
@@ -206,7 +208,7 @@ def _score_blocks(
     for start in range(0, own, TILE_BLOCKS):
         block = start + tl.arange(0, TILE_BLOCKS)
         scored = block < own
-        column = tl.arange(0, GROUP * TILE_BLOCKS)
+        column = tl.arange(0, MARKS * TILE_BLOCKS)
         of_block = start + column % TILE_BLOCKS
         of_column = representatives + (kv_head * members * n + of_block) * HEAD_DIM
         marks = tl.load(landmarks + kv_head * n + of_block, mask=of_block < own, other=0)
@@ -226,21 +228,23 @@ def _score_blocks(
         block_highest = tl.maximum(mean_scores, LOWEST)
         block_total = tl.exp2(mean_scores - block_highest)
         block_squares = block_total * block_total * tl.exp2(tl.minimum(2 * boost - number, 0.0))
-        for first_mark in range(1, members, GROUP):
-            mark = first_mark + column // TILE_BLOCKS
-            marked = tl.load(
-                of_column[None, :] + (mark * n)[None, :] * HEAD_DIM + dim[:, None],
-                mask=(mark <= marks)[None, :] & (dim < HEAD_DIM)[:, None],
-                other=0.0,
-            )
-            scores = tl.dot(q, marked, input_precision=PRECISION) * scale_log2
-            scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
-            grouped = tl.reshape(scores, (BLOCK_Q, GROUP, TILE_BLOCKS))
-            higher_block = tl.maximum(block_highest, tl.max(grouped, 1))
+        for landmark_group in range(1, tl.minimum(GROUPS, members - 1) + 1):
+            most = tl.full((BLOCK_Q, TILE_BLOCKS), float("-inf"), tl.float32)
+            for first_mark in range(landmark_group, members, MARKS * GROUPS):
+                mark = first_mark + GROUPS * (column // TILE_BLOCKS)
+                marked = tl.load(
+                    of_column[None, :] + (mark * n)[None, :] * HEAD_DIM + dim[:, None],
+                    mask=(mark <= marks)[None, :] & (dim < HEAD_DIM)[:, None],
+                    other=0.0,
+                )
+                scores = tl.dot(q, marked, input_precision=PRECISION) * scale_log2
+                scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
+                most = tl.maximum(most, tl.max(tl.reshape(scores, (BLOCK_Q, MARKS, TILE_BLOCKS)), 1))
+            higher_block = tl.maximum(block_highest, most)
             lower = tl.exp2(block_highest - higher_block)
-            masses = tl.exp2(grouped - higher_block[:, None, :])
-            block_total = block_total * lower + tl.sum(masses, 1)
-            block_squares = block_squares * (lower * lower) + tl.sum(masses * masses, 1)
+            mass = tl.exp2(most - higher_block)
+            block_total = block_total * lower + mass
+            block_squares = block_squares * (lower * lower) + mass * mass
             block_highest = higher_block
         log_norm = block_highest + 0.5 * tl.log2(block_squares)
         tl.store(log_norms + slot[:, None] * n + block[None, :], log_norm, mask=scored[None, :])
@@ -403,7 +407,8 @@ def select_adaptive(
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             TILE_BLOCKS=TILE_BLOCKS,
-            GROUP=GROUP,
+            MARKS=MARKS,
+            GROUPS=LANDMARK_GROUPS,
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,

@@ -119,12 +119,49 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     before = (query, key, *terms, segment, case.dim**-0.5, case.q_offset, 128, 128)
     after = (case.keep_sink, case.window)
     on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in before]
-    squares, _ = reference_adaptive.squared_shares(*on_cpu, *after)
+    product = reference_adaptive.byte_product
+    squares, _ = reference_adaptive.squared_shares(*on_cpu, *after, product)
     expected = {
-        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after, case.last_rows).cuda()
+        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after, case.last_rows, product).cuda()
         for tau in (0.0, 0.1, 0.3)
     }
     compare(case, (before, after), squares.cuda(), expected)
+
+
+class ByteBlocks(eager_adaptive.AdaptiveBlocks):
+    """PyTorch's reading of the blocks, with scores from bytes as the kernel's are. No padding."""
+
+    def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
+        members = representatives.unflatten(-1, (-1, self.n_key_blocks)).permute(0, 1, 3, 4, 2)
+        group = self.query.shape[1] // self.key.shape[1]
+        found = [
+            reference_adaptive.byte_product(
+                self.query[0, head, rows].double(),
+                members[0, head // group].double(),
+                torch.ones_like(members[0, 0, ..., 0], dtype=torch.bool),
+                members[0, head // group, 0, 0].double(),
+            ).flatten(1)
+            for head in range(self.query.shape[1])
+        ]
+        return self.scale * torch.stack(found)[None].float()
+
+
+@pytest.mark.parametrize("sharpness", [2.0, 30.0])
+@pytest.mark.parametrize("landmarks", [7, 15])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
+    sharpness: float, landmarks: int, dim: int, kernel: str
+) -> None:
+    """Keys with a large part in common, as biases give them."""
+    case = Case(q_len=8192, k_len=8192, heads=4, heads_kv=2, dim=dim, sharpness=sharpness)
+    query, key, _ = inputs(case, seed=2)
+    key += 40 * torch.randn(1, 2, 1, dim, device="cuda").to(key.dtype)
+    terms = ops.block_representatives_op(key, None, 128, landmarks)
+    where = (sharpness**-0.5 * dim**-0.5, 0, 128, 128)
+    exact = eager_adaptive.select_adaptive(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    found = ops.select_adaptive_op(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    exact, found = (blocks.unpack_bits(mask, 64) for mask in (exact, found))
+    assert (exact & ~found).sum() < 0.02 * exact.sum() and (found & ~exact).sum() < 0.02 * exact.sum()
 
 
 @pytest.mark.parametrize("landmarks", [7, 15])
@@ -135,7 +172,7 @@ def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> No
     query, key, _ = inputs(case, seed=1)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (dim**-0.5, 0, 128, 128)
-    found = eager_adaptive.AdaptiveBlocks(query, key, None, *where, True, 2)
+    found = ByteBlocks(query, key, None, *where, True, 2)
     squares = found.squared_shares(*terms).double()
     causal = torch.ones(127, 127, dtype=torch.bool, device="cuda").tril()
     expected = {tau: (found.forced | (squares >= tau**2)) & causal for tau in (0.02, 0.1, 0.2)}

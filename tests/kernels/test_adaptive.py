@@ -106,18 +106,35 @@ def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch
 
 
 def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
-    case = BASE.but(block_k=16)
+    case = BASE.but(q_len=96, k_len=96)
     inputs = sharpened(case)
-    terms = ops.block_representatives(inputs.key, block_k=16, landmarks=16)
-    rest = (None, case.scale, 0, case.block_q, 16, True, 2)
+    terms = reference_adaptive.block_representatives(inputs.key, None, 3, 3)  # each is a group of its own
+    rest = (None, case.scale, 0, 32, 3, True, 2)
     squares, _ = reference_adaptive.squared_shares(inputs.query, inputs.key, *terms, *rest)
     scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
-    visible = torch.ones(200, 200, dtype=torch.bool).tril()
+    visible = torch.ones(96, 96, dtype=torch.bool).tril()
     mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    by_block = torch.nn.functional.pad(mass, (0, 8)).unflatten(-1, (-1, 16)).square().sum(-1)
-    exact = torch.nn.functional.pad(by_block, (0, 0, 0, 24)).unflatten(2, (-1, 32)).sum(3)
-    before_own = torch.arange(13) < 2 * torch.arange(7)[:, None]  # the others' keys are scored themselves
+    exact = mass.unflatten(-1, (-1, 3)).square().sum(-1).unflatten(2, (-1, 32)).sum(3)
+    before_own = (
+        torch.arange(32) < 32 * torch.arange(3)[:, None] // 3
+    )  # the others' keys are scored themselves
     torch.testing.assert_close(squares, exact.where(before_own, 0.0), rtol=1e-5, atol=1e-9)
+
+
+def test_of_a_group_of_landmarks_the_one_that_a_row_looks_for_most_counts():
+    key = torch.eye(8)[[0, 1, 2, 3, 4, 5, 0, 0]][None, None]  # landmarks 1 to 6 of the first block of six
+    terms = torch.zeros(1, 1, 7, 2, 8), torch.full((1, 1, 7, 2), -torch.inf), torch.zeros(1, 1, 7, 2)
+    terms[0][0, 0, 1:, 0], terms[1][0, 0, 1:, 0] = key[0, 0, :6], 0.0
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 1.0, 1.0, 0.0, 0.0])
+    query = scores.expand(1, 1, 1, 8)
+    masses = torch.tensor([4.0, 2.0, 3.0]).exp()  # of landmarks 1 and 4, 2 and 5, 3 and 6
+    own = torch.tensor([1.0, 1.0]).exp()  # the keys 6 and 7, which are scored themselves
+    expected = (masses / (masses.sum() + own.sum())).square().sum()
+    where = (None, 1.0, 7, 1, 6)
+    squares, _ = reference_adaptive.squared_shares(query, key, *terms, *where, True, 1)
+    torch.testing.assert_close(squares[0, 0, 0], torch.stack((expected.double(), squares.new_tensor(0.0))))
+    found = eager_adaptive.AdaptiveBlocks(query, key, *where, True, 1).squared_shares(*terms)
+    torch.testing.assert_close(found.double(), squares, **TOLERANCE)
 
 
 @pytest.mark.parametrize("represent", REPRESENT)
@@ -256,8 +273,9 @@ def test_a_block_that_every_key_of_which_gets_the_same_is_left_to_its_mean():
     terms = ops.block_representatives(key)
     arguments = (query, key, *terms, None, 64**-0.5, 0, 128, 128)
     squares, _ = reference_adaptive.squared_shares(*arguments, True, 2)
-    assert torch.allclose(squares[0, 0, 4:, 2], squares.new_tensor(128 / 128), rtol=1e-3)
     # 128 rows give each of 128 keys 1 / 128: a 2-norm of 1. Were it one key, it would be sqrt(128).
+    # Twelve of the fifteen landmarks do not count beside those that a row looks for as much.
+    assert torch.allclose(squares[0, 0, 4:, 2], squares.new_tensor(128 / 116), rtol=1e-3)
     key[:, :, 257:384, 0] = 0.0
     terms = ops.block_representatives(key)
     squares, _ = reference_adaptive.squared_shares(query, key, *terms, *arguments[5:], True, 2)

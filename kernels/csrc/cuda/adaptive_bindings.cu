@@ -138,9 +138,13 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   int64_t const affordable = std::max<int64_t>(kSquareBytes / (4 * std::max<int64_t>(square_words, 1)), 1);
   int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
   int64_t const entries = args.visibilities(), visible_words = key_segment ? entries + (entries * args.n() + 3) / 4 : 0;
-  Tensor const memory = workspace(query, thread_blocks * square_words + visible_words);
+  int64_t const represented = int64_t(args.batch) * args.heads_kv * args.quad_count * 4;  // blocks
+  int64_t const code_words = represented * args.members * args.head_dim / 4, term_words = represented * 2;
+  Tensor const memory = workspace(query, code_words + term_words + thread_blocks * square_words + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
-  args.squares = reinterpret_cast<uint32_t*>(position);
+  args.codes = reinterpret_cast<int8_t*>(position);
+  args.code_terms = reinterpret_cast<float2*>(position += code_words);
+  args.squares = reinterpret_cast<uint32_t*>(position += term_words);
   if (key_segment) {
     args.sinks = position += thread_blocks * square_words;
     args.visible = reinterpret_cast<uint8_t*>(position + entries);

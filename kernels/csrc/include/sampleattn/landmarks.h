@@ -1,9 +1,11 @@
-// How the landmarks of a key block are chosen, for all kernels in C++.
+// How the landmarks of a key block are chosen and counted, for all kernels in C++.
 #pragma once
 
 namespace sampleattn {
 
 // What a landmark takes away of the other keys' squared norms in its direction: LANDMARK_TAKEN of kernels/defaults.py.
 constexpr double kLandmarkTaken = 0.75;
+// Landmark m is of group m % kLandmarkGroups; of a group the one that a row looks for most counts: LANDMARK_GROUPS there.
+constexpr int kLandmarkGroups = 3;
 
 }  // namespace sampleattn

@@ -4,6 +4,7 @@
 
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/microkernel.h"
+#include "sampleattn/landmarks.h"
 
 namespace sampleattn::cpu {
 namespace {
@@ -28,14 +29,19 @@ struct MemberTerms {
   }
 };
 
-// scores: member m's at scores + m * stride. All passes run along the columns, so no sum crosses lanes until the end.
+// scores: member m's at scores + m * stride; those of a group of landmarks become the largest of them, in the place of the
+// first. All passes run along the columns, so no sum crosses lanes until the end.
 inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms, float* squares) {
+  const int64_t entries = terms.members < 1 + kLandmarkGroups ? terms.members : 1 + kLandmarkGroups;
   Vec highest = splat(-kInf);
-  for (int64_t m = 0; m < terms.members; ++m) {
+  for (int64_t m = 0; m < entries; ++m) {
     float* row = scores + m * stride;
     for (int64_t j = 0; j < terms.end; j += kLanes) {
       const int64_t at = m * terms.columns + j;
-      const Vec weighted = load(row + j) + load(terms.log2_weights + at) + terms.boost(at);
+      Vec weighted = load(row + j) + load(terms.log2_weights + at) + terms.boost(at);
+      for (int64_t other = m + kLandmarkGroups; m > 0 && other < terms.members; other += kLandmarkGroups) {
+        weighted = max(weighted, load(scores + other * stride + j) + load(terms.log2_weights + other * terms.columns + j));
+      }
       const Vec score = iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
       store(row + j, score);
       highest = max(score, highest);
@@ -53,7 +59,7 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
   Vec sum{};
   for (int64_t j = 0; j < terms.end; j += kLanes) {
     Vec square{};
-    for (int64_t m = 0; m < terms.members; ++m) {
+    for (int64_t m = 0; m < entries; ++m) {
       const Vec mass = exp2_nonpositive(load(scores + m * stride + j) - splat(reference));
       square += mass * mass * exp2_nonpositive(terms.unequal(m * terms.columns + j));
       sum += mass;

@@ -9,11 +9,11 @@
 
 namespace sampleattn::sm90 {
 
-// Boxes of a tensor of 16-bit elements whose first dimension is contiguous, rows swizzled by their width in bytes.
+// Boxes of a tensor whose first dimension is contiguous, rows swizzled by their width of 64 or 128 bytes.
 // `bytes`: strides of the other dimensions. What lies outside reads as zeros.
 template <int kRank>
 Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRank],
-                        cuuint64_t const (&bytes)[kRank - 1], cuuint32_t const (&box)[kRank], DataType dtype) {
+                        cuuint64_t const (&bytes)[kRank - 1], cuuint32_t const (&box)[kRank], CUtensorMapDataType type, int width) {
   static auto const encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult result;
@@ -24,9 +24,8 @@ Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&s
   cuuint32_t steps[kRank];
   for (cuuint32_t& step : steps) step = 1;
   CUresult const result =
-      encode(&map, dtype == DataType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-             kRank, const_cast<void*>(data), sizes, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             box[0] == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      encode(&map, type, kRank, const_cast<void*>(data), sizes, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             width == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? Error{} : Error{"cuTensorMapEncodeTiled failed", int(result)};
 }
@@ -38,7 +37,8 @@ inline Error make_tensor_map(CUtensorMap& map, void const* data, Strides const& 
   cuuint64_t const bytes[] = {cuuint64_t(strides.row) * 2, cuuint64_t(strides.head) * 2,
                               cuuint64_t(strides.batch) * 2};
   cuuint32_t const box[] = {cuuint32_t(chunk), cuuint32_t(box_rows), 1, 1};
-  return encode_tensor_map<4>(map, data, sizes, bytes, box, dtype);
+  auto const type = dtype == DataType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  return encode_tensor_map<4>(map, data, sizes, bytes, box, type, chunk * 2);
 }
 
 }  // namespace sampleattn::sm90

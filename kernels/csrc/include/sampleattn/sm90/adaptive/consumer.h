@@ -6,6 +6,8 @@
 #pragma once
 
 #include "sampleattn/cuda/softmax.h"
+#include "sampleattn/landmarks.h"
+#include "sampleattn/sm90/adaptive/codes.h"
 #include "sampleattn/sm90/adaptive/squares.h"
 #include "sampleattn/sm90/notes.h"
 #include "sampleattn/sm90/products.h"
@@ -18,6 +20,7 @@ constexpr float kLargestMass = 0x1p46f;
 template <class C>
 struct Consumer {
   using Scores = decltype(partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{}));
+  using Products = decltype(partition_fragment_C(typename C::CodeMma{}, Shape<_64, Int<C::kColumns>>{}));
 
   Arguments const& args;
   SharedStorage<C>& shared;
@@ -29,12 +32,13 @@ struct Consumer {
   // Of the current item.
   int own;      // of this warp group's tile, see QueryBlock
   int head_kv;  // batch * heads_kv + key/value head
-  uint32_t first_spread;  // of this thread's among the head's means; 32 bits count what fits into memory beside keys
+  uint32_t first_quad;  // of the head's; 32 bits count what fits into memory beside keys
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
   float total[2];  // this thread's part
   float half_norm[2];
-
+  float base[2];  // the score of the key that all representatives are less
+  float unit[2];  // what a product's unit is worth, but for the block's
   CUTE_DEVICE static int lane() { return threadIdx.x % 32; }
   CUTE_DEVICE static int column_lane() { return threadIdx.x % 4; }
   CUTE_DEVICE int warp() const { return consumer % 2 * 4 + threadIdx.x % 128 / 32; }  // within the tile's eight
@@ -53,74 +57,126 @@ struct Consumer {
   }
 
   CUTE_DEVICE void work_on(Item const& item) {
-    Barrier const& queries = shared.query_barrier[query_stage.index];
-    wait_full(queries, query_stage.parity);
+    Barrier const& barrier = shared.query_barrier[query_stage.index];
+    wait_full(barrier, query_stage.parity);
     own = agree(read_alone(item.tile[consumer / 2].own));
     head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
-    first_spread = uint32_t(head_kv) * C::kMembers * args.n() + column_lane();
-    start_rows();
+    first_quad = uint32_t(head_kv) * args.quad_count;
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      offset[r] = -INFINITY;
+      total[r] = 0.f;
+    }
     int const item_own = agree(read_alone(item.own)), behind = agree(read_alone(item.behind));
 
-    Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{});
     for (int block = agree(read_alone(item.first)); block < behind; ++block) {
+      Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{});
       score(scores);
       if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
     }
+    encode_queries();
     int const whole = agree(args.key_segment ? 0 : min(own, args.k_len / kBlock));  // blocks before it lack no key
+    Products products = partition_fragment_C(typename C::CodeMma{}, Shape<_64, Int<C::kColumns>>{});
+    float2 const* terms = args.code_terms + (first_quad * 4 + column_lane());
+    uint32_t* place = squares(0);
     int tile = 0;
-    for (; tile + C::kBlocks <= whole; tile += C::kBlocks) {
-      if (!work_on_whole<true>(scores, tile)) [[unlikely]] add_estimates(scores, tile);
+    for (; tile + C::kBlocks <= whole; tile += C::kBlocks, terms += C::kBlocks, place += C::kQuads * kQuadStride) {
+      if (!work_on_whole<true>(products, tile, terms, place)) [[unlikely]] add_estimates(products, tile);
     }
-    for (; tile < item_own; tile += C::kBlocks) {
+    for (; tile < item_own; tile += C::kBlocks, terms += C::kBlocks, place += C::kQuads * kQuadStride) {
       bool added = tile >= own;  // it is for the other query tile
       if (!added && min(tile + C::kBlocks, own) <= whole) {
-        added = work_on_whole<false>(scores, tile);
+        added = work_on_whole<false>(products, tile, terms, place);
       } else {
-        score(scores);
+        score(products);
       }
-      if (!added) add_estimates(scores, tile);
+      if (!added) add_estimates(products, tile);
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].row)));
-    release(queries);
+    release(barrier);
     query_stage.advance();
   }
 
   // A tile of representatives of whole blocks; kAll: the query tile takes all of them, and not only the first. False, and
   // the scores are not added, if some row needs another offset for that.
   template <bool kAll>
-  CUTE_DEVICE bool work_on_whole(Scores& scores, int first_block) {
-    float const* const spreads = args.spreads + (first_spread + first_block);
-    float spread[C::kQuads];
+  CUTE_DEVICE bool work_on_whole(Products& products, int first_block, float2 const* terms_place, uint32_t* place) {
+    float2 terms[C::kQuads];
     CUTE_UNROLL
-    for (int quad = 0; quad < C::kQuads; ++quad) {
-      spread[quad] = kAll || quad * 4 + column_lane() < own - first_block ? __ldg(spreads + quad * 4) : 0.f;
-    }
-    score(scores);
-    return add_whole_estimates<kAll>(scores, spread, first_block);
+    for (int quad = 0; quad < C::kQuads; ++quad) terms[quad] = __ldg(terms_place + quad * 4);
+    score(products);
+    return add_whole_estimates<kAll>(products, terms, first_block, place);
   }
 
-  CUTE_DEVICE void start_rows() {
+  // This warp group's rows of queries, and later their bytes.
+  CUTE_DEVICE unsigned char* own_rows() const {
+    return reinterpret_cast<unsigned char*>(shared.query.data() + own_queries() * C::kTileElements) +
+           consumer % 2 * 64 * C::kChunk * 2;
+  }
+
+  // The exact scores are done: queries become bytes, in their place, each row's largest number the largest. Takes what
+  // else depends on a row's numbers alone.
+  CUTE_DEVICE void encode_queries() {
+    constexpr int kUnits = C::kHeadDim / 32;
+    auto const* common = static_cast<uint4 const*>(args.representatives) +
+                         int64_t(head_kv) * C::kMembers * args.n() * (C::kHeadDim / 8) + column_lane();
+    uint32_t words[2][kUnits][2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      offset[r] = -INFINITY;
-      total[r] = 0.f;
-      // A row's chunks are 128 bytes each, in some order of their 16-byte units: the sum does not mind.
-      float sum = 0.f;
+      int const row = threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r;
+      uint4 loaded[kUnits];
+      float squares = 0.f, with_common = 0.f, largest = 0.f;
       CUTE_UNROLL
-      for (int chunk = 0; chunk < C::kHeadDim; chunk += C::kChunk) {
-        auto const* row = reinterpret_cast<uint4 const*>(shared.query.data() + own_queries() * C::kTileElements +
-                                                         chunk * kBlock + (own_row() + 8 * r) * C::kChunk);
+      for (int i = 0; i < kUnits; ++i) {
+        auto const* units = reinterpret_cast<uint4 const*>(own_rows() + (i / 2 * kBlock + row) * C::kChunk * 2);
+        loaded[i] = units[(i % 2 * 4 + column_lane()) ^ (row % 8)];
+        uint4 const other = __ldg(common + i * 4);
+        auto const* element = reinterpret_cast<typename C::Element const*>(&loaded[i]);
+        auto const* of_common = reinterpret_cast<typename C::Element const*>(&other);
         CUTE_UNROLL
-        for (int unit = 0; unit < 8; unit += 4) {
-          uint4 const loaded = row[(unit + column_lane() + lane() / 4) % 8];  // every bank by as many lanes
-          auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
-          CUTE_UNROLL
-          for (int i = 0; i < 8; ++i) sum = fmaf(float(element[i]), float(element[i]), sum);
+        for (int e = 0; e < 8; ++e) {
+          float const x = float(element[e]);
+          squares = fmaf(x, x, squares);
+          with_common = fmaf(x, float(of_common[e]), with_common);
+          largest = fmaxf(largest, fabsf(x));
         }
       }
-      half_norm[r] = quad_sum(sum) * 0.5f * args.scale * args.scale_log2;
+      half_norm[r] = quad_sum(squares) * 0.5f * args.scale * args.scale_log2;
+      base[r] = quad_sum(with_common) * args.scale_log2;
+      largest = quad_max(largest);
+      unit[r] = largest * (args.scale_log2 / kLargestCode);
+      float const factor = code_factor(largest);
+      CUTE_UNROLL
+      for (int i = 0; i < kUnits; ++i) {
+        auto const* element = reinterpret_cast<typename C::Element const*>(&loaded[i]);
+        CUTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float numbers[4];
+          CUTE_UNROLL
+          for (int e = 0; e < 4; ++e) numbers[e] = float(element[half * 4 + e]);
+          words[r][i][half] = pack_codes(numbers, factor);
+        }
+      }
     }
+    warp_group_barrier();
+    CUTE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      int const row = threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r;
+      CUTE_UNROLL
+      for (int i = 0; i < kUnits; ++i) {
+        CUTE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          // The swizzle of the products' layout: 16-byte units of 128 bytes, or of 64, change places.
+          int const place = (i * 2 + half) ^ (C::kHeadDim == 128 ? row % 8 : row / 2 % 4);
+          *reinterpret_cast<uint32_t*>(own_rows() + row * C::kHeadDim + place * 16 + column_lane() * 4) = words[r][i][half];
+        }
+      }
+    }
+    cutlass::arch::fence_view_async_shared();
+    warp_group_barrier();
   }
+
+  CUTE_DEVICE void warp_group_barrier() const { cutlass::arch::NamedBarrier::sync(128, consumer); }
 
   // The products of the queries with the next tile of keys.
   CUTE_DEVICE void score(Scores& scores) {
@@ -137,6 +193,23 @@ struct Consumer {
              GMMA::ScaleOut::Zero);
     warpgroup_wait<0>();
     warpgroup_fence_operand(scores);
+    release(barrier);
+    key_stage.advance();
+  }
+
+  // The same with the next tile of representatives.
+  CUTE_DEVICE void score(Products& products) {
+    Tensor codes = make_tensor(make_smem_ptr(reinterpret_cast<int8_t const*>(shared.key.data())), typename C::LayoutCodes{});
+    typename C::CodeMma mma;
+    auto slice = mma.get_slice(threadIdx.x % 128);
+    Tensor query = make_tensor(make_smem_ptr(reinterpret_cast<int8_t const*>(own_rows())), typename C::LayoutQueryCodes{});
+    Tensor query_operand = slice.partition_fragment_A(query);
+    Tensor code_operand = slice.partition_fragment_B(codes);
+    Barrier const& barrier = shared.key_barrier[key_stage.index];
+    wait_full(barrier, key_stage.parity);
+    multiply(mma, query_operand, code_operand(_, _, _, 2 * key_stage.index), products, GMMA::ScaleOut::Zero);
+    warpgroup_wait<0>();
+    warpgroup_fence_operand(products);
     release(barrier);
     key_stage.advance();
   }
@@ -218,12 +291,14 @@ struct Consumer {
     return factor;
   }
 
-  // What the estimate of this thread's block of a quad needs beside its scores.
+  // What the estimate of this thread's block of a quad needs beside its products.
   struct Terms {
     float weight;  // log2 of how many keys the mean stands for; -inf for none
-    float spread;
+    float2 of_codes;  // what a unit is worth, and the spread of the mean's keys
+    int existing;  // members: those that the block has come first
 
     CUTE_DEVICE float number() const { return fmaxf(weight, 0.f); }
+    CUTE_DEVICE float spread() const { return of_codes.y; }
   };
 
   // A row's estimated attention to a block: its mass, and what the squares of its keys' exponentials sum to.
@@ -242,57 +317,67 @@ struct Consumer {
   }
 
   CUTE_DEVICE Terms read_terms(int block) const {
-    if (block >= own) return {-INFINITY, 0.f};
-    int64_t const place = term_place(0, block);
-    return {__ldg(args.log_weights + place) * sampleattn::adaptive::kLog2E, __ldg(args.spreads + place)};
+    if (block >= own) return {-INFINITY, {0.f, 0.f}, 0};
+    int existing = C::kMembers;
+    // Only padding and the end of the keys leave a block with fewer keys than landmarks.
+    if (args.key_segment || block + 1 == args.n()) {
+      CUTE_NO_UNROLL
+      while (existing > 1 && lacks(existing - 1, block)) --existing;
+    }
+    return {__ldg(args.log_weights + term_place(0, block)) * sampleattn::adaptive::kLog2E,
+            __ldg(args.code_terms + first_quad * 4 + block), existing};
   }
 
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
   CUTE_DEVICE float boost(Terms const& terms, int r) const {
-    return fminf(half_norm[r] * terms.spread, terms.number());
+    return fminf(half_norm[r] * terms.spread(), terms.number());
   }
 
-  // And with it by how many they are.
-  CUTE_DEVICE float mean_term(Terms const& terms, int r) const {
-    return terms.weight + boost(terms, r);
+  // The product of a row with the landmark that it looks for most, of the group whose first is `member`.
+  template <class Rows>
+  CUTE_DEVICE static int largest_product(Rows const& rows, Terms const& terms, int quad, int r, int member) {
+    int largest = rows(r, quad * C::kMembers + member);
+    CUTE_UNROLL
+    for (int other = member + kLandmarkGroups; other < C::kMembers; other += kLandmarkGroups) {
+      int const product = rows(r, quad * C::kMembers + other);
+      largest = max(largest, other < terms.existing ? product : INT_MIN);
+    }
+    return largest;
   }
 
   // A row's attention to this thread's block of a quad, relative to the row's offset.
   template <class Rows>
-  CUTE_DEVICE Estimate estimate(Rows const& rows, Terms const& terms, int quad, int r, float zero) const {
-    int const first = quad * C::kMembers;
-    float const mean = fmaf(rows(r, first), args.scale_log2, boost(terms, r) + (terms.weight - zero));
+  CUTE_DEVICE Estimate estimate(Rows const& rows, Terms const& terms, int quad, int r, float common) const {
+    float const worth = unit[r] * terms.of_codes.x;
+    float const mean = fmaf(float(rows(r, quad * C::kMembers)), worth, boost(terms, r) + (terms.weight + common));
     // The keys that the mean stands for share its mass, the less equally the further they spread.
     float const unequal = fminf(fmaf(2.f, boost(terms, r), -terms.number()), 0.f);
     Estimate found{exp2_approximate(mean), exp2_approximate(fmaf(2.f, mean, unequal))};
-    Estimate other;
     CUTE_UNROLL
-    for (int member = 1; member < C::kMembers; ++member) {
-      float const term = exp2_approximate(fmaf(rows(r, first + member), args.scale_log2, -zero));
-      if (member == 1) {
-        other = {term, term * term};
-      } else {
-        Estimate& sum = member % 2 ? other : found;
-        sum = {sum.mass + term, fmaf(term, term, sum.squares)};
-      }
+    for (int member = 1; member <= kLandmarkGroups; ++member) {
+      float const score = fmaf(float(largest_product(rows, terms, quad, r, member)), worth, common);
+      float const term = member < terms.existing ? exp2_approximate(score) : 0.f;
+      found = {found.mass + term, fmaf(term, term, found.squares)};
     }
-    return {found.mass + other.mass, found.squares + other.squares};
+    return found;
   }
 
   // Adds the estimated masses of a tile of whole blocks to the rows' totals, and stores the squares.
   template <bool kAll>
-  CUTE_DEVICE bool add_whole_estimates(Scores& scores, float (&spread)[C::kQuads], int first_block) {
-    auto rows = as_rows(scores);
-    uint32_t* const place = squares(first_block / 4);
-    float added[2] = {0.f, 0.f};
+  CUTE_DEVICE bool add_whole_estimates(Products& products, float2 (&of_codes)[C::kQuads], int first_block,
+                                       uint32_t* place) {
+    auto rows = as_rows(products);
+    float added[2];
+    float const common[2] = {base[0] - offset[0], base[1] - offset[1]};
     CUTE_UNROLL
     for (int quad = 0; quad < C::kQuads; ++quad) {
-      Terms const terms{args.whole_number, spread[quad]};
+      Terms const terms{args.whole_number, of_codes[quad], C::kMembers};
       Estimate found[2];
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
-        found[r] = estimate(rows, terms, quad, r, offset[r]);
-        added[r] += kAll || quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
+        found[r] = estimate(rows, terms, quad, r, common[r]);
+        float const mass = kAll || quad * 4 + column_lane() < own - first_block ? found[r].mass : 0.f;
+        added[r] = quad == 0 ? mass : added[r] + mass;
       }
       __stcg(place + quad * kQuadStride, pack_squares(found[0].squares, found[1].squares));
     }
@@ -304,10 +389,8 @@ struct Consumer {
   }
 
   // The same for any tile.
-  CUTE_DEVICE void add_estimates(Scores& scores, int first_block) {
-    auto rows = as_rows(scores);
-    // Only padding and the end of the keys leave a block with fewer keys than landmarks.
-    if (args.key_segment || first_block + C::kBlocks >= args.n()) [[unlikely]] mask_missing(rows, first_block);
+  CUTE_DEVICE void add_estimates(Products& products, int first_block) {
+    auto rows = as_rows(products);
     CUTE_UNROLL
     for (int quad = 0; quad < C::kQuads; ++quad) {
       int const group = first_block / 4 + quad;
@@ -318,34 +401,13 @@ struct Consumer {
       bool fits = true;
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) {
-        found[r] = estimate(rows, terms, quad, r, offset[r]).only_if(counts);
+        found[r] = estimate(rows, terms, quad, r, base[r] - offset[r]).only_if(counts);
         fits = fits && found[r].mass <= kLargestMass;  // not so for NaN
       }
       if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) total[r] += found[r].mass;
       if (group * 4 < own) __stcg(squares(group), pack_squares(found[0].squares, found[1].squares));
-    }
-  }
-
-  // Landmarks that a block does not have must not count. Those that it has come first.
-  template <class Rows>
-  CUTE_DEVICE void mask_missing(Rows& rows, int first_block) const {
-    CUTE_UNROLL
-    for (int quad = 0; quad < C::kQuads; ++quad) {
-      int const block = first_block + quad * 4 + column_lane();
-      int existing = C::kMembers;
-      if (block < own) {
-        CUTE_NO_UNROLL
-        while (existing > 1 && lacks(existing - 1, block)) --existing;
-      }
-      CUTE_UNROLL
-      for (int member = 1; member < C::kMembers; ++member) {
-        CUTE_UNROLL
-        for (int r = 0; r < 2; ++r) {
-          if (member >= existing) rows(r, quad * C::kMembers + member) = -INFINITY;
-        }
-      }
     }
   }
 
@@ -356,14 +418,15 @@ struct Consumer {
     float factor[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      int const first = quad * C::kMembers;
-      float highest = fmaf(rows(r, first), args.scale_log2, mean_term(terms, r));
+      float const worth = unit[r] * terms.of_codes.x;
+      float highest = fmaf(float(rows(r, quad * C::kMembers)), worth, terms.weight + boost(terms, r));
       CUTE_UNROLL
-      for (int member = 1; member < C::kMembers; ++member) {
-        highest = fmaxf(highest, rows(r, first + member) * args.scale_log2);
+      for (int member = 1; member <= kLandmarkGroups; ++member) {
+        float const score = float(largest_product(rows, terms, quad, r, member)) * worth;
+        highest = fmaxf(highest, member < terms.existing ? score : -INFINITY);
       }
-      factor[r] = move_offset(r, quad_max(counts ? highest : -INFINITY));
-      found[r] = estimate(rows, terms, quad, r, finite_offset(r)).only_if(counts);
+      factor[r] = move_offset(r, quad_max(counts ? highest + base[r] : -INFINITY));
+      found[r] = estimate(rows, terms, quad, r, base[r] - finite_offset(r)).only_if(counts);
     }
     for (int before = 0; before < group; ++before) {
       uint32_t* place = squares(before);

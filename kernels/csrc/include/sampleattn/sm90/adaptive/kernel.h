@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     cutlass::arch::fence_barrier_init();
     prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.query));
     prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.key));
-    prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.representatives));
+    prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.codes));
   }
   __syncthreads();
 

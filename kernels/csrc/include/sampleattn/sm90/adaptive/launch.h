@@ -1,6 +1,7 @@
 // Host side of the selection kernel: tensor maps and the launch.
 #pragma once
 
+#include "sampleattn/sm90/adaptive/codes.h"
 #include "sampleattn/sm90/adaptive/kernel.h"
 #include "sampleattn/sm90/adaptive/select.h"
 #include "sampleattn/sm90/tensor_map.h"
@@ -17,19 +18,17 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
                             C::kColumns, C::kChunk, args.dtype);
   }
   if (!error) {
-    // Dimensions: element, member of a pair, block, pair of members, head. A box of four blocks has the order of
-    // columns that the consumers want.
-    cuuint64_t const member = cuuint64_t(args.n()) * C::kHeadDim * 2;
-    cuuint64_t const sizes[] = {C::kHeadDim, 2, cuuint64_t(args.n()), C::kMembers / 2,
-                                cuuint64_t(args.batch) * args.heads_kv};
-    cuuint64_t const bytes[] = {member, C::kHeadDim * 2, 2 * member, C::kMembers * member};
-    cuuint32_t const box[] = {C::kChunk, 2, 4, C::kMembers / 2, 1};
-    error = encode_tensor_map<5>(maps.representatives, args.representatives, sizes, bytes, box, args.dtype);
+    cuuint64_t const rows = cuuint64_t(args.batch) * args.heads_kv * args.quad_count * 4 * C::kMembers;
+    error = encode_tensor_map<2>(maps.codes, args.codes, {C::kHeadDim, rows}, {C::kHeadDim}, {C::kHeadDim, C::kColumns},
+                                 CU_TENSOR_MAP_DATA_TYPE_UINT8, C::kHeadDim);
   }
   if (error) return error;
 
   constexpr int kBytes = sizeof(SharedStorage<C>);
   static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
+  constexpr int kWarps = 8;
+  dim3 const grid((args.quad_count * 4 + kWarps - 1) / kWarps, args.batch * args.heads_kv);
+  write_codes<C><<<grid, kWarps * 32, 0, stream>>>(args);
   auto* kernel = &select_adaptive<C>;
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (status == cudaSuccess) {

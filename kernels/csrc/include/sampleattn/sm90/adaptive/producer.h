@@ -7,7 +7,7 @@
 namespace sampleattn::sm90::adaptive {
 
 struct TensorMaps {
-  CUtensorMap query, key, representatives;
+  CUtensorMap query, key, codes;
 };
 
 template <class C>
@@ -44,7 +44,7 @@ struct Producer {
     query_stage.advance();
 
     for (int block = item.first; block < item.behind; ++block) {
-      auto* stage = next_stage();
+      auto* stage = next_stage(C::kTileBytes);
       int const row = block * kBlock;
       CUTE_UNROLL
       for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
@@ -54,17 +54,10 @@ struct Producer {
       key_stage.advance();
     }
     for (int block = 0; block < item.own; block += C::kBlocks) {
-      auto* stage = next_stage();
-      CUTE_UNROLL
-      for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
-        CUTE_UNROLL
-        for (int quad = 0; quad < C::kQuads; ++quad) {
-          SM90_TMA_LOAD_5D::copy(&maps.representatives, full_barrier(),
-                                 static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
-                                 stage + column * C::kColumns + quad * 4 * C::kMembers * C::kChunk, column, 0,
-                                 block + quad * 4, 0, item.batch * args.heads_kv + item.head_kv);
-        }
-      }
+      auto* stage = next_stage(C::kCodeBytes);
+      int const quad = (item.batch * args.heads_kv + item.head_kv) * args.quad_count + block / 4;
+      SM90_TMA_LOAD_2D::copy(&maps.codes, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST), stage,
+                             0, quad * 4 * C::kMembers);
       key_stage.advance();
     }
   }
@@ -72,9 +65,9 @@ struct Producer {
   CUTE_DEVICE uint64_t* full_barrier() { return &shared.key_barrier[key_stage.index].full; }
 
   // Waits until the stage is free, and announces a tile.
-  CUTE_DEVICE typename C::Element* next_stage() {
+  CUTE_DEVICE typename C::Element* next_stage(int bytes) {
     wait_empty(shared.key_barrier[key_stage.index], key_stage.parity);
-    TransactionBarrier::arrive_and_expect_tx(full_barrier(), C::kTileBytes);
+    TransactionBarrier::arrive_and_expect_tx(full_barrier(), bytes);
     return shared.key.data() + key_stage.index * C::kTileElements;
   }
 };
