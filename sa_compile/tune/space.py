@@ -118,7 +118,7 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "adaptive",
-        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6), axis("landmarks", 7, 15)),
+        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), axis("landmarks", 7, 15)),
         timed=("landmarks",),
         rule=_adaptive_rule,
     ),
