@@ -168,7 +168,7 @@ class AdaptiveBlocks:
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
 
     def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
-        """[B, Hq, rows, columns] for representatives [B, Hkv, D, columns]; a column is a member of a block."""
+        """[B, Hq, rows, columns] for representatives [B, Hkv, D, columns], of which each is a column."""
         return eager.grouped_product(self.query[:, :, rows].float() * self.scale, representatives)
 
     def _chunks(self, columns: int) -> list[tuple[slice, slice]]:

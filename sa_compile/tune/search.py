@@ -1,8 +1,8 @@
 """The search: screen every setting on a few documents, then confirm them in order of predicted time.
 
 The first setting that keeps the bound on all calibration documents is chosen, so that no faster one that was
-tried keeps it. One that misses the bound on the screening documents is not looked at again. Every measurement
-is journalled by the harness beside the profile, so that an interrupted search goes on where it stopped.
+tried keeps it. One that misses the bound on the screening documents by more than chance explains (95 %) is
+not looked at again. Every measurement is journalled by the harness beside the profile, so that an interrupted search goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sa_compile.eval.supply import Documents, Writer
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.inspection import explain
 from sa_compile.passes.record import SiteRecord
-from sa_compile.tune.bound import Bound, Evidence, bound_for, evidence
+from sa_compile.tune.bound import Bound, Evidence, best_case, bound_for, evidence
 from sa_compile.tune.costs import LengthCosts, measure_costs
 from sa_compile.tune.space import Candidate, blocks_text
 
@@ -132,7 +132,7 @@ def _search_length(request: Request, harness: _Harness, costs: LengthCosts) -> C
     for first in tqdm(order, desc=f"confirm {length}", unit="setting", leave=False):
         if first.predicted_ms >= costs.dense_ms:
             break
-        if not first.evidence.keeps(bound):
+        if not best_case(screened[first.candidate.blocks], first.candidate.rule, length).keeps(bound):
             continue
         confirmed += 1
         again = _confirm(first.candidate, harness, costs)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sa_compile.eval.plan import Plan
 from sa_compile.eval.report import Results
 from sa_compile.tune import search
-from sa_compile.tune.bound import Bound, Evidence, bound_for, evidence, parse_bound
+from sa_compile.tune.bound import Bound, Evidence, best_case, bound_for, evidence, parse_bound
 from sa_compile.tune.costs import LengthCosts
 from sa_compile.tune.space import FAMILIES, candidates
 
@@ -137,6 +137,24 @@ def test_evidence_takes_the_worst_place_and_means_over_documents():
     assert found == Evidence(2, pytest.approx(0.3), 0.5, pytest.approx(0.2), pytest.approx(0.85))
     nothing = evidence(results_of(lines, ["s"]), "s", LENGTH)
     assert nothing.documents == 0 and math.isnan(nothing.nll)
+
+
+def test_the_best_case_is_what_a_few_documents_do_not_rule_out():
+    lines = [line("full", n, 1.0, 1.0, 1.0) for n in range(3)]
+    lines += [line("unlucky", n, 0.2, 1.0 + 0.01 * n, 0.99, "10" if n == 1 else "11") for n in range(3)]
+    lines += [line("bad", n, 0.2, 1.5, 0.5, "00") for n in range(3)]
+    results = results_of(lines, ["unlucky", "bad"])
+    assert evidence(results, "unlucky", LENGTH).accuracy == pytest.approx(2 / 3)
+    unlucky, bad = (best_case(results, rule, LENGTH) for rule in ("unlucky", "bad"))
+    assert unlucky.accuracy == 1.0 and bad.accuracy == 0.0
+    assert unlucky.nll == pytest.approx(0.01 - 1.96 * 0.01 / 3**0.5, abs=1e-5)
+    assert (bad.nll, bad.agreement) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+def test_of_one_document_the_best_case_is_what_was_measured():
+    lines = [line("full", 0, 1.0, 1.0, 1.0), line("r", 0, 0.2, 1.02, 0.9, "10")]
+    results = results_of(lines, ["r"])
+    assert best_case(results, "r", LENGTH) == evidence(results, "r", LENGTH)
 
 
 GOOD = Evidence(3, 0.3, 1.0, 0.0, 1.0)
