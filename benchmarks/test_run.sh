@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The fourth, fifth or sixth test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules,
+# The fourth, fifth, sixth or seventh test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules,
 # then the report. Run from the repository's root, with sa_compile[eval] installed. A second call goes on where the
 # first stopped (--resume). A run itself is made once.
 #
@@ -15,7 +15,8 @@ python=${PYTHON:-python}
 lengths="4096 8192 16384 32768"
 tasks="needle multikey kv vt0 vt1 vt2 babi1"
 others=""
-case ${RUN:?"say which: fourth, fifth or sixth"} in
+count=200
+case ${RUN:?"say which: fourth, fifth, sixth or seventh"} in
   fourth)  # claims first, then the other peers
     seed=3
     claims="adaptive:tau=0.1,landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7 adaptive:tau=0.4,landmarks=7
@@ -31,9 +32,13 @@ case ${RUN:?"say which: fourth, fifth or sixth"} in
   sixth)
     seed=7
     claims="adaptive adaptive:tau=0.4,landmarks=7 adaptive:tau=0.5,landmarks=7" ;;
-  *) echo "RUN must be fourth, fifth or sixth, got '$RUN'" >&2; exit 2 ;;
+  seventh)
+    seed=9
+    count=800
+    claims="adaptive adaptive:tau=0.5,landmarks=7 chunked" ;;
+  *) echo "RUN must be fourth, fifth, sixth or seventh, got '$RUN'" >&2; exit 2 ;;
 esac
-documents=(--model examples/model --split test --seed $seed --lengths $lengths --tasks $tasks --count 200 --texts 12)
+documents=(--model examples/model --split test --seed $seed --lengths $lengths --tasks $tasks --count $count --texts 12)
 export OMP_NUM_THREADS=1
 gpus=$(nvidia-smi --list-gpus | wc -l)
 

@@ -90,7 +90,7 @@ Product = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def most_of_groups(scores: Tensor) -> Tensor:
-    """Of scores [rows, members, blocks] the mean's, and the largest of landmarks 1, 4, ..; 2, 5, ..; 3, 6, .."""
+    """Of scores [rows, members, blocks] the mean's, and the largest of landmarks 1, 4, ..; 2, 5, ..; 3, .."""
     groups = [scores[:, first::LANDMARK_GROUPS] for first in range(1, 1 + LANDMARK_GROUPS)]
     return torch.stack((scores[:, 0], *(group.amax(1) for group in groups if group.shape[1])), 1)
 
