@@ -5,7 +5,7 @@ namespace sampleattn {
 
 // What a landmark takes away of the other keys' squared norms in its direction: LANDMARK_TAKEN of kernels/defaults.py.
 constexpr double kLandmarkTaken = 0.75;
-// Landmark m is of group m % kLandmarkGroups; of a group the one that a row looks for most counts: LANDMARK_GROUPS there.
+// Landmark m is of group m % kLandmarkGroups; of a group the one that a row looks for most counts: LANDMARK_GROUPS.
 constexpr int kLandmarkGroups = 3;
 
 }  // namespace sampleattn

@@ -29,8 +29,8 @@ struct MemberTerms {
   }
 };
 
-// scores: member m's at scores + m * stride; those of a group of landmarks become the largest of them, in the place of the
-// first. All passes run along the columns, so no sum crosses lanes until the end.
+// scores: member m's at scores + m * stride; the largest of a group of landmarks takes the place of its first. All passes
+// run along the columns, so no sum crosses lanes until the end.
 inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms, float* squares) {
   const int64_t entries = terms.members < 1 + kLandmarkGroups ? terms.members : 1 + kLandmarkGroups;
   Vec highest = splat(-kInf);
@@ -40,7 +40,8 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
       const int64_t at = m * terms.columns + j;
       Vec weighted = load(row + j) + load(terms.log2_weights + at) + terms.boost(at);
       for (int64_t other = m + kLandmarkGroups; m > 0 && other < terms.members; other += kLandmarkGroups) {
-        weighted = max(weighted, load(scores + other * stride + j) + load(terms.log2_weights + other * terms.columns + j));
+        const Vec weight = load(terms.log2_weights + other * terms.columns + j);
+        weighted = max(weighted, load(scores + other * stride + j) + weight);
       }
       const Vec score = iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
       store(row + j, score);

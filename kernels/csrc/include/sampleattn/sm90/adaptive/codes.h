@@ -1,8 +1,12 @@
-// Representatives as bytes, which the matrix unit multiplies twice as fast, and with integers for results: of a block's
-// landmarks the one that a row looks for most is found before any score is a float.
+// Representatives as bytes, which the matrix unit multiplies twice as fast, and to integers: of a block's landmarks the
+// one that a row looks for most is found before any product becomes a float.
 //
-// A row's scores are those of the keys less any one key, plus that key's: what all have in common needs no bits. It is the
-// mean of the first block here. The bytes of a block are multiples of its largest difference's 127th part.
+// A row's scores are those of the keys less any one key, plus that key's: what all have in common needs no bits. Here it
+// is the mean of the head's first block, the common key; later tokens do not change it. A block's bytes are multiples of
+// the 127th part of its largest difference. byte_product in kernels/reference_adaptive.py is the oracle's reading.
+//
+// A representative's row lies where the products of one block end up in one thread: row 8 g + 2 c + p of a quad of blocks
+// is member 2 g + p of block c, whose products with a query row lane c of that row's four holds.
 #pragma once
 
 #include "sampleattn/sm90/adaptive/config.h"
@@ -23,8 +27,8 @@ CUTE_DEVICE uint32_t pack_codes(float const* numbers, float factor) {
   return __byte_perm(__byte_perm(rounded[0], rounded[1], 0x0040), __byte_perm(rounded[2], rounded[3], 0x0040), 0x5410);
 }
 
-// A lane of a row's four holds elements 8 (4 j + c) to 8 (4 j + c) + 7 of each 32 as an operand's words c and c + 4: what
-// it reads of a row lies together.
+// One warp a block. Of each 32 elements, the eight from 8 c on are words c and c + 4 of the bytes: what a lane of an
+// operand holds lies together in a row of queries. Products do not mind the order.
 template <class C>
 __global__ void write_codes(const __grid_constant__ Arguments args) {
   constexpr int kUnits = C::kHeadDim / 8, kReads = C::kMembers * kUnits / 32;

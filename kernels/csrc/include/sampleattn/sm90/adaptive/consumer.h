@@ -1,8 +1,8 @@
 // A consumer warp group: 64 rows of one query tile. Of every row and key block the squares of its keys' exponentials are
 // kept, summed and relative to an offset of the row, until the row's total is known; the writers turn them into bits.
 //
-// A representative's column lies where the scores of one block end up in one thread: column 8 g + 2 c + p of a quad of
-// blocks is member 2 g + p of block c, and lane c of a row's four lanes holds it (the tensor map's box has that order).
+// Own keys are multiplied as they are, representatives as bytes: see codes.h. Of the latter a thread holds all products of
+// a block, so that it finds the largest of a group of landmarks alone, and before a product becomes a score.
 #pragma once
 
 #include "sampleattn/cuda/softmax.h"
@@ -30,21 +30,22 @@ struct Consumer {
   Stage<C::kStages> key_stage;
 
   // Of the current item.
-  int own;      // of this warp group's tile, see QueryBlock
-  int head_kv;  // batch * heads_kv + key/value head
+  int own;              // of this warp group's tile, see QueryBlock
+  int head_kv;          // batch * heads_kv + key/value head
   uint32_t first_quad;  // of the head's; 32 bits count what fits into memory beside keys
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
   float total[2];  // this thread's part
   float half_norm[2];
-  float base[2];  // the score of the key that all representatives are less
+  float base[2];  // the score of the head's common key, which the representatives are less
   float unit[2];  // what a product's unit is worth, but for the block's
+
   CUTE_DEVICE static int lane() { return threadIdx.x % 32; }
   CUTE_DEVICE static int column_lane() { return threadIdx.x % 4; }
   CUTE_DEVICE int warp() const { return consumer % 2 * 4 + threadIdx.x % 128 / 32; }  // within the tile's eight
   CUTE_DEVICE int batch() const { return head_kv / args.heads_kv; }
   CUTE_DEVICE int own_queries() const { return query_stage.index * 2 + consumer / 2; }
-  CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }
+  CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }  // within the tile
 
   CUTE_DEVICE uint32_t* squares(int quad) const {
     return squares_of(args, query_stage.index, quad, consumer / 2, warp()) + lane();
@@ -113,6 +114,7 @@ struct Consumer {
     return reinterpret_cast<unsigned char*>(shared.query.data() + own_queries() * C::kTileElements) +
            consumer % 2 * 64 * C::kChunk * 2;
   }
+  CUTE_DEVICE static int row_of_group(int r) { return threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r; }
 
   // The exact scores are done: queries become bytes, in their place, each row's largest number the largest. Takes what
   // else depends on a row's numbers alone.
@@ -123,7 +125,7 @@ struct Consumer {
     uint32_t words[2][kUnits][2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      int const row = threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r;
+      int const row = row_of_group(r);
       uint4 loaded[kUnits];
       float squares = 0.f, with_common = 0.f, largest = 0.f;
       CUTE_UNROLL
@@ -158,17 +160,18 @@ struct Consumer {
         }
       }
     }
-    warp_group_barrier();
+    warp_group_barrier();  // bytes of one warp's rows may lie where another's were
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
-      int const row = threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r;
+      int const row = row_of_group(r);
       CUTE_UNROLL
       for (int i = 0; i < kUnits; ++i) {
         CUTE_UNROLL
         for (int half = 0; half < 2; ++half) {
           // The swizzle of the products' layout: 16-byte units of 128 bytes, or of 64, change places.
           int const place = (i * 2 + half) ^ (C::kHeadDim == 128 ? row % 8 : row / 2 % 4);
-          *reinterpret_cast<uint32_t*>(own_rows() + row * C::kHeadDim + place * 16 + column_lane() * 4) = words[r][i][half];
+          auto* byte = own_rows() + row * C::kHeadDim + place * 16 + column_lane() * 4;
+          *reinterpret_cast<uint32_t*>(byte) = words[r][i][half];
         }
       }
     }
@@ -199,10 +202,11 @@ struct Consumer {
 
   // The same with the next tile of representatives.
   CUTE_DEVICE void score(Products& products) {
-    Tensor codes = make_tensor(make_smem_ptr(reinterpret_cast<int8_t const*>(shared.key.data())), typename C::LayoutCodes{});
+    auto codes_at = [](auto const* memory) { return make_smem_ptr(reinterpret_cast<int8_t const*>(memory)); };
+    Tensor codes = make_tensor(codes_at(shared.key.data()), typename C::LayoutCodes{});
     typename C::CodeMma mma;
     auto slice = mma.get_slice(threadIdx.x % 128);
-    Tensor query = make_tensor(make_smem_ptr(reinterpret_cast<int8_t const*>(own_rows())), typename C::LayoutQueryCodes{});
+    Tensor query = make_tensor(codes_at(own_rows()), typename C::LayoutQueryCodes{});
     Tensor query_operand = slice.partition_fragment_A(query);
     Tensor code_operand = slice.partition_fragment_B(codes);
     Barrier const& barrier = shared.key_barrier[key_stage.index];
