@@ -300,8 +300,9 @@ def select_adaptive(
     row that gives one key tau, or many less. What all keys of a block share alike is left to their mean, see
     :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
     diagonals are always kept. Blocks before a query block's own are scored by their representatives, its own
-    exactly. Query blocks that hold
-    the last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
+    exactly: of landmarks 1, 4, 7, .., of 2, 5, 8, .. and of 3, 6, 9, .. a row counts the one that it looks
+    for most. The Hopper kernel rounds numbers to bytes for that. Query blocks that hold the last
+    ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.
     """

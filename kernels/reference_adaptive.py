@@ -157,11 +157,11 @@ def squared_shares(
                 common = representatives[b, h // group, 0, 0].double()
                 products = product(unscaled, stand_ins, weight > -torch.inf, common)
                 scores = most_of_groups(scale * products + weight + boost)
-                unequal = (2 * boost - number).clamp(max=0)
-                unequal = unequal[:, : scores.shape[1]].exp()  # sum of squares by square of the sum
+                unequal = torch.zeros_like(scores)  # log of the sum of squares by the square of the sum
+                unequal[:, 0] = (2 * boost - number)[:, 0].clamp(max=0)  # a landmark is one key
                 total = torch.logsumexp(torch.cat((scores.flatten(1), exact), -1), -1)[:, None, None]
                 shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
-                squares[b, h, i, far] = (unequal * shares.square()).sum((0, 1))
+                squares[b, h, i, far] = (unequal.exp() * shares.square()).sum((0, 1))
     return squares, forced
 
 

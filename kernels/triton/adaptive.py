@@ -1,11 +1,10 @@
 """Method C on the device: ``block_representatives`` and ``select_adaptive``.
 
-The selection scores a tile of query rows against a few landmarks of many key blocks at a time, so that
-the largest of a block's group and the sum over groups are found in registers: no product is reduced across
-columns. A row's
-shares need its total, which the end of the pass knows, so the pass stores one number per (row, key block),
-the 2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks come in groups
-whose numbers fit in ``SCRATCH_BYTES``.
+The selection scores a tile of query rows against a few landmarks of many key blocks at a time, so that the
+largest of a block's group and the sum over groups are found in registers: no product is reduced across
+columns. A row's shares need its total, which the end of the pass knows, so the pass stores one number per
+(row, key block), the 2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks
+come in batches whose numbers fit in ``SCRATCH_BYTES``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .common import floor_div, tile_dim
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
-MARKS = 4  # landmarks of each that one product scores: its columns of a block lie in one thread's registers
+MARKS = 4  # landmarks of a group that one product scores: a block's columns lie in one thread's registers
 LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
 
 

@@ -2,8 +2,8 @@
 
 The first setting that keeps the bound on all calibration documents is chosen, so that no faster one that was
 tried keeps it. One that misses the bound on the screening documents by more than chance explains (95 %) is
-not looked at again. Every measurement is
-journalled by the harness beside the profile, so that an interrupted search goes on where it stopped.
+not looked at again. Every measurement is journalled by the harness beside the profile, so that an interrupted
+search goes on where it stopped.
 """
 
 from __future__ import annotations

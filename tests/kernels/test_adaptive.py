@@ -137,6 +137,28 @@ def test_of_a_group_of_landmarks_the_one_that_a_row_looks_for_most_counts():
     torch.testing.assert_close(found.double(), squares, **TOLERANCE)
 
 
+@given(seed=st.integers(0, 1000), bias=st.sampled_from([0.0, 30.0]), spike=st.sampled_from([1.0, 20.0]))
+@settings(max_examples=30, deadline=None)
+def test_bytes_are_off_by_half_a_step_and_what_keys_have_in_common_is_exact(seed, bias, spike):
+    generator = torch.Generator().manual_seed(seed)
+    rows, keys = torch.randn(5, 64, generator=generator), torch.randn(4, 7, 64, generator=generator)
+    rows[:, 3] *= spike
+    common = bias * torch.randn(64, generator=generator)
+    keys = keys + common
+    exists = torch.rand(4, 7, generator=generator) < 0.8
+    rows, keys, common = (x.bfloat16().double() for x in (rows, keys, common))
+    found = reference_adaptive.byte_product(rows, keys, exists, common)
+    exact = reference_adaptive.exact_product(rows, keys, exists, common)
+    differences = (keys - common).masked_fill(~exists[..., None], 0.0)
+    row_step = rows.abs().amax(-1)[:, None, None] / 127
+    key_step = differences.abs().amax((0, 2)) / 127
+    bound = row_step / 2 * (differences.abs().sum(-1) + 32 * key_step)
+    bound = bound + key_step / 2 * rows.abs().sum(-1)[:, None, None]
+    error = (found - exact).abs()[:, exists]
+    assert (error <= 1.001 * bound[:, exists]).all()
+    assert torch.equal(reference_adaptive.byte_product(0 * rows, keys, exists, common), 0 * exact)
+
+
 @pytest.mark.parametrize("represent", REPRESENT)
 def test_landmarks_are_large_keys_that_point_elsewhere_than_those_before(represent):
     torch.manual_seed(0)
