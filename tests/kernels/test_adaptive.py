@@ -44,9 +44,9 @@ def sharpened(case, seed=0):
     return inputs
 
 
-def selection(case, inputs, keep_sink=True, window=2):
+def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS):
     """Arguments of select_adaptive around tau: those before it and those after."""
-    representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, LANDMARKS)
+    representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, landmarks)
     before = (inputs.query, inputs.key, *representatives, inputs.key_segment, case.scale, case.q_offset)
     return (*before, case.block_q, case.block_k), (keep_sink, window)
 
@@ -94,6 +94,18 @@ def test_blocks_equal_the_oracle(select, case, forced, last_rows, tau):
     near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
     assert torch.equal(kept | near_tau, expected | near_tau)
     assert near_tau.float().mean() < 0.05 or tau == 0
+
+
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("landmarks", [0, 1, 2, 3, 4, 16], ids=lambda count: f"{count}-landmarks")
+def test_any_number_of_landmarks_makes_up_to_three_groups(select, landmarks):
+    case = BASE.but(batch=2, segments="left_padding")
+    before, after = selection(case, sharpened(case), landmarks=landmarks)
+    squares, _ = reference_adaptive.squared_shares(*before, *after)
+    expected = reference_adaptive.select_adaptive(*before, 0.2, *after, 0)
+    kept = unpacked(select(*before, 0.2, *after, 0), case)
+    near_tau = (squares - 0.04).abs() <= 1e-4 * 0.04
+    assert torch.equal(kept | near_tau, expected | near_tau)
 
 
 @pytest.mark.parametrize("select", SELECT)
