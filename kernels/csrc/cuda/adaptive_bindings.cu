@@ -143,7 +143,7 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   Tensor const memory = workspace(query, code_words + term_words + thread_blocks * square_words + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
   args.codes = reinterpret_cast<int8_t*>(position);
-  args.code_terms = reinterpret_cast<float2*>(position += code_words);
+  args.code_terms = reinterpret_cast<float*>(position += code_words);
   args.squares = reinterpret_cast<uint32_t*>(position += term_words);
   if (key_segment) {
     args.sinks = position += thread_blocks * square_words;

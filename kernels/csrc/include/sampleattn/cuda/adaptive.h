@@ -39,8 +39,8 @@ struct Arguments {
   uint8_t* visible;  // with key_segment, [B|1, n]: the block has such a key
   int visible_stride;
   uint32_t* squares;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/squares.h
-  int8_t* codes;       // [B * Hkv, quads, 4 * members, D]: the representatives, see sm90/adaptive/codes.h
-  float2* code_terms;  // [B * Hkv, quads, 4]: what a code's unit is worth, and the spread of the mean's keys
+  int8_t* codes;      // [B * Hkv, quads, 4 * members, D]: the representatives, see sm90/adaptive/codes.h
+  float* code_terms;  // [B * Hkv, quads, 4, 2]: what a code's unit is worth, and the spread of the mean's keys
 
   constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }

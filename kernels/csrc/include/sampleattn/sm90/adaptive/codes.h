@@ -16,6 +16,8 @@ namespace sampleattn::sm90::adaptive {
 constexpr float kLargestCode = 127.f;
 constexpr float kRounder = 12582912.f;  // 1.5 * 2^23: a float of this size has no fraction
 
+CUTE_DEVICE float2* code_terms(Arguments const& args) { return reinterpret_cast<float2*>(args.code_terms); }
+
 // What brings numbers of at most `largest` to kLargestCode; the division is rounded as others do it, too.
 CUTE_DEVICE float code_factor(float largest) { return largest > 0.f ? __fdiv_rn(kLargestCode, largest) : 0.f; }
 
@@ -71,7 +73,7 @@ __global__ void write_codes(const __grid_constant__ Arguments args) {
   }
   if (lane == 0) {
     float const spread = block < n ? args.spreads[head * C::kMembers * n + block] : 0.f;
-    args.code_terms[quad * 4 + block % 4] = make_float2(largest / kLargestCode, spread);
+    code_terms(args)[quad * 4 + block % 4] = make_float2(largest / kLargestCode, spread);
   }
 }
 

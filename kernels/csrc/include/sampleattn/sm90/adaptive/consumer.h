@@ -78,7 +78,7 @@ struct Consumer {
     encode_queries();
     int const whole = agree(args.key_segment ? 0 : min(own, args.k_len / kBlock));  // blocks before it lack no key
     Products products = partition_fragment_C(typename C::CodeMma{}, Shape<_64, Int<C::kColumns>>{});
-    float2 const* terms = args.code_terms + (first_quad * 4 + column_lane());
+    float2 const* terms = code_terms(args) + (first_quad * 4 + column_lane());
     uint32_t* place = squares(0);
     int tile = 0;
     for (; tile + C::kBlocks <= whole; tile += C::kBlocks, terms += C::kBlocks, place += C::kQuads * kQuadStride) {
@@ -329,7 +329,7 @@ struct Consumer {
       while (existing > 1 && lacks(existing - 1, block)) --existing;
     }
     return {__ldg(args.log_weights + term_place(0, block)) * sampleattn::adaptive::kLog2E,
-            __ldg(args.code_terms + first_quad * 4 + block), existing};
+            __ldg(code_terms(args) + first_quad * 4 + block), existing};
   }
 
   // What the mean's score grows by for the spread of its keys: at most by what so many keys can hold.
