@@ -130,7 +130,7 @@ def block_representatives(
     dims = (key.shape[-1], key.shape[-1])
     op = "block_representatives"
     call = Call(op, key.device, key.dtype, dims, block_k=block_k, representatives=1 + landmarks)
-    run = _implementation(call, "adaptive", eager_adaptive.block_representatives)
+    run = _implementation(call, "representatives", eager_adaptive.block_representatives)
     return run(key, key_segment, block_k, landmarks)
 
 

@@ -89,7 +89,7 @@ ADAPTIVE = {
 def test_block_representatives_and_select_adaptive(
     name: str, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sa_compile.kernels.triton import adaptive
+    from sa_compile.kernels.triton import adaptive, representatives
 
     q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
@@ -100,7 +100,7 @@ def test_block_representatives_and_select_adaptive(
         begin = torch.tensor([[17], [40]], device=triton_device)
         key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
-    found = adaptive.block_representatives(key, key_segment, block_k, 5)
+    found = representatives.block_representatives(key, key_segment, block_k, 5)
     expected = reference_adaptive.block_representatives(key, key_segment, block_k, 5)
     assert torch.equal(found[0][:, :, 1:].double(), expected[0][:, :, 1:])
     rounding = 2.0**-11 if dtype == torch.float16 else 1e-6
