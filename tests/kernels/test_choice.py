@@ -168,7 +168,7 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5
 DISPATCHED = {
     "block_sparse_attention": ("attention", "eager", (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128)),
-    "block_representatives": ("adaptive", "eager_adaptive", (TENSORS[0], None, 128, 7)),
+    "block_representatives": ("representatives", "eager_adaptive", (TENSORS[0], None, 128, 7)),
     "select_adaptive": ("adaptive", "eager_adaptive", (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2, 0)),
 }
 
