@@ -10,6 +10,5 @@ LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of
 # each key's component there, 1 - (1 - 1/2)^2 of its square.
 LANDMARK_TAKEN = 0.75
-# The landmarks of a key block belong in turn to so many groups; of each the one that a row looks for most
-# counts.
+# Groups to which the landmarks of a key block belong in turn: of each a row counts the one it looks for most.
 LANDMARK_GROUPS = 3

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
 from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
-from .common import floor_div, tile_dim
-from .visibility import batch_stride, visible_and_sinks
+from .common import batch_stride, floor_div, tile_dim
+from .visibility import visible_and_sinks
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import ceil_div
-from .common import tile_dim
+from .common import batch_stride, tile_dim
 
 LOG2_E = 1.4426950408889634
 
@@ -162,9 +162,6 @@ def block_sparse_attention(
     block_mask = block_mask.contiguous()
     if query_segment is not None and key_segment is None:
         key_segment = query_segment.new_zeros((1, k_len))
-
-    def batch_stride(x: Tensor | None) -> int:
-        return 0 if x is None or x.shape[0] == 1 else x.stride(0)
 
     wide = query.dtype == torch.float32 or max(head_dim, head_dim_v) > 128
     rows = min(block_q, 64 if wide else 128)

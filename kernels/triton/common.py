@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
@@ -25,3 +26,8 @@ def sampled_row(index, q_len, chunk_n, sample_rows):
 def tile_dim(head_dim: int) -> int:
     """Columns of a tile that holds a head: a power of two, 16 at least."""
     return max(16, triton.next_power_of_2(head_dim))
+
+
+def batch_stride(tensor: Tensor | None) -> int:
+    """Of a tensor that may have one batch entry for all, or be missing."""
+    return 0 if tensor is None or tensor.shape[0] == 1 else tensor.stride(0)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..shapes import ceil_div
 from .attention import LOG2_E
-from .common import floor_div, tile_dim
+from .common import batch_stride, floor_div, tile_dim
 
 TILE_BLOCKS = 32  # key blocks whose means a program holds at a time
 SCANNED_BLOCKS = 1024  # whose bits it looks at to find out whether any was dropped
@@ -223,7 +223,7 @@ def add_block_means(
         *means,
         *key.stride()[:3],
         *value.stride()[:3],
-        0 if key_segment is None or key_segment.shape[0] == 1 else key_segment.stride(0),
+        batch_stride(key_segment),
         heads_kv,
         k_len,
         n_key_blocks,
@@ -240,7 +240,7 @@ def add_block_means(
         out,
         lse,
         *query.stride()[:3],
-        0 if block_mask.shape[0] == 1 else block_mask.stride(0),
+        batch_stride(block_mask),
         0 if block_mask.shape[1] == 1 else block_mask.stride(1),
         block_mask.stride(2),
         heads,

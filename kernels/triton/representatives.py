@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN
 from ..shapes import ceil_div
-from .common import tile_dim
-from .visibility import batch_stride, visible_and_sinks
+from .common import batch_stride, tile_dim
+from .visibility import visible_and_sinks
 
 
 @triton.jit

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import ceil_div
-from .common import floor_div, sampled_row, tile_dim
+from .common import batch_stride, floor_div, sampled_row, tile_dim
 
 LOG2_E = 1.4426950408889634
 ROWS = 128  # sampled rows of one program
@@ -190,7 +190,7 @@ def sample_scores(
         log_sums,
         *query.stride()[:3],
         *key.stride()[:3],
-        0 if key_segment is None or key_segment.shape[0] == 1 else key_segment.stride(0),
+        batch_stride(key_segment),
         heads,
         heads // heads_kv,
         q_len,

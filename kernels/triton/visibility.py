@@ -18,8 +18,3 @@ def visible_and_sinks(
     block = torch.arange(n, dtype=torch.int32, device=device)
     sinks = torch.where(seen, block, n).amin(-1) if keep_sink else torch.full_like(seen[:, 0].int(), n)
     return seen.to(torch.int8), sinks.int()
-
-
-def batch_stride(tensor: Tensor | None) -> int:
-    """Of a tensor that may have one batch entry for all, or be missing."""
-    return 0 if tensor is None or tensor.shape[0] == 1 else tensor.stride(0)

@@ -9,7 +9,7 @@ likely token is the same. Models that do not know the tasks are bounded by the l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,14 +103,8 @@ class Evidence:
 
 def evidence(results: Results, rule: str, length: int) -> Evidence:
     """Everything measured of ``rule`` at a length."""
-    plan = results.result["plan"]
-    kinds = (FACTS, *plan["domains"])
-    pairs = [pair for kind in kinds for pair in results.lines(rule, length, kind)]
-    ratios = []
-    for place in plan["places"]:
-        _, right, full = results.counts(rule, length, results.solved(length, place), place)
-        if full.sum():
-            ratios.append(right.sum() / full.sum())
+    pairs = _pairs(results, rule, length)
+    ratios = (right.sum() / full.sum() for right, full in _counts(results, rule, length))
     return Evidence(
         len(pairs),
         _mean(own["density"] for own, _ in pairs),
@@ -125,14 +119,9 @@ def best_case(results: Results, rule: str, length: int) -> Evidence:
 
     Of one document, which says nothing of how much others differ, the measures themselves.
     """
-    plan = results.result["plan"]
     found = evidence(results, rule, length)
-    pairs = [pair for kind in (FACTS, *plan["domains"]) for pair in results.lines(rule, length, kind)]
-    highest = []
-    for place in plan["places"]:
-        _, right, full = results.counts(rule, length, results.solved(length, place), place)
-        if full.sum():
-            highest.append(paired_ratio(right, full)[2])
+    pairs = _pairs(results, rule, length)
+    highest = (paired_ratio(right, full)[2] for right, full in _counts(results, rule, length))
     agreements = [own["agree"] for own, _ in pairs if own["agree"] is not None]
     return replace(
         found,
@@ -140,6 +129,20 @@ def best_case(results: Results, rule: str, length: int) -> Evidence:
         nll=found.nll - _half_width([own["nll"] - full["nll"] for own, full in pairs]),
         agreement=found.agreement + _half_width(agreements),
     )
+
+
+def _pairs(results: Results, rule: str, length: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """The rule's lines of all documents, each with that of full attention."""
+    kinds = (FACTS, *results.result["plan"]["domains"])
+    return [pair for kind in kinds for pair in results.lines(rule, length, kind)]
+
+
+def _counts(results: Results, rule: str, length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each place with solved tasks, right answers a document: the rule's and full attention's."""
+    for place in results.result["plan"]["places"]:
+        _, right, full = results.counts(rule, length, results.solved(length, place), place)
+        if full.sum():
+            yield right, full
 
 
 def _half_width(values: Sequence[float]) -> float:
