@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from sa_compile import inner, report
+from sa_compile import inner, recompiles, report
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import check_graph
 from sa_compile.measured import Gathered, register
@@ -37,6 +37,7 @@ def sampleattn(
     """
     config = SampleAttentionConfig.from_options(options)
     inner.check(config, mode)
+    recompiles.raise_limit()
     return compile_graph(gm, example_inputs, config, mode=mode)
 
 
@@ -57,7 +58,10 @@ def compile_graph(
     checked = _check_profile(gm, example_inputs, config, records)
     gathered = Gathered(records)
     register(gathered)
-    graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked)
+    last_graph = recompiles.last_graph()
+    if last_graph:
+        warnings.warn(f"sampleattn: this is {last_graph}", stacklevel=2)
+    graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked, last_graph)
     report.publish(graph_report)
     if trace:
         trace.after(gm, graph_report)

@@ -45,6 +45,7 @@ class GraphReport:
     config: SampleAttentionConfig
     gathered: Gathered
     profile_checked: str = ""  # what of the profile's model was compared with this graph
+    last_graph: str = ""  # of a function that has as many graphs as Dynamo makes: what that means
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Report:
         return {
             "options": self.compiled[0].config.to_dict() if self.compiled else {},
             "profile_checked": [report.profile_checked for report in self.compiled],
+            "last_graph": [report.last_graph for report in self.compiled],
             "sites": [
                 {"graph": number, **dataclasses.asdict(site)}
                 for number, report in enumerate(self.compiled)
@@ -97,6 +99,8 @@ class Report:
             if report.profile_checked:
                 path = report.config.profile
                 lines.append(f"graph {number} fits the model of profile {path}: {report.profile_checked}")
+            if report.last_graph:
+                lines.append(f"graph {number} is {report.last_graph}")
         return "\n".join(lines)
 
 
