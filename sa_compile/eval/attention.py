@@ -1,7 +1,8 @@
-"""Runs a Hugging Face model with a selection rule in every attention layer's prefill.
+"""Runs a Hugging Face model with a selection rule in every full attention layer's prefill.
 
 The rule's blocks go to the same ops that compiled models run: block-sparse attention, with the means of
-dropped blocks if the rule's method has them. Decoding (one query row) stays dense.
+dropped blocks if the rule's method has them. Layers with a sliding window are exact, as in compiled models,
+and count for nothing in what is measured. Decoding (one query row) stays dense.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
+from sa_compile import prefill
+from sa_compile.config import SampleAttentionConfig
 from sa_compile.eval import exact
 from sa_compile.eval.rules import Rule
-from sa_compile.hf.attention import obstacle
+from sa_compile.hf.attention import plain_causal
+from sa_compile.hf.masks import mask_function_for_sampleattn
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import density
 
@@ -32,11 +36,12 @@ _active: ContextVar[SparsePrefill | None] = ContextVar("active sparse prefill", 
 class SparsePrefill:
     """A rule at work in a model, and what is measured of it.
 
-    ``densities`` and ``cras`` hold one fp32 [B, Hq] tensor a layer and prefill, in the order of the
-    layers: the kept share of causal blocks, and the smallest kept share of attention over ``cra_rows``
-    rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). With ``theorem``,
-    ``errors`` and ``bounds`` hold what :func:`~sa_compile.eval.exact.output_error` gives, with ``sparsity``
-    ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are the block masks.
+    ``densities`` and ``cras`` hold one fp32 [B, Hq] tensor a prefill and layer without sliding window, in the
+    order of the layers: the kept share of causal blocks, and the smallest kept share of attention over
+    ``cra_rows`` rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). With
+    ``theorem``, ``errors`` and ``bounds`` hold what :func:`~sa_compile.eval.exact.output_error` gives, with
+    ``sparsity`` ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are the block
+    masks, ``layers`` the numbers of the model's layers that they are of.
     """
 
     rule: Rule
@@ -48,6 +53,7 @@ class SparsePrefill:
     sparsity: bool = False
     cras: list[Tensor] = field(default_factory=list)
     masks: list[Tensor] = field(default_factory=list)
+    layers: list[int] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)
     bounds: list[Tensor] = field(default_factory=list)
     sds: list[Tensor] = field(default_factory=list)
@@ -65,11 +71,8 @@ class SparsePrefill:
         return found
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Output [B, Sq, Hq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
+        """Output [B, Hq, Sq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
         q_len, k_len = query.shape[2], key.shape[2]
-        if q_len == 1:
-            dense = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
-            return dense.transpose(1, 2)
         blocks: dict[str, Any] = {"q_offset": k_len - q_len, "block_q": self.block_q, "block_k": self.block_k}
         mask = self.rule.select(query, key, scale=scale, **blocks)
         self.masks.append(mask.expand(*query.shape[:2], -1, -1))
@@ -86,18 +89,20 @@ class SparsePrefill:
             self.sds.append(exact.sparsity(query, key, scale=scale, q_offset=blocks["q_offset"]))
         attention = ops.block_mean_attention if self.rule.means_dropped else ops.block_sparse_attention
         out, _ = attention(query, key, value, mask, scale=scale, **blocks)
-        return out.transpose(1, 2)
+        return out
 
 
 @contextmanager
 def sparse_prefill(model: nn.Module, rule: Rule, **settings: Any) -> Iterator[SparsePrefill]:
-    """While it lasts, every attention of a Hugging Face ``model`` prefills with ``rule``'s blocks.
+    """While it lasts, every attention of a Hugging Face ``model`` prefills with ``rule``'s blocks, or exactly
+    if it has a sliding window.
 
     ``settings`` are :class:`SparsePrefill`'s. Prompts must not be padded. Raises ValueError, when the
-    model runs, for attention that is not plainly causal (sliding windows, soft caps, sinks, cross
-    attention).
+    model runs, for attention that is not known to be causal with at most a window (chunks, soft caps, sinks,
+    cross attention).
     """
     AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, mask_function_for_sampleattn)
     run = SparsePrefill(rule, **settings)
     before = model.config._attn_implementation  # type: ignore[union-attr]
     model.set_attn_implementation(_NAME)  # type: ignore[operator]
@@ -121,9 +126,19 @@ def _attention(
     run = _active.get()
     if run is None:
         raise RuntimeError(f"attention {_NAME!r} works inside sparse_prefill only")
-    reason = obstacle(module, attention_mask, None, kwargs)
-    if kwargs.get("sliding_window") is not None:
-        reason = f"sliding_window={kwargs['sliding_window']!r}"
-    if reason is not None:
-        raise ValueError(f"the harness runs plainly causal attention only; a layer has: {reason}")
-    return run.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if query.shape[2] == 1:
+        dense = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scale, enable_gqa=True
+        )
+        return dense.transpose(1, 2), None
+    meaning = plain_causal(module, query, key, value, scale, attention_mask, None, kwargs)
+    if not isinstance(meaning, str) and meaning.key_valid is not None:
+        meaning = "padding"
+    if isinstance(meaning, str):
+        raise ValueError(f"the harness runs causal attention, sliding or not; a layer has: {meaning}")
+    meaning = meaning.without_unseen_keys()
+    if meaning.window or kwargs.get("sliding_window") is not None:
+        return prefill.exact(meaning, SampleAttentionConfig()).transpose(1, 2), None
+    run.layers.append(getattr(module, "layer_idx", len(run.layers)))
+    return run.attend(meaning.query, meaning.key, meaning.value, scale).transpose(1, 2), None

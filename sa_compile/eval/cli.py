@@ -243,9 +243,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     result = run(plan, model, documents, journal, **limits)
     if arguments.pictures:
-        layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
-        chosen = [(0, 0), (layers // 2, heads // 2), (layers - 1, heads - 1)]
-        result["pictures"] = list(pictures(plan, model, documents, chosen, min(plan.lengths)))
+        result["pictures"] = list(pictures(plan, model, documents, min(plan.lengths)))
     write_result(arguments.json, result)
     from sa_compile.eval.report import summary_table
 

@@ -165,11 +165,9 @@ def _source(model: nn.Module, revision: str | None) -> dict[str, Any]:
     }
 
 
-def pictures(
-    plan: Plan, model: nn.Module, documents: Documents, heads: list[tuple[int, int]], length: int
-) -> Iterator[dict[str, Any]]:
-    """Kept blocks of chosen (layer, head) pairs on the first document of ``length`` of the shard, one entry a
-    rule.
+def pictures(plan: Plan, model: nn.Module, documents: Documents, length: int) -> Iterator[dict[str, Any]]:
+    """Kept blocks of three heads (of the first, a middle and the last layer that rules run in) on the first
+    document of ``length`` of the shard, one entry a rule and head.
 
     A picture is a list of int lists: the block_mask words of each query block.
     """
@@ -180,6 +178,8 @@ def pictures(
         settings = {"block_q": plan.block_q, "block_k": plan.block_k}
         with torch.no_grad(), sparse_prefill(model, parse_rule(rule), **settings) as prefill:
             model(input_ids=tokens[None], use_cache=False, logits_to_keep=1)
-        for layer, head in heads:
+        layers, heads = len(prefill.masks), prefill.masks[0].shape[1]
+        for layer, head in ((0, 0), (layers // 2, heads // 2), (layers - 1, heads - 1)):
             words = prefill.masks[layer][0, head].tolist()
-            yield {"rule": rule, "length": length, "layer": layer, "head": head, "words": words}
+            where = {"layer": prefill.layers[layer], "head": head}
+            yield {"rule": rule, "length": length, **where, "words": words}

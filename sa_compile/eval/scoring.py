@@ -36,7 +36,8 @@ class Score:
 def score_document(model: nn.Module, document: Document, rule: Rule, **settings: Any) -> Score:
     """Score a document by teacher forcing, every attention layer prefilling with ``rule``.
 
-    ``settings`` go to :func:`~sa_compile.eval.attention.sparse_prefill`.
+    ``settings`` go to :func:`~sa_compile.eval.attention.sparse_prefill`. ValueError for a model without an
+    attention that the rule could run in.
     """
     device = next(model.parameters()).device
     tokens = torch.from_numpy(document.tokens).to(device)
@@ -46,6 +47,8 @@ def score_document(model: nn.Module, document: Document, rule: Rule, **settings:
     with sparse_prefill(model, rule, **settings) as run:
         # The token at position t is predicted by the logits at t - 1.
         best, nll = _predictions(model, tokens, torch.from_numpy(targets).to(device))
+    if not run.masks:
+        raise ValueError("every attention of the model has a sliding window: there is nothing to sample")
     hit = best == document.tokens[targets]
     ends = np.cumsum([0, *map(len, answers)])
     right = "".join("01"[bool(hit[a:b].all())] for a, b in zip(ends[:-1], ends[1:], strict=True))

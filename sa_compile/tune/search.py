@@ -161,20 +161,24 @@ def _default(candidates: Sequence[Candidate]) -> Candidate | None:
 
 @torch.no_grad()
 def sampled_sites(model: nn.Module) -> tuple[SiteRecord, ...]:
-    """The report's sites of one forward pass of ``model``, all of which would be sampled.
+    """The report's sites of one forward pass of ``model`` that would be sampled.
 
-    ValueError if the model has an attention that would not be sampled: the harness measures models whose
-    attention is plainly causal throughout.
+    Those with a sliding window stay exact, with any options, and are left out. ValueError if another
+    attention would not be sampled, which the harness could not measure, or if none is left.
     """
     device = next(model.parameters()).device
-    ids = torch.zeros((1, _EXPLAINED), dtype=torch.long, device=device)
+    text = model.config.get_text_config()  # type: ignore[operator, union-attr]
+    window = getattr(text, "sliding_window", None) or 0
+    # In a prompt that the window covers a sliding layer looks like any other.
+    ids = torch.zeros((1, max(_EXPLAINED, 2 * window)), dtype=torch.long, device=device)
     sites = explain(model, ids, use_cache=False, options={"min_seq_len": _EXPLAINED}).sites
-    if not sites:
-        raise ValueError("no attention was found in the model: there is nothing to tune")
-    for site in sites:
+    sampled = tuple(site for site in sites if "window(" not in site.mask)
+    for site in sampled:
         if site.outcome != "sampled":
             raise ValueError(
                 f"attention {site.module_path} would not be sampled ({site.outcome}: {site.reason}); tuning "
-                "is for models whose attentions are all plainly causal"
+                "is for models whose attentions are all plainly causal, or have a sliding window"
             )
-    return sites
+    if not sampled:
+        raise ValueError("the model has no attention that would be sampled: there is nothing to tune")
+    return sampled

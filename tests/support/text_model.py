@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sa_compile.eval.tasks import words
 
@@ -60,3 +67,29 @@ def small_model(vocabulary: int) -> LlamaForCausalLM:
         initializer_range=0.4,
     )
     return LlamaForCausalLM(config).eval()
+
+
+def small_hybrid(
+    vocabulary: int,
+    layer_types: Sequence[str] = ("sliding_attention", "full_attention", "sliding_attention"),
+) -> Gemma3ForCausalLM:
+    """An untrained Gemma 3 with windows of 48 tokens, four query heads and one key-value head of 256."""
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=len(layer_types),
+        layer_types=list(layer_types),
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=256,
+        query_pre_attn_scalar=256,
+        sliding_window=48,
+        max_position_embeddings=4096,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        initializer_range=0.3,
+    )
+    return Gemma3ForCausalLM(config).eval()

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support.text_model import long_text
+from support.text_model import long_text, small_hybrid
 
 from sa_compile import cli
 from sa_compile.eval import report, statistics
@@ -64,7 +64,7 @@ def test_a_rule_attends_as_its_method_does(spec, means):
     mask = rule.select(query, key, **sizes)
     op, other = ops.block_mean_attention, ops.block_sparse_attention
     op, other = (op, other) if means else (other, op)
-    found = SparsePrefill(rule, 16, 16).attend(query, key, value, 0.5).transpose(1, 2)
+    found = SparsePrefill(rule, 16, 16).attend(query, key, value, 0.5)
     assert torch.equal(found, op(query, key, value, mask, **sizes)[0])
     assert not torch.allclose(found, other(query, key, value, mask, **sizes)[0])
 
@@ -103,14 +103,61 @@ def test_the_models_attention_is_put_back(model, document):
     assert model.config._attn_implementation == before
 
 
-def test_a_sliding_window_is_refused():
-    from transformers import MistralConfig, MistralForCausalLM
+@pytest.fixture(scope="module")
+def hybrid():
+    return small_hybrid(700)
+
+
+@torch.no_grad()
+def test_layers_with_a_sliding_window_are_exact_and_count_for_nothing(hybrid):
+    """Two windows of 48 around a full layer, 4 query heads and 1 key head of 256, as in Gemma 3 270M."""
+    ids = torch.randint(2, 300, (1, 300), generator=torch.Generator().manual_seed(0))
+    expected = hybrid(ids, use_cache=False).logits
+    with sparse_prefill(hybrid, parse_rule("full")) as run:
+        logits = hybrid(ids, use_cache=False).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert run.layers == [1] and [layer.shape for layer in run.densities] == [(1, 4)]
+    rule = parse_rule("streaming:sink=1,window=32")
+    with sparse_prefill(hybrid, rule, block_q=32, block_k=32, cra_chunks=2) as run:
+        sparse = hybrid(ids, use_cache=False).logits
+    assert run.layers == [1] and len(run.cras) == 1 and run.densities[0].max() < 0.6
+    assert not torch.allclose(sparse, expected, atol=1e-2)
+
+
+@torch.no_grad()
+def test_a_window_longer_than_the_prompt_stays_a_window_layer(hybrid):
+    with sparse_prefill(hybrid, parse_rule("streaming:sink=1,window=16"), block_q=16, block_k=16) as run:
+        hybrid(torch.zeros(1, 40, dtype=torch.long), use_cache=False)
+    assert run.layers == [1]
+
+
+def test_hybrids_decode_behind_a_sparse_prefill(hybrid):
+    prompt = torch.randint(2, 300, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    ids = torch.tensor([prompt])
+    plain = hybrid.generate(ids, max_new_tokens=6, do_sample=False)[0, 200:].tolist()
+    assert greedy_tokens(hybrid, prompt, parse_rule("full"), 6) == plain
+
+
+def test_a_hybrid_is_scored_and_a_model_of_windows_alone_is_not(hybrid, builder):
+    document = builder.build("seed", 1280, TASKS)
+    score = score_document(hybrid, document, parse_rule("adaptive"))
+    assert np.array(score.density).shape == (1, 4)
+    all_windows = small_hybrid(700, ["sliding_attention"] * 2)
+    with pytest.raises(ValueError, match="every attention of the model has a sliding window"):
+        score_document(all_windows, document, parse_rule("full"))
+
+
+def test_attention_in_chunks_is_refused():
+    """A mask that is neither causal nor a sliding window is not taken for one."""
+    from transformers import Llama4ForCausalLM, Llama4TextConfig
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 16}
-    mistral = MistralForCausalLM(MistralConfig(**sizes, **heads)).eval()
-    with pytest.raises(ValueError, match="sliding_window=16"), sparse_prefill(mistral, parse_rule("full")):
-        mistral(torch.zeros(1, 40, dtype=torch.long))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "num_local_experts": 2}
+    chunks = {"layer_types": ["chunked_attention"], "attention_chunk_size": 16, "intermediate_size_mlp": 32}
+    plain = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    llama = Llama4ForCausalLM(Llama4TextConfig(**sizes, **heads, **chunks, **plain)).eval()
+    with pytest.raises(ValueError, match="mask not proven"), sparse_prefill(llama, parse_rule("full")):
+        llama(torch.zeros(1, 40, dtype=torch.long), use_cache=False)
 
 
 def evaluate(folder, name, *more):

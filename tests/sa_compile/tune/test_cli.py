@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.text_model import small_hybrid
 from transformers import AutoModelForCausalLM
 
 import sa_compile
@@ -120,3 +121,16 @@ def test_rule_costs_are_what_eval_report_reads_and_name_rules_that_failed(folder
 
     assert cli.main([*arguments, "--rules", "no-such-rule"]) == 2
     assert "no-such-rule" in capsys.readouterr().err
+
+
+def test_a_hybrids_full_layers_are_what_is_tuned():
+    """Also where the explained prompt would be shorter than the window, in which every layer is causal."""
+    hybrid = small_hybrid(300)
+    assert [site.module_path for site in search.sampled_sites(hybrid)] == ["model.layers.1.self_attn"]
+    long = small_hybrid(300)
+    for layer in (0, 2):
+        long.model.layers[layer].self_attn.sliding_window = 400
+    long.config.sliding_window = 400
+    assert [site.module_path for site in search.sampled_sites(long)] == ["model.layers.1.self_attn"]
+    with pytest.raises(ValueError, match="nothing to tune"):
+        search.sampled_sites(small_hybrid(300, ["sliding_attention"]))
