@@ -3,9 +3,9 @@
 ============  =======================================================================  ==============
 outcome       when                                                                     form
 ============  =======================================================================  ==============
-sampled       no gradient, no dropout, mask proven causal (offset and key padding      "sampled"
-              allowed), q_len >= min_seq_len or in a range that the profile tuned,
-              dtype and head_dim that the kernels take
+sampled       inference (training.py), no dropout, mask proven causal (offset and key  "sampled"
+              padding allowed), q_len >= min_seq_len or in a range that the profile
+              tuned, dtype and head_dim that the kernels take
 exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"
 exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away  "sdpa_full"
 exact         decode (one row) that sees every key, and a mask or repeats go away      "sdpa_full"
@@ -23,6 +23,7 @@ Every comparison of a symbolic length adds a guard, so that each side of it gets
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import sympy
@@ -37,6 +38,7 @@ from .length_range import settings_for
 from .mask.predicate import MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import as_expr
+from .training import Training
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
@@ -66,13 +68,14 @@ def decide(
     site: AttentionSite,
     mask: MaskPredicate | NotProven,
     config: SampleAttentionConfig,
-    training: bool,
+    training: Callable[[], Training | None],
     device: str | None = None,
 ) -> Decision:
     """Choose by the table in this module's docstring.
 
-    ``training``: a gradient will flow through this site. ``device``: type of the device ("cpu", "cuda"); it
-    decides whether SDPA has a fused kernel for grouped heads.
+    ``training`` says whether the site is part of a training step; it is asked only where that matters.
+    ``device``: type of the device ("cpu", "cuda"); it decides whether SDPA has a fused kernel for grouped
+    heads.
     """
     reason = _why_kept(site, mask)
     if reason is not None:
@@ -88,7 +91,7 @@ def _decide_proven(
     site: AttentionSite,
     mask: MaskPredicate,
     config: SampleAttentionConfig,
-    training: bool,
+    training: Callable[[], Training | None],
     device: str | None,
 ) -> Decision:
     sizes = _Sizes(site)
@@ -98,12 +101,7 @@ def _decide_proven(
         return _full(site, device)
     if not mask.causal:
         return _kept("bidirectional attention with a mask")
-    return _causal(site, mask, sizes, config, training, device)
-
-
-def is_training(site: AttentionSite) -> bool:
-    """A gradient will flow through the site: Dynamo traced its output as requiring one."""
-    return value(site.output).requires_grad
+    return _causal(site, mask, sizes, config, training(), device)
 
 
 class _Sizes:
@@ -177,7 +175,7 @@ def _causal(
     mask: MaskPredicate,
     sizes: _Sizes,
     config: SampleAttentionConfig,
-    training: bool,
+    training: Training | None,
     device: str | None,
 ) -> Decision:
     offset = mask.causal_offset
@@ -190,6 +188,8 @@ def _causal(
     if blocked is not None or not mask.is_plain_causal:
         why = blocked or f"not plain causal: {mask}"
         return _exact_causal(site, mask, sizes, why, blocked, device)
+    if training is not None:
+        return _exact_causal(site, mask, sizes, training.reason, None, device)
     chosen = settings_for(config, sizes.q_len, sizes.holds)
     if chosen.exact:
         why = chosen.reason
@@ -237,11 +237,11 @@ def _why_not_block_sparse(
     site: AttentionSite,
     mask: MaskPredicate,
     config: SampleAttentionConfig,
-    training: bool,
+    training: Training | None,
     device: str | None,
 ) -> str | None:
-    if training:
-        return "training: the block-sparse op has no gradient"
+    if training is not None and training.gradient:
+        return training.reason
     if mask.segments is not None and mask.chunk is not None:
         return "packed sequences and chunks together"
     dtype, dims = value(site.query).dtype, _head_dims(site)

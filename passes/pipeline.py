@@ -6,14 +6,17 @@ graph modules first, since a mask that a child no longer needs is dead in its pa
 
 from __future__ import annotations
 
+import torch
 from torch import fx
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 
 from sa_compile.config import SampleAttentionConfig
 
 from . import match_eager, match_sdpa
 from .children import Child, MaskFromParent, children, prove_in_parent
 from .dead_code import remove_unused
-from .decide import Decision, decide, is_training
+from .decide import Decision, decide
+from .frame import Frame
 from .fx_utils import value
 from .invariants import score_shaped_nodes
 from .mask.predicate import MaskPredicate, NotProven
@@ -24,22 +27,34 @@ from .rewrite import SharedNodes, rewrite
 from .site import AttentionSite
 from .sizes import SizeNotAvailable
 from .stats import add_outputs
+from .training import Training, in_autograd_function, recording_nodes, training_step
 
 __all__ = ["SiteRecord", "run"]
 
 
 def run(gm: fx.GraphModule, config: SampleAttentionConfig) -> list[SiteRecord]:
     """Rewrite every attention of ``gm`` and its children in place as ``config`` says; one record a site."""
-    return _Run(gm, config).records
+    # Example values are computed on the way: a checkpoint around the compiled code must not count them.
+    with _disable_saved_tensors_hooks_during_tracing():
+        return _Run(gm, config, Frame(), recording=torch.is_grad_enabled()).records
 
 
 class _Run:
     """One graph module on its way through the passes."""
 
-    def __init__(self, gm: fx.GraphModule, config: SampleAttentionConfig, child: Child | None = None) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        config: SampleAttentionConfig,
+        frame: Frame,
+        recording: bool,
+        child: Child | None = None,
+    ) -> None:
         self.gm = gm
         self.config = config
+        self.frame = frame
         self.child = child
+        self.recording = recording_nodes(gm.graph, recording)
         self.records: list[SiteRecord] = []
         self.shared = SharedNodes()
         self.stats: list[fx.Node] = []
@@ -65,7 +80,8 @@ class _Run:
         """Rewrite the child graph modules; operands that they no longer take."""
         dropped = []
         for child in children(self.scan):
-            done = _Run(child.graph_module, self.config, child)
+            recording = any(call in self.recording for call in child.calls)
+            done = _Run(child.graph_module, self.config, self.frame, recording, child)
             self.records += done.records
             dropped += done.dropped
         return dropped
@@ -83,7 +99,7 @@ class _Run:
         site = site.with_nodes(self.replaced_by)
         mask, from_parent = self._prove(site)
         device = value(site.output).device.type
-        decision = decide(site, mask, self.config, is_training(site), device)
+        decision = decide(site, mask, self.config, lambda: self._training(site), device)
         config = decision.config or self.config
         stats = None
         if decision.rewrites:
@@ -100,6 +116,14 @@ class _Run:
             self.stats.append(stats)
         self.records.append(record(site, mask, decision, config, has_stats=stats is not None))
         return list(site.covered) if decision.rewrites else []
+
+    def _training(self, site: AttentionSite) -> Training | None:
+        return training_step(
+            gradient=value(site.output).requires_grad,
+            recording=site.output in self.recording,
+            in_autograd_function=lambda: self.frame.answer(in_autograd_function),
+            module_trains=lambda: self.frame.module_trains(site.output),
+        )
 
     def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
         if site.obstacle is not None:

@@ -63,6 +63,7 @@ def compile_graph(
         warnings.warn(f"sampleattn: this is {last_graph}", stacklevel=2)
     graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked, last_graph)
     report.publish(graph_report)
+    report.warn_of_training_mode(records, config.min_seq_len)
     if trace:
         trace.after(gm, graph_report)
     compiled = inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)

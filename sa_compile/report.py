@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import fx
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.measured import Gathered, Stats
 from sa_compile.passes.record import SiteRecord
+from sa_compile.passes.training import MODULE_TRAINS
 
 COLUMNS = (
     "graph",
@@ -169,3 +171,16 @@ def publish(graph_report: GraphReport) -> None:
     reports = _collector.get()
     if reports is not None:
         reports.append(graph_report)
+
+
+def warn_of_training_mode(records: Iterable[SiteRecord], min_seq_len: int) -> None:
+    """Long prompts stay exact because nobody called ``model.eval()``: say so."""
+    for record in records:
+        long = not isinstance(record.q_len, int) or record.q_len >= min_seq_len
+        if record.reason.endswith(MODULE_TRAINS) and long:
+            warnings.warn(
+                "attention is not sampled: its module is in training mode, though no gradients are recorded; "
+                "call model.eval() for inference",
+                stacklevel=2,
+            )
+            return

@@ -27,7 +27,9 @@ from sa_compile.kernels import ops
 from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
 from sa_compile.passes.length_range import settings_for
 from sa_compile.passes.record import SiteRecord
+from sa_compile.passes.training import Training, in_autograd_function, training_step
 from sa_compile.prefill import CausalAttention
+from sa_compile.report import warn_of_training_mode
 
 # Keyword arguments that change what is computed, and that transformers' "sdpa" leaves out.
 NEEDS_EAGER = {"softcap": "tanh softcap", "s_aux": "attention sinks"}
@@ -66,10 +68,12 @@ def sampleattn_attention(
         site.note(_record(query, key, value, decision, "not looked at", site.config))
         return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
     meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
-    decision = decide(meaning, attention_mask, site.config, query, key, value)
+    training = training_of(module, query, key, value)
+    decision = decide(meaning, attention_mask, site.config, training, query, key, value)
     config = decision.config or site.config
     record = _record(query, key, value, decision, _mask_text(meaning), config)
     site.note(record)
+    warn_of_training_mode([record], config.min_seq_len)
     if decision.form == "sampled":
         assert isinstance(meaning, CausalAttention)
         out, stats = prefill.sampled(meaning.without_unseen_keys(), config)
@@ -140,6 +144,7 @@ def decide(
     meaning: CausalAttention | str,
     attention_mask: Tensor | None,
     config: SampleAttentionConfig,
+    training: Training | None,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -148,11 +153,13 @@ def decide(
     if isinstance(meaning, str):
         return Decision("kept", "", meaning)
     chosen = settings_for(config, sympy.Integer(query.shape[2]), bool)
-    blocked = _why_not_block_sparse(chosen.config, query, key, value)
+    blocked = _why_not_block_sparse(chosen.config, training, query, key, value)
     if blocked is not None:
         why = blocked
     elif meaning.window:
         why = f"not plain causal: {_mask_text(meaning)}"
+    elif training is not None:
+        why = training.reason
     elif chosen.exact:
         why = chosen.reason
     elif meaning.q_offset + query.shape[2] > key.shape[2]:
@@ -164,11 +171,22 @@ def decide(
     return Decision("kept", "", why) if blocked else Decision("exact", "block_sparse", why)
 
 
+def training_of(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Training | None:
+    """Whether this call is part of a training step (``passes.training``)."""
+    recording = torch.is_grad_enabled()
+    return training_step(
+        gradient=recording and any(x.requires_grad for x in (query, key, value)),
+        recording=recording,
+        in_autograd_function=in_autograd_function,
+        module_trains=lambda: module.training,
+    )
+
+
 def _why_not_block_sparse(
-    config: SampleAttentionConfig, query: Tensor, key: Tensor, value: Tensor
+    config: SampleAttentionConfig, training: Training | None, query: Tensor, key: Tensor, value: Tensor
 ) -> str | None:
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        return "training: the block-sparse op has no gradient"
+    if training is not None and training.gradient:
+        return training.reason
     dtypes = {x.dtype for x in (query, key, value)}
     if len(dtypes) > 1:
         return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, dtypes)))

@@ -284,7 +284,9 @@ def decisions_on_cuda(function, *args, **options):
     def backend(gm, example_inputs):
         config = SampleAttentionConfig(**{**SHORT, **options})
         for site in match_sdpa.find(GraphScan(gm)):
-            decisions.append(decide(site, MaskPredicate(causal=True), config, training=False, device="cuda"))
+            decisions.append(
+                decide(site, MaskPredicate(causal=True), config, training=lambda: None, device="cuda")
+            )
         return gm.forward
 
     with torch.no_grad():
