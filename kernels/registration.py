@@ -6,9 +6,11 @@ for every device and the kernels for CUDA, and loads the C++ library that replac
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +53,16 @@ for _name, _schema in SCHEMAS.items():
 def implement(name: str, dispatch_key: str, function: Callable) -> None:
     """Register ``function`` as the implementation of op ``name`` for a dispatch key such as "CUDA".
 
-    ``function`` takes the schema's arguments positionally. Must run before a graph is captured.
+    ``function`` takes the schema's arguments positionally. Must run before a graph is captured. Under
+    autocast, which knows none of the ops, it computes as without.
     """
-    _library.impl(name, function, dispatch_key)
+
+    @functools.wraps(function)
+    def without_autocast(*args: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return function(*args)
+
+    _library.impl(name, without_autocast, dispatch_key)
 
 
 def load_cpu_library() -> bool:

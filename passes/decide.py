@@ -225,7 +225,7 @@ def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None
     if not mask.may_have_empty_rows:
         return None
     if mask.masked_value == "finfo.min":
-        if value(site.query).dtype == torch.float16:
+        if site.mask is not None and value(site.mask).dtype == torch.float16:
             return "rows without keys: under fp16 finfo.min they depend on the scores"
         return None
     if site.softmax_empty_rows == "softmax":

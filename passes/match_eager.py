@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import autocast
 from .fx_utils import (
     Emitter,
     argument,
@@ -112,7 +113,8 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, reading: Re
     query, key = score_operands(emitter, scores.product, heads)
     value_, order = value_operand(emitter, output, weights.operand, heads)
     as_read = query, key, value_
-    query, key = (_without_upcast(x, value(value_).dtype) for x in (query, key))
+    value_ = autocast.operand(emitter, value_, output)
+    query, key = (_score_operand(emitter, x, scores.product, value(value_).dtype) for x in (query, key))
     key, value_, repeats = unrepeat_pair(emitter, key, value_, shape(query)[1])
     obstacle = head_obstacle(query, key, value_)
     if obstacle is not None:
@@ -190,6 +192,12 @@ def _product_ahead(node: fx.Node, depth: int = 8) -> fx.Node | None:
             if calls(reader, "linear", "softmax", "layer_norm"):
                 return None
     return None
+
+
+def _score_operand(emitter: Emitter, node: fx.Node, product: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Query or key without an upcast to float32, or as autocast casts it for the product."""
+    plain = _without_upcast(node, dtype)
+    return autocast.operand(emitter, plain, product) if value(product).dtype != value(node).dtype else plain
 
 
 def _without_upcast(node: fx.Node, dtype: torch.dtype) -> fx.Node:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import autocast
+from .autocast import Regions
 from .fx_utils import (
     Emitter,
     argument,
@@ -48,7 +50,7 @@ def find(scan: GraphScan) -> list[AttentionSite]:
         if getattr(node.target, "__name__", "") == "_sdpa_kernel":
             pinned = not _allows_every_backend(node)
         if node.target in _SDPA:
-            sites.append(_site(node, pinned, reading))
+            sites.append(_site(node, pinned, reading, scan.autocast))
     return sites
 
 
@@ -59,7 +61,7 @@ def _allows_every_backend(node: fx.Node) -> bool:
     return len(backends) >= len(torch.nn.attention._backend_names)
 
 
-def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
+def _site(node: fx.Node, pinned: bool, reading: Reading, regions: Regions) -> AttentionSite:
     query, key, value = (argument(node, i, name) for i, name in enumerate(("query", "key", "value")))
     mask = argument(node, 3, "attn_mask")
     dropout_p = argument(node, 4, "dropout_p", 0.0)
@@ -78,6 +80,8 @@ def _site(node: fx.Node, pinned: bool, reading: Reading) -> AttentionSite:
                 mask = emitter.method("unsqueeze", mask, 1)
         key, value, repeats = _unrepeated(emitter, node, query, key, value, reading)
         obstacle = head_obstacle(query, key, value)
+        query, key, value = (autocast.operand(emitter, x, node) for x in (query, key, value))
+        mask = regions.mask(emitter, mask, node)
     return AttentionSite(
         spelling="sdpa",
         output=node,

@@ -59,7 +59,7 @@ class _Run:
         self.shared = SharedNodes()
         self.stats: list[fx.Node] = []
         self.replaced_by: dict[fx.Node, fx.Node] = {}
-        self.scan = GraphScan(gm)
+        self.scan = GraphScan(gm, (child.parent, child.calls[0]) if child is not None else None)
         read_inputs = [node for node in gm.graph.find_nodes(op="placeholder") if node.users]
         unread = self._children()
         replaced = [node for site in self._sites() for node in self._one(site)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
+from ..autocast import Regions
 from .facts import Facts, find_shape_env, size_expression
 from .interpreter import Interpreter
 from .mutation import Mutations, tensor_of
@@ -17,12 +18,15 @@ class GraphScan:
     """What one walk over a graph found, before any pass changed it.
 
     ``captured``: its nodes; nodes that passes added are not among them. ``mutations``: its in-place
-    operations, which no pass adds to.
+    operations, which no pass adds to. ``autocast``: its regions. ``called_from``: of a child graph, its
+    parent's scan and the call there.
     """
 
-    def __init__(self, gm: fx.GraphModule) -> None:
+    def __init__(self, gm: fx.GraphModule, called_from: tuple[GraphScan, fx.Node] | None = None) -> None:
         self.gm = gm
         self.captured = dict.fromkeys(gm.graph.nodes)
+        outer = (called_from[0].autocast, called_from[1]) if called_from is not None else None
+        self.autocast: Regions = Regions(gm.graph.nodes, outer)
         self.mutations = Mutations(gm.graph)
         self._shape_env = find_shape_env(gm)
         self._interpreters: dict[object, Interpreter] = {}

@@ -67,6 +67,7 @@ def sampleattn_attention(
         decision = Decision("kept", "", "the model's own eager attention: " + ", ".join(eager_only))
         site.note(_record(query, key, value, decision, "not looked at", site.config))
         return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
+    query, key, value = map(as_autocast, (query, key, value))
     meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
     training = training_of(module, query, key, value)
     decision = decide(meaning, attention_mask, site.config, training, query, key, value)
@@ -85,6 +86,14 @@ def sampleattn_attention(
         return prefill.exact(meaning.without_unseen_keys(), config).transpose(1, 2), None
     mask = attention_mask.dense() if isinstance(attention_mask, CausalMask) else attention_mask
     return sdpa_attention_forward(module, query, key, value, mask, is_causal=is_causal, **arguments)
+
+
+def as_autocast(operand: Tensor) -> Tensor:
+    """A floating tensor as SDPA computes with it: under ``torch.autocast`` in its dtype, but for float64."""
+    device_type = operand.device.type
+    if operand.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return operand
+    return operand.to(torch.get_autocast_dtype(device_type))
 
 
 def plain_causal(

@@ -63,6 +63,16 @@ def test_opcheck(op, arguments):
     assert set(opcheck(op, arguments).values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize(
+    ("op", "arguments"), [pytest.param(op, arguments, id=name) for name, op, arguments in calls()]
+)
+def test_autocast_changes_nothing(op, arguments):
+    expected = op(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = op(*arguments)
+    torch.testing.assert_close(actual, expected, atol=0, rtol=0)
+
+
 def prefill(x):
     """Heads as views of [B, S, H, D] memory, as models make them."""
     return attend(*(t.transpose(1, 2) for t in x.split([4, 2, 2], dim=2)))

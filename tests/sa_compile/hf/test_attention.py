@@ -213,6 +213,20 @@ def test_what_is_kept_is_what_the_compiled_model_keeps(method, padded):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["Llama", "Qwen3", "Mistral"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast_casts_what_sdpa_would_cast(name, dtype):
+    ours, sdpa = pair(name)
+    exact = sdpa(tokens(2)).logits
+    with torch.autocast("cpu", dtype):
+        actual, theirs = ours(tokens(2)).logits, sdpa(tokens(2)).logits
+    assert actual.dtype == theirs.dtype
+    assert (actual - exact).norm() <= 1.1 * (theirs - exact).norm()
+    sites = sa_compile.hf.report(ours).sites
+    assert {(site.outcome, site.dtype) for site in sites} == {("sampled", str(dtype).removeprefix("torch."))}
+
+
+@torch.no_grad()
 @pytest.mark.filterwarnings("error:attn_implementation")
 def test_under_our_backend_it_is_rewritten_like_sdpa():
     ours, sdpa = pair()
