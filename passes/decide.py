@@ -184,6 +184,8 @@ def _causal(
     first_rows = _kept_for_empty_rows(site, mask)
     if first_rows is not None:
         return _kept(first_rows)
+    if training is not None and training.tangent:
+        return _kept(training.reason)
     blocked = _why_not_block_sparse(site, mask, config, training, device)
     if blocked is not None or not mask.is_plain_causal:
         why = blocked or f"not plain causal: {mask}"

@@ -33,9 +33,9 @@ class Frame:
     def __init__(self) -> None:
         self._output = _output_graph()
         self._modules: Modules | None = None
-        self._answers: dict[Any, Any] = {}
+        self._answers: dict[Callable[[], str], str] = {}
 
-    def answer(self, ask: Callable[[], bool]) -> bool:
+    def answer(self, ask: Callable[[], str]) -> str:
         """``ask()``, a module-level function of the process's state, guarded."""
         if ask not in self._answers:
             self._answers[ask] = ask()

@@ -93,7 +93,7 @@ def _site(softmax: fx.Node, reading: Reading) -> AttentionSite | None:
     weights = _find_weights(softmax)
     if scores is None or weights is None:
         return None
-    obstacle = scores.obstacle or weights.obstacle
+    obstacle = reading.obstacle(softmax) or scores.obstacle or weights.obstacle
     site = None
     if obstacle is None:
         try:

@@ -69,7 +69,8 @@ def _site(node: fx.Node, pinned: bool, reading: Reading, regions: Regions) -> At
     scale: Any = node.kwargs.get("scale")
     known_scale = number(scale) if scale is not None else None
     repeats = False
-    obstacle = "pinned SDPA backend" if pinned else _obstacle(query, key, value, mask, is_causal)
+    obstacle = reading.obstacle(node) or ("pinned SDPA backend" if pinned else None)
+    obstacle = obstacle or _obstacle(query, key, value, mask, is_causal)
     if scale is not None and known_scale is None:
         obstacle = obstacle or f"scale {scale} is not a number"
     if obstacle is None:

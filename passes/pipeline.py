@@ -27,7 +27,7 @@ from .rewrite import SharedNodes, rewrite
 from .site import AttentionSite
 from .sizes import SizeNotAvailable
 from .stats import add_outputs
-from .training import Training, in_autograd_function, recording_nodes, training_step
+from .training import Training, hidden_sign, recording_nodes, training_step
 
 __all__ = ["SiteRecord", "run"]
 
@@ -121,7 +121,7 @@ class _Run:
         return training_step(
             gradient=value(site.output).requires_grad,
             recording=site.output in self.recording,
-            in_autograd_function=lambda: self.frame.answer(in_autograd_function),
+            hidden=lambda: self.frame.answer(hidden_sign),
             module_trains=lambda: self.frame.module_trains(site.output),
         )
 

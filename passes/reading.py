@@ -16,6 +16,12 @@ class Reading:
     def __init__(self, scan: GraphScan) -> None:
         self.mutations = scan.mutations
         self.captured = scan.captured
+        self._transforms = scan.transforms
+
+    def obstacle(self, node: fx.Node) -> str | None:
+        """Why no attention may be rewritten where ``node`` stands, before anything is read of it."""
+        transform = self._transforms.get(node)
+        return f"inside {transform}" if transform else None
 
     def check_only_read_by(self, covered: Iterable[fx.Node], output: fx.Node) -> None:
         """Raises ``NotUnderstood`` if anything outside reads a node that will be gone."""

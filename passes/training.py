@@ -8,6 +8,7 @@ give the loss of one model and the gradient of another. The signs, in the order 
 sign                                                                    what it tells
 ======================================================================  =====================================
 a gradient flows through the attention                                  it trains; only ops with a gradient do
+forward-mode AD is on                                                   the same, with tangents
 gradients are recorded where it stands                                  later layers may train (frozen layers,
                                                                         LoRA behind the attention)
 it runs inside the forward of a ``torch.autograd.Function``             reentrant checkpointing
@@ -30,45 +31,54 @@ from torch import fx
 from .fx_utils import calls
 
 MODULE_TRAINS = "training: the module is in training mode; call model.eval() for inference"
+_FORWARD_AD = "training: forward-mode AD, for which no fast attention has a formula"
+_IN_FUNCTION = "training: inside an autograd.Function, as reentrant checkpointing runs its forward"
 
 
 @dataclass(frozen=True)
 class Training:
-    """The sign that was found: ``reason`` in words, ``gradient``: one flows through the attention itself."""
+    """The sign that was found: ``reason`` in words, ``gradient``: one flows through the attention itself;
+    ``tangent``: a tangent may, for which SDPA has no formula either.
+    """
 
     reason: str
     gradient: bool = False
+    tangent: bool = False
 
 
 def training_step(
-    gradient: bool,
-    recording: bool,
-    in_autograd_function: Callable[[], bool],
-    module_trains: Callable[[], bool],
+    gradient: bool, recording: bool, hidden: Callable[[], str], module_trains: Callable[[], bool]
 ) -> Training | None:
     """The first sign of the table in this module's docstring that holds; None: inference.
 
-    The last two are asked only if those before them do not hold, since an answer may cost a guard.
+    ``hidden``: :func:`hidden_sign`. It and ``module_trains`` are asked only where they matter, since an
+    answer may cost a guard.
     """
     if gradient:
         return Training("training: the block-sparse op has no gradient", gradient=True)
     if recording:
         return Training("training: gradients are recorded, if not here; use torch.no_grad() for inference")
-    if in_autograd_function():
-        return Training("training: inside an autograd.Function, as reentrant checkpointing runs its forward")
+    reason = hidden()
+    if reason:
+        tangent = reason == _FORWARD_AD
+        return Training(reason, gradient=tangent, tangent=tangent)
     if module_trains():
         return Training(MODULE_TRAINS)
     return None
 
 
-def in_autograd_function() -> bool:
-    """Whether this runs in the forward of a ``torch.autograd.Function``.
+def hidden_sign() -> str:
+    """What the process's state tells of a training step though no gradients are recorded, in words; "" if
+    nothing.
 
-    That turns off forward-mode gradients too, as nothing else does but inference mode.
+    The forward of a ``torch.autograd.Function`` runs with forward-mode gradients turned off, as nothing else
+    does but inference mode.
     """
-    return not (
-        torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled()
-    )
+    if torch.autograd.forward_ad._current_level >= 0:
+        return _FORWARD_AD
+    if torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled() or torch.is_inference_mode_enabled():
+        return ""
+    return _IN_FUNCTION
 
 
 def recording_nodes(graph: fx.Graph, recording: bool) -> set[fx.Node]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import fx
 
 from ..autocast import Regions
+from ..transforms import transforms
 from .facts import Facts, find_shape_env, size_expression
 from .interpreter import Interpreter
 from .mutation import Mutations, tensor_of
@@ -18,8 +19,9 @@ class GraphScan:
     """What one walk over a graph found, before any pass changed it.
 
     ``captured``: its nodes; nodes that passes added are not among them. ``mutations``: its in-place
-    operations, which no pass adds to. ``autocast``: its regions. ``called_from``: of a child graph, its
-    parent's scan and the call there.
+    operations, which no pass adds to. ``autocast``: its regions. ``transforms``: the function transform
+    around a node, of those that have one. ``called_from``: of a child graph, its parent's scan and the call
+    there.
     """
 
     def __init__(self, gm: fx.GraphModule, called_from: tuple[GraphScan, fx.Node] | None = None) -> None:
@@ -27,6 +29,8 @@ class GraphScan:
         self.captured = dict.fromkeys(gm.graph.nodes)
         outer = (called_from[0].autocast, called_from[1]) if called_from is not None else None
         self.autocast: Regions = Regions(gm.graph.nodes, outer)
+        around = called_from[0].transforms.get(called_from[1]) if called_from is not None else None
+        self.transforms = transforms(gm.graph, around)
         self.mutations = Mutations(gm.graph)
         self._shape_env = find_shape_env(gm)
         self._interpreters: dict[object, Interpreter] = {}

@@ -27,7 +27,7 @@ from sa_compile.kernels import ops
 from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
 from sa_compile.passes.length_range import settings_for
 from sa_compile.passes.record import SiteRecord
-from sa_compile.passes.training import Training, in_autograd_function, training_step
+from sa_compile.passes.training import Training, hidden_sign, training_step
 from sa_compile.prefill import CausalAttention
 from sa_compile.report import warn_of_training_mode
 
@@ -186,7 +186,7 @@ def training_of(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) ->
     return training_step(
         gradient=recording and any(x.requires_grad for x in (query, key, value)),
         recording=recording,
-        in_autograd_function=in_autograd_function,
+        hidden=hidden_sign,
         module_trains=lambda: module.training,
     )
 
