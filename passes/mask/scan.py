@@ -30,7 +30,7 @@ class GraphScan:
         outer = (called_from[0].autocast, called_from[1]) if called_from is not None else None
         self.autocast: Regions = Regions(gm.graph.nodes, outer)
         around = called_from[0].transforms.get(called_from[1]) if called_from is not None else None
-        self.transforms = transforms(gm.graph, around)
+        self.transforms: dict[fx.Node, str] = transforms(gm.graph, around)
         self.mutations = Mutations(gm.graph)
         self._shape_env = find_shape_env(gm)
         self._interpreters: dict[object, Interpreter] = {}
