@@ -23,13 +23,11 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from .dead_code import changes_in_place
-from .fx_utils import op_name
+from .graph.regions import first_operand, region_of
+from .graph.writes import changes_in_place
 from .mask.predicate import Chunk, MaskPredicate, NotProven, Segments
 from .mask.scan import GraphScan
 from .site import AttentionSite
-
-_FIRST_OPERAND = {"invoke_subgraph": 2, "tag_activation_checkpoint": 1}
 
 Prover = Callable[[AttentionSite, GraphScan], MaskPredicate | NotProven]
 
@@ -49,8 +47,7 @@ class Child:
 
     def operand(self, call: fx.Node, placeholder: fx.Node) -> fx.Node | None:
         """What a call hands over for a placeholder; None for a constant."""
-        position = _FIRST_OPERAND[op_name(call)] + self.placeholders.index(placeholder)
-        operand = call.args[position]
+        operand = call.args[self._position(call, self.placeholders.index(placeholder))]
         return operand if isinstance(operand, fx.Node) else None
 
     def add_input(self, operands: Iterable[fx.Node], name: str) -> fx.Node:
@@ -73,13 +70,18 @@ class Child:
                 continue
             position = self.placeholders.index(placeholder)
             for call in self.calls:
-                at = _FIRST_OPERAND[op_name(call)] + position
+                at = self._position(call, position)
                 operand = call.args[at]
                 if isinstance(operand, fx.Node):
                     dropped.append(operand)
                 call.args = (*call.args[:at], *call.args[at + 1 :])
             self.graph_module.graph.erase_node(placeholder)
         return dropped
+
+    def _position(self, call: fx.Node, of_input: int) -> int:
+        first = first_operand(call)
+        assert first is not None, f"{call} is no call of a child"
+        return first + of_input
 
 
 def children(scan: GraphScan) -> list[Child]:
@@ -88,11 +90,11 @@ def children(scan: GraphScan) -> list[Child]:
     calls: dict[fx.GraphModule, list[fx.Node]] = {}
     other: set[fx.GraphModule] = set()
     for node in gm.graph.find_nodes(op="get_attr"):
-        module = getattr(gm, str(node.target), None)
-        if not isinstance(module, fx.GraphModule):
+        module = region_of(node)
+        if module is None:
             continue
         for reader in node.users:
-            if op_name(reader) in _FIRST_OPERAND and _operands_match(reader, node, module):
+            if _operands_match(reader, node, module):
                 calls.setdefault(module, []).append(reader)
             else:
                 other.add(module)
@@ -100,8 +102,8 @@ def children(scan: GraphScan) -> list[Child]:
 
 
 def _operands_match(call: fx.Node, body: fx.Node, module: fx.GraphModule) -> bool:
-    inputs = len(module.graph.find_nodes(op="placeholder"))
-    return call.args[0] is body and len(call.args) - _FIRST_OPERAND[op_name(call)] == inputs
+    inputs, first = len(module.graph.find_nodes(op="placeholder")), first_operand(call)
+    return first is not None and call.args[0] is body and len(call.args) - first == inputs
 
 
 class MaskFromParent:

@@ -21,42 +21,19 @@ import heapq
 from collections.abc import Iterable
 
 from torch import fx
-from torch._ops import HigherOrderOperator
 
-from .fx_utils import op_name
-from .mask.mutation import written_arguments
+from .fx_utils import is_tensor, value
+from .graph.operations import operation
+from .graph.writes import changes_in_place, storage
 
-# Results that share memory with their input, or may.
-_VIEWS = frozenset(
-    (
-        *("view", "reshape", "transpose", "permute", "expand", "getitem", "squeeze", "unsqueeze", "narrow"),
-        *(
-            "select",
-            "split",
-            "chunk",
-            "unbind",
-            "flatten",
-            "unflatten",
-            "view_as",
-            "expand_as",
-            "broadcast_to",
-        ),
-        *("detach", "contiguous", "to", "type", "type_as", "float", "diagonal", "movedim", "swapaxes"),
-        *("swapdims", "t", "getattr", "as_strided", "unfold"),
-    )
-)
 _IMPURE = frozenset(
     (
+        "",
         *("setitem", "dropout", "bernoulli", "rand", "randn", "randint", "rand_like", "randn_like"),
         *("multinomial", "normal", "item", "tolist", "_assert", "_check", "_assert_async"),
         *("_log_api_usage_once", "print"),
     )
 )
-
-
-def changes_in_place(node: fx.Node) -> bool:
-    """The call writes into one of its arguments."""
-    return bool(written_arguments(node))
 
 
 def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iterable[fx.Node]) -> None:
@@ -85,27 +62,31 @@ def remove_unused(graph: fx.Graph, replaced: Iterable[fx.Node], candidates: Iter
 
 
 def _removable(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method", "get_attr"):
-        return False
+    """Nothing but its result is lost with the node; of what is not torch's own that is not known."""
+    if node.op == "get_attr":
+        return True
     if changes_in_place(node):
-        return _changes_only_its_own(node)
-    return op_name(node) not in _IMPURE and not isinstance(node.target, HigherOrderOperator)
+        return bool(operation(node)) and _changes_only_its_own(node)
+    return operation(node) not in _IMPURE
 
 
 def _changes_only_its_own(node: fx.Node) -> bool:
     """The tensor that the call changes was made fresh for it, and nobody else reads it."""
     changed = node.args[0]
-    if not isinstance(changed, fx.Node) or list(changed.users) != [node]:
-        return False
-    if changed.op not in ("call_function", "call_method"):
+    if not isinstance(changed, fx.Node) or list(changed.users) != [node] or not operation(changed):
         return False
     if changes_in_place(changed):
         return _changes_only_its_own(changed)
-    if op_name(changed) in ("view", "reshape", "expand", "transpose", "to", "float", "contiguous"):
-        base = changed.args[0]
-        return isinstance(base, fx.Node) and list(base.users) == [changed] and _is_fresh(base)
-    return _is_fresh(changed)
+    if _is_fresh(changed):
+        return True
+    base = changed.args[0] if changed.args else None
+    return isinstance(base, fx.Node) and list(base.users) == [changed] and _is_fresh(base)
 
 
 def _is_fresh(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and op_name(node) not in _VIEWS
+    """The node's memory is none of its arguments'."""
+    if not operation(node) or not is_tensor(node):
+        return False
+    memory = storage(value(node))
+    inputs = (storage(value(source)) for source in node.all_input_nodes if is_tensor(source))
+    return memory is not None and memory not in inputs

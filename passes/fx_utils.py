@@ -42,23 +42,6 @@ def number(argument: Any) -> float | None:
     return float(argument)
 
 
-def calls(node: Any, *names: str) -> TypeGuard[fx.Node]:
-    """The node calls a function or a method of one of these names (``operator.add`` is "add", as
-    ``Tensor.add`` is)."""
-    return isinstance(node, fx.Node) and op_name(node) in names
-
-
-def op_name(node: fx.Node) -> str:
-    """Name of the function or method that a node calls; "" for placeholders and such."""
-    if node.op == "call_method":
-        return str(node.target)
-    if node.op == "call_function":
-        if isinstance(node.target, torch._ops.OpOverload):
-            return node.target._opname
-        return getattr(node.target, "__name__", "")
-    return ""
-
-
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     """An argument of a call, whether it was given by position or by name."""
     if len(node.args) > position:

@@ -28,17 +28,16 @@ from . import autocast
 from .fx_utils import (
     Emitter,
     argument,
-    calls,
     is_tensor,
     module_path,
     normal_dim,
-    op_name,
     rank,
     same_shape,
     same_size,
     shape,
     value,
 )
+from .graph.operations import called, calls, label, operation
 from .mask.scan import GraphScan
 from .products import (
     Heads,
@@ -158,19 +157,19 @@ def _find_weights(softmax: fx.Node) -> _Weights | None:
             weights.product, weights.operand = reader, node
             return weights
         weights.covered.append(reader)
-        name = op_name(reader).removesuffix("_")
-        if name == "dropout" and reader.args[:1] == (node,):
+        step = operation(reader).removesuffix("_")
+        if step == "dropout" and reader.args[:1] == (node,):
             weights.dropout_p = _dropout_p(reader)
-        elif name in _RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
+        elif step in _RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
             for sizes in (tuple(shape(node)), tuple(shape(reader))):
                 if len(sizes) == 4:
                     weights.heads = (sizes[0], sizes[1])
-        elif name not in _CASTS or reader.args[:1] != (node,):
-            sinks = name == "getitem" and not same_shape(shape(node), shape(reader))
+        elif step not in _CASTS or reader.args[:1] != (node,):
+            sinks = step == "getitem" and not same_shape(shape(node), shape(reader))
             weights.obstacle = (
                 "attention sinks: concatenated logits"
                 if sinks
-                else f"{name} between softmax and the product with value"
+                else f"{label(reader)} between softmax and the product with value"
             )
             return weights
         node = reader
@@ -189,7 +188,7 @@ def _product_ahead(node: fx.Node, depth: int = 8) -> fx.Node | None:
         for reader in level:
             if is_product(reader):
                 return reader
-            if calls(reader, "linear", "softmax", "layer_norm"):
+            if called(reader) in ("linear", "softmax", "layer_norm"):
                 return None
     return None
 
@@ -252,7 +251,7 @@ def _before_expand(mask: fx.Node) -> fx.Node:
 
 
 def _spelling(*products: fx.Node) -> str:
-    names = [op_name(product) for product in products]
+    names = [operation(product) for product in products]
     return "eager" if set(names) == {"matmul"} else "eager (" + ", ".join(dict.fromkeys(names)) + ")"
 
 

@@ -26,17 +26,12 @@ from .fx_utils import (
     rank,
     shape,
 )
+from .graph.operations import calls
 from .mask.scan import GraphScan
 from .products import NotUnderstood, head_obstacle
 from .reading import Reading
 from .repeats import unrepeat_pair
 from .site import AttentionSite
-
-_SDPA = (
-    torch._C._nn.scaled_dot_product_attention,
-    torch.nn.functional.scaled_dot_product_attention,
-    torch.ops.aten.scaled_dot_product_attention.default,
-)
 
 
 def find(scan: GraphScan) -> list[AttentionSite]:
@@ -45,11 +40,9 @@ def find(scan: GraphScan) -> list[AttentionSite]:
     sites = []
     pinned = False
     for node in scan.captured:
-        if node.op != "call_function":
-            continue
-        if getattr(node.target, "__name__", "") == "_sdpa_kernel":
+        if node.target is torch.nn.attention._sdpa_kernel:
             pinned = not _allows_every_backend(node)
-        if node.target in _SDPA:
+        if calls(node, "scaled_dot_product_attention"):
             sites.append(_site(node, pinned, reading, scan.autocast))
     return sites
 

@@ -12,7 +12,7 @@ from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 
 from sa_compile.config import SampleAttentionConfig
 
-from . import match_eager, match_sdpa
+from . import match_eager, match_opaque, match_sdpa
 from .children import Child, MaskFromParent, children, prove_in_parent
 from .dead_code import remove_unused
 from .decide import Decision, decide
@@ -91,7 +91,7 @@ class _Run:
         return [node for node in score_shaped_nodes(self.gm, self.records) if node.graph is self.gm.graph]
 
     def _sites(self) -> list[AttentionSite]:
-        sites = [*match_sdpa.find(self.scan), *match_eager.find(self.scan)]
+        sites = [*match_sdpa.find(self.scan), *match_eager.find(self.scan), *match_opaque.find(self.scan)]
         return sorted(sites, key=lambda site: site.output)
 
     def _one(self, site: AttentionSite) -> list[fx.Node]:

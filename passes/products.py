@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import fx
 
-from .fx_utils import Emitter, argument, calls, fixed, is_tensor, rank, required_equal, same_shape, shape
+from .fx_utils import Emitter, argument, fixed, is_tensor, rank, required_equal, same_shape, shape
+from .graph.operations import calls
 from .repeats import permutation
 from .sizes import as_expr
 

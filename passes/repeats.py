@@ -23,13 +23,14 @@ from . import fx_utils
 from .fx_utils import (
     Emitter,
     argument,
-    calls,
     is_tensor,
     normal_dim,
     rank,
     same_shape,
     shape,
+    value,
 )
+from .graph.operations import calls
 
 _MERGES = ("reshape", "view", "flatten", "_unsafe_view")
 _TRANSPOSES = ("transpose", "swapaxes", "swapdims")
@@ -62,7 +63,7 @@ def _through_layout(emitter: Emitter, node: fx.Node, dim: int) -> fx.Node | None
 
 
 def permutation(node: fx.Node) -> tuple[int, ...] | None:
-    """The order of dimensions that a transpose, permute or ``.mT`` gives its input; None for other nodes."""
+    """The order of dimensions that a transpose, permute, ``.mT`` or ``.T`` gives; None for other nodes."""
     if not is_tensor(node):
         return None
     dims = list(range(rank(node)))
@@ -82,8 +83,10 @@ def permutation(node: fx.Node) -> tuple[int, ...] | None:
         if not isinstance(order, (tuple, list)) or not all(isinstance(d, int) for d in order):
             return None
         return tuple(normal_dim(d, len(dims)) for d in order)
-    if calls(node, "getattr") and node.args[1] == "mT":
+    if calls(node, "mT", "mH", "adjoint", "H") and not value(node).is_complex():
         return (*dims[:-2], dims[-1], dims[-2])
+    if calls(node, "t", "T"):
+        return tuple(reversed(dims))
     return None
 
 

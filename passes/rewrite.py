@@ -33,7 +33,8 @@ from sa_compile.kernels import ops
 
 from .decide import Decision
 from .examples import KnownExamples
-from .fx_utils import Emitter, calls, fixed, same_shape, shape, value
+from .fx_utils import Emitter, fixed, same_shape, shape, value
+from .graph.operations import calls
 from .mask.predicate import MaskPredicate
 from .repeats import permutation
 from .segments import emit_segments

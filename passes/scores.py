@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from .dead_code import changes_in_place
-from .fx_utils import Emitter, argument, calls, is_tensor, number, op_name, rank, same_shape, shape, value
+from .fx_utils import Emitter, argument, is_tensor, number, rank, same_shape, shape, value
+from .graph.operations import called, calls, label, operation
+from .graph.writes import changes_in_place
 from .products import Heads, is_product
 
 _CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "clone")
@@ -97,43 +98,43 @@ class _Walk:
         for write in sorted(writes, reverse=True):
             self.scores.covered.append(write)
             if self._undo(write) not in same_memory:
-                raise _Stuck(f"{op_name(write)} on the scores")
+                raise _Stuck(f"{label(write)} on the scores")
 
     def _writes_before(self, user: fx.Node, reader: fx.Node) -> bool:
         return user in self.captured and user < reader and changes_in_place(user)
 
     def _undo(self, node: fx.Node) -> fx.Node:
         """Note what the step does; the scores before it."""
-        name = op_name(node).removesuffix("_")
-        if name in _CASTS:
+        step = operation(node).removesuffix("_")
+        if step in _CASTS:
             return self._tensor(node)
-        if name in _RESHAPES:
+        if step in _RESHAPES:
             return self._undo_reshape(node)
-        if name in ("mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"):
-            return self._undo_scale(node, "mul" if "mul" in name else "div")
-        if name in ("add", "iadd"):
+        if step in ("mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"):
+            return self._undo_scale(node, "mul" if "mul" in step else "div")
+        if step in ("add", "iadd"):
             return self._undo_add(node)
-        if name in ("sub", "isub"):
+        if step in ("sub", "isub"):
             return self._undo_shift(node)
-        if name == "masked_fill":
+        if step == "masked_fill":
             kept, mask, fill = self._tensor(node), argument(node, 1, "mask"), argument(node, 2, "value")
             self._mask_by_fill(node, mask, fill, fill_where=True)
             return kept
-        if name == "where" and len(node.args) == 3:
+        if step == "where" and len(node.args) == 3:
             return self._undo_where(node)
-        raise _Stuck(f"{name or node} between the scores and softmax")
+        raise _Stuck(f"{label(node)} between the scores and softmax")
 
     def _tensor(self, node: fx.Node) -> fx.Node:
         source = argument(node, 0, "input")
         if not is_tensor(source):
-            raise _Stuck(f"{op_name(node)} of something else than a tensor")
+            raise _Stuck(f"{label(node)} of something else than a tensor")
         return source
 
     def _undo_reshape(self, node: fx.Node) -> fx.Node:
         source = self._tensor(node)
         before, after = tuple(shape(source)), tuple(shape(node))
         if not same_shape(before[-2:], after[-2:]):
-            raise _Stuck(f"{op_name(node)} mixes rows and keys of the scores")
+            raise _Stuck(f"{label(node)} mixes rows and keys of the scores")
         self._note_heads(before)
         self._note_heads(after)
         return source
@@ -147,7 +148,7 @@ class _Walk:
         if how == "mul" and not self._is_scores(left):
             left, right = right, left
         if not self._is_scores(left) or node.kwargs.get("rounding_mode"):
-            raise _Stuck(f"{op_name(node)} between the scores and softmax")
+            raise _Stuck(f"{label(node)} between the scores and softmax")
         factor = constant(right)
         if factor is not None:
             self.scores.scale *= factor if how == "mul" else 1.0 / factor
@@ -213,9 +214,9 @@ class _Walk:
         low = constant(fill)
         dtype = value(node).dtype
         if low is None or not is_tensor(mask):
-            raise _Stuck(f"{op_name(node)} with a value that is not known at compile time")
+            raise _Stuck(f"{label(node)} with a value that is not known at compile time")
         if low > _EXCLUDES and low > torch.finfo(dtype).min:
-            raise _Stuck(f"{op_name(node)} with {low}, which is not low enough to exclude a key")
+            raise _Stuck(f"{label(node)} with {low}, which is not low enough to exclude a key")
         low = low if math.isinf(low) else torch.finfo(dtype).min
         zeros = self.emitter.function(torch.zeros, (), dtype=dtype, device=value(node).device)
         choices = (low, zeros) if fill_where else (zeros, low)
@@ -262,7 +263,7 @@ def _product_behind(node: Any, depth: int = 10) -> fx.Node | None:
         level = [
             source
             for candidate in level
-            if candidate.op in ("call_function", "call_method") and not calls(candidate, *_NOT_ELEMENTWISE)
+            if candidate.op in ("call_function", "call_method") and called(candidate) not in _NOT_ELEMENTWISE
             for source in candidate.all_input_nodes
             if source not in seen and is_tensor(source) and rank(source) >= 2
         ]
@@ -271,7 +272,7 @@ def _product_behind(node: Any, depth: int = 10) -> fx.Node | None:
 
 def _named_obstacle(softmax: fx.Node, product: fx.Node) -> str | None:
     """The well-known reasons, by what lies between the product and the softmax."""
-    names = {op_name(node) for node in _between(softmax, product)}
+    names = {operation(node) for node in _between(softmax, product)}
     if "tanh" in names:
         return "tanh softcap"
     if "cat" in names:

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from .fx_utils import calls
+_SET_GRAD = torch._C._set_grad_enabled
+_ENTER, _EXIT = torch.autograd.grad_mode._enter_inference_mode, torch.autograd.grad_mode._exit_inference_mode
 
 MODULE_TRAINS = "training: the module is in training mode; call model.eval() for inference"
 _FORWARD_AD = "training: forward-mode AD, for which no fast attention has a formula"
@@ -85,11 +86,11 @@ def recording_nodes(graph: fx.Graph, recording: bool) -> set[fx.Node]:
     """The nodes at which gradients are recorded; ``recording``: they are where the graph begins."""
     nodes, inference = set(), 0
     for node in graph.nodes:
-        if calls(node, "_set_grad_enabled"):
+        if node.target is _SET_GRAD:
             recording = bool(node.args[0])
-        elif calls(node, "_enter_inference_mode"):
+        elif node.target is _ENTER:
             inference += 1
-        elif calls(node, "_exit_inference_mode"):
+        elif node.target is _EXIT:
             inference -= 1
         if recording and not inference:
             nodes.add(node)

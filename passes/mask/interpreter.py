@@ -8,19 +8,18 @@ for the report.
 
 from __future__ import annotations
 
-import builtins
-import operator
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
 
+from ..graph.operations import describe, operation
+from ..graph.writes import written_arguments
 from .expression import Bool, Element, Flag, Real, Truth, Unknown, choose, conjunction
 from .facts import Facts, size_expression
-from .mutation import Mutations, same_view, tensor_of, written_arguments
+from .mutation import Mutations, same_view, tensor_of
 from .predicate import NotProven
 
 Index = tuple[sympy.Expr, ...]
@@ -29,23 +28,13 @@ Rule = Callable[["Frame", Index], Element]
 # Rules by the operation's name; filled by the ops_* modules.
 RULES: dict[str, Rule] = {}
 
-_TRUSTED_MODULES: tuple[ModuleType | type, ...] = (
-    builtins,
-    operator,
-    torch,
-    torch.Tensor,
-    torch.nn.functional,
-    torch._C._nn,
-    torch.special,
-)
 
-
-def rule(*names: str) -> Callable[[Rule], Rule]:
+def rule(*operations: str) -> Callable[[Rule], Rule]:
     """Register a function as the rule of these operations (functions, methods, operators and ATen alike)."""
 
     def register(function: Rule) -> Rule:
-        for name in names:
-            RULES[name] = function
+        for one in operations:
+            RULES[one] = function
         return function
 
     return register
@@ -61,32 +50,6 @@ class Stop(Exception):
     def __init__(self, reason: str, node: fx.Node):
         super().__init__(reason)
         self.result = NotProven(reason, node)
-
-
-def operation_name(node: fx.Node) -> str | None:
-    """The operation's name without the way it is spelt, in-place underscore included; None if unknown."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name[2:-2] if name.startswith("__") and name.endswith("__") else name
-    if node.op != "call_function":
-        return None
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        namespace, name = target._schema.name.split("::")
-        return name if namespace == "aten" else None
-    name = getattr(target, "__name__", "")
-    if any(getattr(module, name, None) is target for module in _TRUSTED_MODULES):
-        return name
-    return None
-
-
-def describe(node: fx.Node) -> str:
-    """The operation of a node in words, for reasons."""
-    if node.op == "placeholder":
-        return "an input of the graph"
-    if node.op in ("call_method", "call_module", "get_attr"):
-        return f"{node.op} '{node.target}'"
-    return f"'{getattr(node.target, '__name__', node.target)}'"
 
 
 class Interpreter:
@@ -142,24 +105,24 @@ class Interpreter:
                 writer,
             )
         frame = Frame(self, writer)
-        name = operation_name(writer)
-        if name is None or name not in RULES:
+        function = RULES.get(operation(writer))
+        if function is None:
             raise Stop(f"in-place {describe(writer)} on the way to the mask is not understood", writer)
         try:
-            return _apply(RULES[name], frame, index)
+            return _apply(function, frame, index)
         except GiveUp as error:
             raise Stop(f"in-place {describe(writer)}: {error}", writer) from error
 
     def _defined(self, node: fx.Node, index: Index) -> Element:
-        name = operation_name(node)
+        function = RULES.get(operation(node))
         try:
             if len(index) != len(self.shape(node)):
                 raise GiveUp("rank mismatch")
             if node.op == "placeholder":
                 raise GiveUp("the content of an input is not known when compiling")
-            if name is None or name not in RULES:
+            if function is None:
                 raise GiveUp(f"operation {describe(node)} is not understood")
-            return _apply(RULES[name], Frame(self, node), index)
+            return _apply(function, Frame(self, node), index)
         except GiveUp as error:
             if written_arguments(node):
                 raise Stop(

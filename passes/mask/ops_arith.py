@@ -8,6 +8,7 @@ from typing import Any
 import sympy
 import torch
 
+from ..graph.operations import calls, describe
 from .expression import (
     FALSE,
     TRUE,
@@ -214,9 +215,8 @@ def masked_fill(frame: Frame, index: Index) -> Element:
 @rule("clamp", "clip", "clamp_min", "clamp_max", "clamp_")
 def clamp(frame: Frame, index: Index) -> Element:
     """Bounds from below and above."""
-    name = str(frame.node.target)
-    if name in ("clamp_min", "clamp_max"):
-        raise GiveUp(f"{name} is not understood")
+    if calls(frame.node, "clamp_min", "clamp_max"):
+        raise GiveUp(f"{describe(frame.node)} is not understood")
     element = as_number(frame.read(frame.tensor(), index), frame.dtype)
     for bound, function in ((frame.arg(1, "min"), "maximum"), (frame.arg(2, "max"), "minimum")):
         if bound is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import sympy
 import torch
 
+from ..graph.operations import calls, qualified_name
 from .expression import FALSE, TRUE, Bool, Element, Truth, lift
 from .interpreter import Frame, GiveUp, Index, rule
 from .numbers import arithmetic, as_number, cast, integer_in_float
@@ -50,7 +51,7 @@ def fill(frame: Frame, index: Index) -> Element:
 @rule("tensor", "scalar_tensor", "new_tensor", "_to_tensor")
 def scalar(frame: Frame, index: Index) -> Element:
     """A tensor of one number."""
-    value = frame.arg(1 if frame.node.target == "new_tensor" else 0, "data", frame.node.kwargs.get("s"))
+    value = frame.arg(1 if calls(frame.node, "new_tensor") else 0, "data", frame.node.kwargs.get("s"))
     while isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     return constant(frame, value)
@@ -156,8 +157,7 @@ def _joined(frame: Frame, parts: list[Any], index: Index, dim: int, at: sympy.Ex
 def pad(frame: Frame, index: Index) -> Element:
     """A constant around the tensor; negative widths cut."""
     source = frame.tensor()
-    name = getattr(frame.node.target, "__name__", "")
-    is_aten = isinstance(frame.node.target, torch._ops.OpOverload) or name == "constant_pad_nd"
+    is_aten = qualified_name(frame.node.target) or calls(frame.node, "constant_pad_nd")
     if not is_aten and frame.arg(2, "mode", "constant") != "constant":
         raise GiveUp("padding that is not by a constant")
     value = frame.arg(2 if is_aten else 3, "value", None)

@@ -11,7 +11,16 @@ _ZERO = sympy.Integer(0)
 
 
 @rule(
-    "contiguous", "clone", "detach", "cpu", "cuda", "alias", "requires_grad_", "positive", "lift_fresh_copy"
+    "contiguous",
+    "clone",
+    "detach",
+    "data",
+    "cpu",
+    "cuda",
+    "alias",
+    "requires_grad_",
+    "positive",
+    "lift_fresh_copy",
 )
 def same(frame: Frame, index: Index) -> Element:
     """The same tensor, perhaps at another place."""
@@ -85,18 +94,15 @@ def transpose(frame: Frame, index: Index) -> Element:
     return frame.read(frame.tensor(), tuple(swapped))
 
 
-@rule("t")
-def matrix_transpose(frame: Frame, index: Index) -> Element:
-    """A matrix transposed."""
+@rule("t", "T")
+def reversed_dims(frame: Frame, index: Index) -> Element:
+    """All dims in reverse order; ``t`` takes no more than two."""
     return frame.read(frame.tensor(), index[::-1])
 
 
-@rule("getattr")
-def attribute(frame: Frame, index: Index) -> Element:
-    """``x.T``, ``x.mT`` and ``x.data``."""
-    name = frame.arg(1, "name")
-    if name in ("mT", "T") and len(index) >= 2 and (name == "mT" or len(index) == 2):
-        return frame.read(frame.tensor(), (*index[:-2], index[-1], index[-2]))
-    if name == "data":
-        return frame.read(frame.tensor(), index)
-    raise GiveUp(f"attribute {name!r}")
+@rule("mT", "mH", "adjoint", "H")
+def last_two_exchanged(frame: Frame, index: Index) -> Element:
+    """Every matrix transposed; conjugating changes no real number."""
+    if frame.dtype.is_complex:
+        raise GiveUp("complex numbers")
+    return frame.read(frame.tensor(), (*index[:-2], index[-1], index[-2]))

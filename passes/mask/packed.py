@@ -12,9 +12,10 @@ from typing import Any, TypeAlias
 import sympy
 from sympy.core.function import AppliedUndef
 
+from ..graph.operations import calls
 from .clauses import Clause
 from .expression import Bool, Element, Eq0, Le0, Not, negation
-from .interpreter import Frame, GiveUp, Interpreter, operation_name
+from .interpreter import Frame, GiveUp, Interpreter
 from .mutation import tensor_of
 
 PositionIds: TypeAlias = tuple[Any, sympy.Expr]  # the tensor's lookup function, and its batch index
@@ -51,7 +52,7 @@ def _equal_lookups(literal: Bool) -> tuple[AppliedUndef, AppliedUndef] | None:
 def _steps_of_one(interpreter: Interpreter, segment: AppliedUndef) -> PositionIds | None:
     """Position ids (name, batch index) whose step is 1 where the segment number does not rise, or None."""
     node = interpreter.nodes[segment.func.__name__]
-    if operation_name(node) != "cumsum":
+    if not calls(node, "cumsum"):
         return None
     frame = Frame(interpreter, node)
     try:

@@ -10,12 +10,13 @@ import sympy
 from sympy.core.function import AppliedUndef
 from torch import fx
 
+from ..graph.operations import describe
 from ..site import AttentionSite
 from . import ops_arith, ops_creation, ops_index, ops_views  # noqa: F401  (they register the rules)
 from .additive import AdditiveMask, IsBias
 from .clauses import TooComplex
 from .expression import Bool, Element, Real, conjunction, expressions
-from .interpreter import Frame, GiveUp, Stop, describe
+from .interpreter import Frame, GiveUp, Stop
 from .materialise import Materialiser, NotEmittable
 from .mutation import tensor_of
 from .normal_form import Axes, DoesNotFit, to_predicate

@@ -8,7 +8,7 @@ from support.attention import FLOAT_MIN, SCALE, allowed, grouped, left_padding, 
 from support.graphs import SAMPLED_OPS, SDPA_OPS, compile_with_passes
 from torch import fx
 
-from sa_compile.passes.fx_utils import op_name
+from sa_compile.passes.graph.operations import is_higher_order
 
 sdpa = F.scaled_dot_product_attention
 
@@ -77,7 +77,7 @@ def test_region_called_twice_is_rewritten_once_a_body(function, mask, dynamic):
     assert {record.mask for record in backend.records} == {mask}
     assert backend.ops() == {op: count * len(bodies) for op, count in SAMPLED_OPS.items()}
     assert backend.score_shaped() == []
-    calls = [node for node in parent.graph.nodes if op_name(node) == "invoke_subgraph"]
+    calls = [node for node in parent.graph.nodes if is_higher_order(node, "invoke_subgraph")]
     assert len(calls) == 2
     for call in calls:
         inputs = [node for node in bodies[call.args[0].target].graph.nodes if node.op == "placeholder"]

@@ -3,17 +3,16 @@
 import torch
 import torch.nn.functional as F
 from support.attention import LENGTH, full, grouped, repeat_kv
-from support.graphs import compile_with_passes
+from support.graphs import compile_with_passes, operation_name
 from torch import fx
 
 from sa_compile.passes.dead_code import remove_unused
-from sa_compile.passes.fx_utils import op_name
 
 sdpa = F.scaled_dot_product_attention
 
 
 def names(backend):
-    return [op_name(node) for node in backend.after[0].graph.nodes]
+    return [operation_name(node) for node in backend.after[0].graph.nodes]
 
 
 def test_mask_made_in_place_goes():
@@ -54,9 +53,9 @@ def graph_of(function):
 
 def test_readers_go_before_what_they_read():
     graph = graph_of(lambda x: [x + 1, ((x * 2) - 3).sum()][0])
-    unread = next(node for node in graph.nodes if op_name(node) == "sum")
+    unread = next(node for node in graph.nodes if operation_name(node) == "sum")
     remove_unused(graph, [], [unread])
-    assert [op_name(node) for node in graph.nodes] == ["", "add", ""]
+    assert [operation_name(node) for node in graph.nodes] == ["", "add", ""]
 
 
 def test_a_write_into_a_tensor_that_is_read_stays():
@@ -67,4 +66,4 @@ def test_a_write_into_a_tensor_that_is_read_stays():
 
     graph = graph_of(function)
     remove_unused(graph, [], list(graph.nodes))
-    assert [op_name(node) for node in graph.nodes] == ["", "mul", "add_", ""]
+    assert [operation_name(node) for node in graph.nodes] == ["", "mul", "add_", ""]

@@ -13,7 +13,7 @@ from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.passes import pipeline
-from sa_compile.passes.fx_utils import op_name
+from sa_compile.passes.graph.operations import label
 from sa_compile.passes.invariants import score_shaped_nodes
 from sa_compile.passes.record import SiteRecord
 
@@ -61,9 +61,14 @@ class PassesBackend:
         return [node for gm in self.after for node in score_shaped_nodes(gm, self.records)]
 
 
+def operation_name(node):
+    """The operation that a node is, without its namespace; "" for placeholders and the output."""
+    return label(node).rpartition("::")[2] if node.op in ("call_function", "call_method") else ""
+
+
 def _count(gm):
     nodes = (n for m in gm.modules() if isinstance(m, fx.GraphModule) for n in m.graph.nodes)
-    return dict(Counter(name for name in map(op_name, nodes) if name in _ATTENTION_OPS))
+    return dict(Counter(name for name in map(operation_name, nodes) if name in _ATTENTION_OPS))
 
 
 def compile_with_passes(function, *args, dynamic=None, training=False, tolerance=1e-5, **options):
