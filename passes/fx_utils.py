@@ -79,8 +79,8 @@ def normal_dim(dim: int, of_rank: int) -> int:
 
 
 # What Dynamo calls the model, depending on the function that it traces: the model's forward, a decorator of
-# it (transformers has several), or one that takes the model.
-_ROOTS = ("L['self']", "L['args'][0]", "L['model']")
+# it (transformers has several), one that takes the model, or Dynamo's own wrapper of a module of torch.nn.
+_ROOTS = ("L['self']", "L['args'][0]", "L['model']", "L['fn']")
 
 
 def module_path(node: fx.Node) -> str:

@@ -77,10 +77,13 @@ def qualified_name(target: Any) -> str:
 
 def is_torchs(target: Any) -> bool:
     """A function that torch itself brings, known by a name here or not."""
+    if isinstance(target, OpOverload | OpOverloadPacket):
+        return bool(_function(target))
     if isinstance(target, types.FunctionType):
-        module = str(target.__globals__.get("__name__"))
-        return module == "torch" or module.startswith("torch.")
-    return bool(_function(target)) or str(getattr(target, "__module__", "")).partition(".")[0] == "torch"
+        module = target.__globals__.get("__name__")
+    else:
+        module = getattr(target, "__module__", "")
+    return bool(_function(target)) or str(module).partition(".")[0] == "torch"
 
 
 def describe(node: fx.Node) -> str:
