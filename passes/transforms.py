@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from .fx_utils import op_name
+from .graph.operations import function_of_torch
 
 _BEGIN = {
     "_vmap_increment_nesting": "torch.func.vmap",
@@ -25,7 +25,7 @@ def transforms(graph: fx.Graph, outer: str | None = None) -> dict[fx.Node, str]:
     levels = [] if outer is None else [outer]
     found = {}
     for node in graph.nodes:
-        name = op_name(node)
+        name = function_of_torch(node)
         if name in _BEGIN:
             levels.append(_BEGIN[name])
         elif name in _END:

@@ -86,6 +86,12 @@ def is_torchs(target: Any) -> bool:
     return bool(_function(target)) or str(module).partition(".")[0] == "torch"
 
 
+def function_of_torch(node: fx.Node) -> str:
+    """Bare name of what a node calls if torch brings it, also of what is no operation; else ""."""
+    own = node.op == "call_function" and is_torchs(node.target)
+    return str(getattr(node.target, "__name__", "")) if own else ""
+
+
 def describe(node: fx.Node) -> str:
     """What a node calls, in words, for reasons."""
     if node.op == "placeholder":
