@@ -3,7 +3,7 @@
 ``nested_compile_region`` leaves ``invoke_subgraph`` calls and activation checkpointing
 ``tag_activation_checkpoint`` calls of a child graph whose placeholders are the call's operands. A mask
 built in the parent is proven there, for every call; what the predicate needs is handed over instead of the
-mask. Bodies of other higher-order operators (cond, while_loop, flex_attention, ...) are left alone.
+mask. Bodies of other higher-order operators (cond, while_loop, ...) are left alone, but for the report.
 
 Before::
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from .graph.operations import is_higher_order
 from .graph.regions import first_operand, region_of
 from .graph.writes import changes_in_place
 from .mask.predicate import Chunk, MaskPredicate, NotProven, Segments
@@ -86,19 +87,31 @@ class Child:
 
 def children(scan: GraphScan) -> list[Child]:
     """Child graph modules whose calls are all understood, in order of their first call."""
-    gm = scan.gm
-    calls: dict[fx.GraphModule, list[fx.Node]] = {}
-    other: set[fx.GraphModule] = set()
-    for node in gm.graph.find_nodes(op="get_attr"):
-        module = region_of(node)
-        if module is None:
-            continue
-        for reader in node.users:
-            if _operands_match(reader, node, module):
-                calls.setdefault(module, []).append(reader)
-            else:
-                other.add(module)
-    return [Child(scan, module, tuple(nodes)) for module, nodes in calls.items() if module not in other]
+    return [
+        Child(scan, module, tuple(call for call, _ in calls))
+        for module, calls in _regions(scan).items()
+        if all(_operands_match(call, body, module) for call, body in calls)
+    ]
+
+
+def regions(scan: GraphScan) -> list[tuple[fx.GraphModule, fx.Node]]:
+    """Every graph module that this graph calls, with the first call of it."""
+    return [(module, calls[0][0]) for module, calls in _regions(scan).items() if not _is_backward(*calls[0])]
+
+
+def _regions(scan: GraphScan) -> dict[fx.GraphModule, list[tuple[fx.Node, fx.Node]]]:
+    """Graph modules that this graph reads: each with its calls, and the node that reads it for the call."""
+    found: dict[fx.GraphModule, list[tuple[fx.Node, fx.Node]]] = {}
+    for body in scan.gm.graph.find_nodes(op="get_attr"):
+        module = region_of(body)
+        if module is not None and body.users:
+            found.setdefault(module, []).extend((call, body) for call in body.users)
+    return found
+
+
+def _is_backward(call: fx.Node, body: fx.Node) -> bool:
+    """The body is the backward of a ``torch.autograd.Function``, whose attention is the forward's."""
+    return is_higher_order(call, "autograd_function_apply") and call.args[0] is not body
 
 
 def _operands_match(call: fx.Node, body: fx.Node, module: fx.GraphModule) -> bool:

@@ -6,6 +6,8 @@ graph modules first, since a mask that a child no longer needs is dead in its pa
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from torch import fx
 from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
@@ -13,11 +15,12 @@ from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 from sa_compile.config import SampleAttentionConfig
 
 from . import match_eager, match_opaque, match_sdpa
-from .children import Child, MaskFromParent, children, prove_in_parent
+from .children import Child, MaskFromParent, children, prove_in_parent, regions
 from .dead_code import remove_unused
 from .decide import Decision, decide
 from .frame import Frame
 from .fx_utils import value
+from .graph.operations import label
 from .invariants import score_shaped_nodes
 from .mask.predicate import MaskPredicate, NotProven
 from .mask.prove import prove_mask
@@ -78,12 +81,14 @@ class _Run:
 
     def _children(self) -> list[fx.Node]:
         """Rewrite the child graph modules; operands that they no longer take."""
-        dropped = []
+        dropped, opened = [], set()
         for child in children(self.scan):
+            opened.add(child.graph_module)
             recording = any(call in self.recording for call in child.calls)
             done = _Run(child.graph_module, self.config, self.frame, recording, child)
             self.records += done.records
             dropped += done.dropped
+        self.records += _closed(self.scan, self.config, opened)
         return dropped
 
     def _score_shaped(self) -> list[fx.Node]:
@@ -91,8 +96,7 @@ class _Run:
         return [node for node in score_shaped_nodes(self.gm, self.records) if node.graph is self.gm.graph]
 
     def _sites(self) -> list[AttentionSite]:
-        sites = [*match_sdpa.find(self.scan), *match_eager.find(self.scan), *match_opaque.find(self.scan)]
-        return sorted(sites, key=lambda site: site.output)
+        return _find(self.scan)
 
     def _one(self, site: AttentionSite) -> list[fx.Node]:
         """Prove, decide, rewrite; the nodes that the rewrite replaced."""
@@ -135,3 +139,30 @@ class _Run:
                 return proven.predicate, proven
             mask = proven
         return mask, None
+
+
+def _find(scan: GraphScan) -> list[AttentionSite]:
+    sites = [*match_sdpa.find(scan), *match_eager.find(scan), *match_opaque.find(scan)]
+    return sorted(sites, key=lambda site: site.output)
+
+
+def _closed(
+    scan: GraphScan,
+    config: SampleAttentionConfig,
+    opened: Container[fx.GraphModule] = (),
+    inside: str | None = None,
+) -> list[SiteRecord]:
+    """Rows of the attentions in graph modules that are left alone: branches of ``torch.cond``, loops, ..."""
+    records = []
+    for module, call in regions(scan):
+        if module in opened:
+            continue
+        around = inside or label(call)
+        inner = GraphScan(module, (scan, call), inside=around)
+        for site in _find(inner):
+            reason = site.obstacle or f"inside {around}"
+            decision = Decision("kept", "", reason)
+            records.append(record(site, NotProven(reason, site.output), decision, config))
+        remove_unused(module.graph, (), [node for node in module.graph.nodes if node not in inner.captured])
+        records += _closed(inner, config, inside=around)
+    return records

@@ -21,16 +21,21 @@ class GraphScan:
     ``captured``: its nodes; nodes that passes added are not among them. ``mutations``: its in-place
     operations, which no pass adds to. ``autocast``: its regions. ``transforms``: the function transform
     around a node, of those that have one. ``called_from``: of a child graph, its parent's scan and the call
-    there.
+    there; ``inside``: what else stands around the whole graph, in words.
     """
 
-    def __init__(self, gm: fx.GraphModule, called_from: tuple[GraphScan, fx.Node] | None = None) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        called_from: tuple[GraphScan, fx.Node] | None = None,
+        inside: str | None = None,
+    ) -> None:
         self.gm = gm
         self.captured = dict.fromkeys(gm.graph.nodes)
         outer = (called_from[0].autocast, called_from[1]) if called_from is not None else None
         self.autocast: Regions = Regions(gm.graph.nodes, outer)
         around = called_from[0].transforms.get(called_from[1]) if called_from is not None else None
-        self.transforms: dict[fx.Node, str] = transforms(gm.graph, around)
+        self.transforms: dict[fx.Node, str] = transforms(gm.graph, inside or around)
         self.mutations = Mutations(gm.graph)
         self._shape_env = find_shape_env(gm)
         self._interpreters: dict[object, Interpreter] = {}

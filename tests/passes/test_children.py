@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from support.attention import FLOAT_MIN, SCALE, allowed, grouped, left_padding, repeat_kv
+from support.attention import FLOAT_MIN, SCALE, allowed, full, grouped, left_padding, repeat_kv
 from support.graphs import SAMPLED_OPS, SDPA_OPS, compile_with_passes
 from torch import fx
 
@@ -115,3 +115,40 @@ def test_checkpointed_body_in_training():
     backend = compile_with_passes(checkpointed, *tensors, training=True)
     assert backend.outcomes == [("exact", "sdpa_causal")]
     assert backend.score_shaped() == []
+
+
+def sdpa_in_region(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def in_branch(q, k, v):
+    def checkpointed(q, k, v):
+        return torch.utils.checkpoint.checkpoint(sdpa_in_region, q, k, v, use_reentrant=False) * 2.0
+
+    return torch.cond(q.sum() > 0, sdpa_in_region, checkpointed, (q, k, v))
+
+
+def test_attention_in_branches_has_rows():
+    backend = compile_with_passes(in_branch, *full())
+    reasons = [(record.outcome, record.reason) for record in backend.records]
+    assert reasons == [("kept", "inside cond"), ("kept", "inside cond")]
+
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v):
+        """SDPA in a function of autograd"""
+        ctx.save_for_backward(q, k, v)
+        return sdpa_in_region(q, k, v)
+
+    @staticmethod
+    def backward(ctx, grad):
+        """Some gradient that an attention is in."""
+        q, k, v = ctx.saved_tensors
+        return sdpa_in_region(grad, k, v), None, None
+
+
+def test_attention_in_a_function_of_autograd_has_one_row():
+    q, k, v = (x.requires_grad_() for x in full())
+    backend = compile_with_passes(Scaled.apply, q, k, v, training=True)
+    assert [(r.outcome, r.reason) for r in backend.records] == [("kept", "inside autograd_function_apply")]
