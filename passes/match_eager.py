@@ -111,7 +111,6 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, reading: Re
     heads = scores.heads or weights.heads or heads_of_product(scores.product)
     query, key = score_operands(emitter, scores.product, heads)
     value_, order = value_operand(emitter, output, weights.operand, heads)
-    as_read = query, key, value_
     value_ = autocast.operand(emitter, value_, output)
     query, key = (_score_operand(emitter, x, scores.product, value(value_).dtype) for x in (query, key))
     key, value_, repeats = unrepeat_pair(emitter, key, value_, shape(query)[1])
@@ -121,7 +120,8 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, reading: Re
     wanted = (shape(query)[0], shape(query)[1], shape(query)[2], shape(key)[2])
     if rank(softmax) == 4 and not same_shape(shape(softmax), wanted):
         raise NotUnderstood("the mask widens the scores")
-    reading.check_unchanged(scores.product, output, zip(as_read, (query, key, value_), strict=True))
+    reads = ((scores.product, query), (scores.product, key), (output, value_))
+    reading.check_unchanged(reads, covered, output)
     return AttentionSite(
         spelling=_spelling(scores.product, output),
         output=output,

@@ -99,7 +99,7 @@ def _unrepeated(
     """Key and value before their heads were repeated, unless these were written to since."""
     sources = unrepeat_pair(emitter, key, value, shape(query)[1])
     try:
-        reading.check_unchanged(node, node, zip((key, value), sources[:2], strict=True))
+        reading.check_unchanged(((node, source) for source in sources[:2]), (node,), node)
     except NotUnderstood:
         return key, value, False
     return sources

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import fx
 
@@ -34,22 +34,38 @@ class Reading:
                 raise NotUnderstood(f"{node} is read by {outside[0]} too")
 
     def check_unchanged(
-        self, first_read: fx.Node, output: fx.Node, operands: Iterable[tuple[fx.Node, fx.Node]]
+        self, reads: Iterable[tuple[fx.Node, fx.Node]], covered: Collection[fx.Node], output: fx.Node
     ) -> None:
-        """Raises ``NotUnderstood`` if an operand is written to between its first reading and ``output``.
+        """Raises ``NotUnderstood`` if what a captured node reads is not what the rewrite reads at ``output``.
 
-        ``operands``: what the captured graph reads, and the tensor behind it that the rewrite reads instead.
+        ``reads``: a captured node, and the tensor that the rewrite reads behind the node's operand: neither
+        it may be written to once the operand is being made of it, nor what lies between the two, copies such
+        as repeated heads included. ``covered``: nodes of the attention, which are no operands.
         """
-        for as_read, source in operands:
+        for reader, source in reads:
             source = self._captured(source)
-            start = first_read
-            node = self._captured(as_read)
-            while node is not source and node.args and isinstance(node.args[0], fx.Node):
-                start = min(start, node)
-                node = node.args[0]
-            for writer, _ in self.mutations.between(source, output):
-                if writer > start:
-                    raise NotUnderstood(f"{source} is changed in place by {writer} before the attention ends")
+            made = self._made_of(source, reader, covered)
+            for node, since in ((source, min((*made, reader))), *zip(made, made, strict=True)):
+                for writer, _ in self.mutations.between(node, output):
+                    if writer > since:
+                        raise NotUnderstood(
+                            f"{node} is changed in place by {writer} before the attention ends"
+                        )
+
+    def _made_of(self, source: fx.Node, reader: fx.Node, covered: Collection[fx.Node]) -> list[fx.Node]:
+        """Nodes on a way from ``source`` to an operand of ``reader``."""
+        above: set[fx.Node] = set()
+        waiting = [reader]
+        while waiting:
+            for node in waiting.pop().all_input_nodes:
+                if node > source and node not in above and node not in covered:
+                    above.add(node)
+                    waiting.append(node)
+        made: list[fx.Node] = []
+        for node in sorted(above):
+            if any(x is source or x in made for x in node.all_input_nodes):
+                made.append(node)
+        return made
 
     def _captured(self, node: fx.Node) -> fx.Node:
         """The node itself, or what the view that a matcher added looks at."""

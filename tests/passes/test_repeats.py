@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.attention import BATCH, HEAD_DIM, HEADS, KV_HEADS, LENGTH, grouped, repeat_kv
+from support.attention import BATCH, HEAD_DIM, HEADS, KV_HEADS, LENGTH, added, grouped, repeat_kv
 from support.graphs import compile_with_passes
 
 N = HEADS // KV_HEADS
@@ -82,3 +82,47 @@ def test_short_repeated_attention_reads_the_unrepeated_heads():
     (node,) = (n for n in backend.after[0].graph.nodes if "scaled_dot_product" in str(n.target))
     assert node.kwargs["enable_gqa"] is True
     assert [str(n) for n in backend.after[0].graph.nodes if "expand" in str(n.target)] == []
+
+
+def _sdpa(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _written_out(q, k, v):
+    scores = torch.matmul(q, k.transpose(-1, -2)) * HEAD_DIM**-0.5
+    return torch.matmul((scores + added()).softmax(-1), v)
+
+
+def _merged(q, k, v):
+    q, k, v = (x.reshape(BATCH * HEADS, LENGTH, HEAD_DIM) for x in (q, k, v))
+    q[:, :3] = 0.5
+    scores = torch.bmm(q, k.transpose(1, 2)) * HEAD_DIM**-0.5
+    return torch.bmm((scores + added()).softmax(-1), v)
+
+
+def _key_set(k, v):
+    k[..., :3, :] = 0.25
+
+
+def _value_scaled(k, v):
+    v.mul_(-2.0)
+
+
+@pytest.mark.parametrize("write", [_key_set, _value_scaled])
+@pytest.mark.parametrize("repeat", [repeat_kv, by_repeat_interleave, by_ellipsis])
+@pytest.mark.parametrize("function", [_sdpa, _written_out])
+def test_heads_that_are_written_to_once_they_were_repeated_are_read_as_they_are_then(function, repeat, write):
+    def written(q, k, v):
+        k, v = repeat(k), repeat(v)
+        write(k, v)
+        return function(q, k, v)
+
+    backend = compile_with_passes(written, *grouped())
+    assert all(record.kv_heads in (HEADS, "?") for record in backend.records)
+
+
+def test_a_copy_that_merges_batch_and_heads_is_read_as_it_is_written():
+    def by_position(q, k, v):
+        return _merged(*(x.transpose(1, 2) for x in (q, k, v)))
+
+    compile_with_passes(by_position, *(torch.randn(BATCH, LENGTH, HEADS, HEAD_DIM) for _ in range(3)))
