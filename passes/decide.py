@@ -33,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
+from .declared import RangeUndecided, evaluate, in_declared_range
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .length_range import settings_for
 from .mask.predicate import MaskPredicate, NotProven
@@ -85,6 +86,8 @@ def decide(
         return _decide_proven(site, mask, config, training, device)
     except GuardOnDataDependentSymNode:
         return _kept("a length depends on data")
+    except RangeUndecided as why:
+        return _kept(str(why))
 
 
 def _decide_proven(
@@ -105,7 +108,10 @@ def _decide_proven(
 
 
 class _Sizes:
-    """The lengths of a site, and questions about them that a guard answers."""
+    """The lengths of a site, and questions about them that a guard answers.
+
+    A question that no guard may answer raises ``RangeUndecided``.
+    """
 
     def __init__(self, site: AttentionSite) -> None:
         self.q_len = as_expr(shape(site.query)[2])
@@ -119,7 +125,12 @@ class _Sizes:
         if condition in (sympy.false, False):
             return False
         assert self._shape_env is not None
-        return bool(self._shape_env.evaluate_expr(condition))
+        return evaluate(self._shape_env, condition)
+
+    @property
+    def declared(self) -> bool:
+        """The caller declared the range of a length."""
+        return in_declared_range(self._shape_env, self.q_len, self.kv_len)
 
 
 def _kept(reason: str) -> Decision:
@@ -186,7 +197,7 @@ def _causal(
         return _kept(first_rows)
     if training is not None and training.tangent:
         return _kept(training.reason)
-    blocked = _why_not_block_sparse(site, mask, config, training, device)
+    blocked = _why_not_block_sparse(site, mask, sizes, config, training, device)
     if blocked is not None or not mask.is_plain_causal:
         why = blocked or f"not plain causal: {mask}"
         return _exact_causal(site, mask, sizes, why, blocked, device)
@@ -196,7 +207,7 @@ def _causal(
     if chosen.exact:
         why = chosen.reason
     else:
-        blocked = _why_not_block_sparse(site, mask, chosen.config, training, device)
+        blocked = _why_not_block_sparse(site, mask, sizes, chosen.config, training, device)
         why = blocked or "queries reach past the keys"
         if blocked is None and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len)):
             return Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range)
@@ -238,12 +249,15 @@ def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None
 def _why_not_block_sparse(
     site: AttentionSite,
     mask: MaskPredicate,
+    sizes: _Sizes,
     config: SampleAttentionConfig,
     training: Training | None,
     device: str | None,
 ) -> str | None:
     if training is not None and training.gradient:
         return training.reason
+    if sizes.declared:
+        return "a length's range is declared (mark_dynamic with min and max)"
     if mask.segments is not None and mask.chunk is not None:
         return "packed sequences and chunks together"
     dtype, dims = value(site.query).dtype, _head_dims(site)

@@ -1,5 +1,6 @@
 """min_seq_len under dynamic shapes is a guard: short and long prompts get one graph each."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from support.attention import repeat_kv
@@ -21,7 +22,7 @@ def causal(q, k, v):
     return F.scaled_dot_product_attention(q, repeat_kv(k), repeat_kv(v), positions <= positions[:, None])
 
 
-def run(function, lengths, marked=(2,)):
+def run(function, lengths, marked=(2,), **limits):
     backend = PassesBackend(OPTIONS)
     compiled = torch.compile(function, backend=backend)
     with torch.no_grad():
@@ -29,7 +30,7 @@ def run(function, lengths, marked=(2,)):
             arguments = tensors(length)
             for tensor in arguments:
                 for dim in marked:
-                    torch._dynamo.mark_dynamic(tensor, dim)
+                    torch._dynamo.mark_dynamic(tensor, dim, **limits)
             torch.testing.assert_close(compiled(*arguments), function(*arguments), rtol=1e-4, atol=1e-5)
     return backend
 
@@ -70,3 +71,44 @@ def test_second_chunk_of_a_growing_cache():
             torch.testing.assert_close(compiled(q, k, v), function(q, k, v), rtol=1e-4, atol=1e-5)
     assert backend.outcomes == [("sampled", "sampled")]
     assert "offset" in backend.records[0].mask
+
+
+def padded(q, k, v):
+    positions, padding = torch.arange(q.shape[2]), torch.arange(q.shape[2]) >= 3
+    mask = (positions <= positions[:, None]) & padding
+    return F.scaled_dot_product_attention(q, repeat_kv(k), repeat_kv(v), mask)
+
+
+def square(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+LIMITS = {
+    "both sides of min_seq_len": ({"min": 2, "max": 8192}, [40, 100, 63]),
+    "above": ({"min": 64, "max": 8192}, [64, 100]),
+    "below": ({"min": 2, "max": 63}, [40, 63]),
+    "around it": ({"min": 2, "max": 64}, [64, 63]),
+}
+DECLARED = "a length's range is declared (mark_dynamic with min and max)"
+
+
+@pytest.mark.parametrize("limits, lengths", LIMITS.values(), ids=LIMITS)
+@pytest.mark.parametrize(
+    "function, outcome",
+    [(causal, ("exact", "sdpa_causal")), (square, ("exact", "unchanged")), (padded, ("kept", ""))],
+)
+def test_a_declared_range_is_served_by_one_graph(function, outcome, limits, lengths):
+    backend = run(function, lengths, **limits)
+    assert backend.outcomes == [outcome]
+    assert DECLARED in backend.records[0].reason
+
+
+@pytest.mark.parametrize("inner", ["aot_eager", "inductor"])
+def test_a_declared_range_behind_the_passes(inner):
+    options = {"backend": "sampleattn", "options": {"min_seq_len": 64, "inner": inner}}
+    compiled = torch.compile(causal, **options)
+    with torch.no_grad():
+        arguments = tensors(100)
+        for tensor in arguments:
+            torch._dynamo.mark_dynamic(tensor, 2, min=2, max=8192)
+        torch.testing.assert_close(compiled(*arguments), causal(*arguments), rtol=1e-4, atol=1e-5)
