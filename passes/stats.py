@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sa_compile.kernels import ops
 
@@ -54,12 +55,14 @@ def with_stats(compiled: Compiled, count: int, sink: Callable[[Sequence[Tensor]]
     """The compiled graph without its last ``count`` outputs, which go to ``sink`` in order of the sampled
     sites.
 
-    ``sink`` must copy what it keeps: under CUDA graphs the next run overwrites it.
+    ``sink`` must copy what it keeps: under CUDA graphs the next run overwrites it. A run with fake tensors,
+    as DDPOptimizer makes one, measures nothing.
     """
 
     def run(*arguments: Any) -> Sequence[Any]:
         outputs = compiled(*arguments)
-        sink(outputs[-count:])
+        if not any(isinstance(output, FakeTensor) for output in outputs[-count:]):
+            sink(outputs[-count:])
         return outputs[:-count]
 
     run._boxed_call = getattr(compiled, "_boxed_call", False)  # type: ignore[attr-defined]

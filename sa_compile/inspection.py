@@ -31,7 +31,7 @@ def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **
     def sampleattn(gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         return compile_graph(gm, example_inputs, config)
 
-    with report.collect() as reports:
+    with report.collect(other_threads=False) as reports:
         torch.compile(_fresh(_call), backend=sampleattn)(model, args, kwargs)
     return Report(tuple(reports))
 

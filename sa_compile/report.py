@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -152,25 +153,38 @@ def _common_path(paths: list[str]) -> str:
     return ".".join(parts)
 
 
-_collector: ContextVar[list[GraphReport] | None] = ContextVar("sampleattn_reports", default=None)
+Collector = list[GraphReport]
+_own: ContextVar[Collector | None] = ContextVar("sampleattn_reports", default=None)
+_shared: list[Collector] = []
+_lock = threading.Lock()
 
 
 @contextmanager
-def collect() -> Iterator[list[GraphReport]]:
-    """Gather the reports of every graph compiled inside the ``with`` block, in order."""
-    reports: list[GraphReport] = []
-    token = _collector.set(reports)
+def collect(*, other_threads: bool = True) -> Iterator[Collector]:
+    """Gather the reports of every graph compiled inside the ``with`` block, in order.
+
+    Threads that have no collector of their own (``generate_batch`` compiles in one) report to every collector
+    that is open and takes ``other_threads``; inside a ``with`` block only the innermost one gathers.
+    """
+    reports: Collector = []
+    token = _own.set(reports)
+    with _lock:
+        if other_threads:
+            _shared.append(reports)
     try:
         yield reports
     finally:
-        _collector.reset(token)
+        with _lock:
+            _shared[:] = [other for other in _shared if other is not reports]
+        _own.reset(token)
 
 
 def publish(graph_report: GraphReport) -> None:
-    """Hand a compiled graph's report to the collector that is open, if one is."""
-    reports = _collector.get()
-    if reports is not None:
-        reports.append(graph_report)
+    """Hand a compiled graph's report to the collectors that are open for it."""
+    own = _own.get()
+    with _lock:
+        for reports in _shared if own is None else [own]:
+            reports.append(graph_report)
 
 
 def warn_of_training_mode(records: Iterable[SiteRecord], min_seq_len: int) -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from support.models import LOSSLESS, SMALL_BLOCKS, tiny_llama
 
 import sa_compile
@@ -69,3 +71,37 @@ def test_without_the_option_there_is_nothing_to_read(llama, tokens):
     stats = sa_compile.stats()
     assert stats.sites == () and stats.density != stats.density
     assert "stats" in str(stats)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = torch.nn.Linear(32, 32)
+
+    def forward(self, x):
+        heads = self.projection(x).unflatten(-1, (2, 16)).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads, is_causal=True).transpose(1, 2).flatten(2)
+
+
+class TwoLayers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Layer(), Layer()
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner", ["inductor", "aot_eager"])
+def test_what_ddps_optimizer_runs_with_fake_tensors_is_not_counted(monkeypatch, inner):
+    monkeypatch.setattr(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 1024)  # a graph for each layer
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    try:
+        model = torch.nn.parallel.DistributedDataParallel(TwoLayers(), bucket_cap_mb=0.002).eval()
+        parallel = compiled(model, stats=True, inner=inner)
+        for _ in range(2):
+            parallel(torch.randn(1, 64, 32))
+    finally:
+        dist.destroy_process_group()
+    assert [site.calls for site in sa_compile.stats().sites] == [2, 2]
