@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import types
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..fx_utils import fake_mode, is_tensor, value
 from .operations import is_higher_order, is_torchs
@@ -126,7 +128,8 @@ def _written_when_run(node: fx.Node) -> list[fx.Node]:
     if not inputs:
         return []
     try:
-        with fake_mode(node), enable_python_dispatcher(), torch.no_grad():
+        mode = fake_mode(node)
+        with mode, enable_python_dispatcher(), torch.no_grad(), _no_new_symbols(mode):
             copies = {source: torch.empty_like(value(source)) for source in inputs}
             before = {source: copy._version for source, copy in copies.items()}
             args, kwargs = fx.node.map_arg(
@@ -136,3 +139,9 @@ def _written_when_run(node: fx.Node) -> list[fx.Node]:
     except Exception:  # whatever a function of someone else's may raise
         return inputs
     return [source for source, copy in copies.items() if copy._version != before[source]]
+
+
+def _no_new_symbols(mode: FakeTensorMode) -> AbstractContextManager[Any]:
+    """Sizes that depend on data leave no trace: the graph has a symbol for each already."""
+    env = mode.shape_env
+    return nullcontext() if env is None else env.ignore_fresh_unbacked_symbols()

@@ -89,3 +89,22 @@ def test_a_vmapped_write_into_the_mask_is_seen():
 
     (record,) = compile_with_passes(attention, *full()).records
     assert record.outcome == "kept"
+
+
+@torch._dynamo.allow_in_graph
+def places(mask):
+    """How many there are is known from the data only."""
+    return mask.nonzero()
+
+
+def test_a_function_whose_sizes_depend_on_data_compiles():
+    def attention(q, k, v, mask):
+        found = places(mask)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True), found
+
+    tensors = (*full(), torch.rand(8) > 0.5)
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        compiled = torch.compile(attention, backend="sampleattn", options={"inner": "aot_eager"})
+        with torch.no_grad():
+            for one, other in zip(compiled(*tensors), attention(*tensors), strict=True):
+                torch.testing.assert_close(one, other)
