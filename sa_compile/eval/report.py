@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from sa_compile.eval import divergence
 from sa_compile.eval.plan import FACTS, Unit
 from sa_compile.eval.statistics import mean_interval, paired_ratio, wilson
 from sa_compile.eval.tasks.documents import PLACES, Document
+from sa_compile.eval.tasks.facts import RECALLED
 
 SOLVED = 0.9  # a task counts where full attention answers at least this share
+SOLVED_BY_ANY = 0.8  # the same of the tasks that no model was trained on
 NEAR_LOSSLESS = 0.99  # of full attention's answers
 ROUNDING = 1e-3  # of fp32 outputs and probabilities, in units of an output row's 1-norm
 THEOREM_NOTE = (
@@ -57,24 +60,39 @@ class Results:
         table = np.array(rows, dtype=np.int64).reshape(-1, 3)
         return table[:, 0], table[:, 1], table[:, 2]
 
+    def answered(self, rule: str, length: int, tasks: Sequence[str], place: str) -> tuple[np.ndarray, ...]:
+        """Per document: questions here that full attention answers, those of them that the rule answers."""
+        rows = []
+        for own, full in self.lines(rule, length):
+            asked = self.questions[f"{length}/{own['index']}"]
+            marks = [
+                mark
+                for (task, where, _), mark, known in zip(asked, own["right"], full["right"], strict=True)
+                if known == "1" and task in tasks and where == place
+            ]
+            rows.append([len(marks), marks.count("1")])
+        table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
+
     def kept(self, rule: str, length: int, tasks: Sequence[str], place: str) -> float:
         """Right answers of these tasks here as a share of full attention's; NaN if that has none."""
         _, right, full = self.counts(rule, length, tasks, place)
         return float(right.sum() / full.sum()) if full.sum() else math.nan
 
     def solved(self, length: int, place: str) -> list[str]:
-        """Tasks of which full attention answers at least SOLVED."""
+        """Tasks of which full attention answers at least SOLVED (SOLVED_BY_ANY)."""
         if (length, place) not in self._solved:
             tasks = []
             for task in self.result["plan"]["tasks"]:
                 asked, _, right = self.counts("full", length, [task], place)
-                if asked.sum() and right.sum() >= SOLVED * asked.sum():
+                least = SOLVED_BY_ANY if task in RECALLED else SOLVED
+                if asked.sum() and right.sum() >= least * asked.sum():
                     tasks.append(task)
             self._solved[length, place] = tasks
         return self._solved[length, place]
 
     def means(self, rule: str, length: int) -> dict[str, float]:
-        """Mean density, CRA and change of text NLL over the documents with questions."""
+        """Mean density, CRA, change of text NLL, same tokens and KL over the documents with questions."""
         pairs = self.lines(rule, length)
         change = np.array([own["nll"] - full["nll"] for own, full in pairs])
         mean, half = mean_interval(change) if len(pairs) else (math.nan, math.nan)
@@ -84,6 +102,7 @@ class Results:
             "nll": mean,
             "nll_half": half,
             "agree": _mean_of(own.get("agree") for own, _ in pairs),
+            "kl": _mean_of(own.get("kl") for own, _ in pairs),
         }
 
     def heads(self, rule: str, length: int, what: str) -> np.ndarray:
@@ -117,7 +136,7 @@ def summary_rows(results: Results) -> Iterable[list[Any]]:
                 ratio, low, high = paired_ratio(right, full)
                 row.append("-" if math.isnan(ratio) else f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
                 row.append(_worst(results, rule, length, place, tasks))
-            row.append("-" if math.isnan(means["agree"]) else f"{means['agree']:.4f}")
+            row += ["-" if math.isnan(means[what]) else f"{means[what]:.4f}" for what in ("agree", "kl")]
             yield row
 
 
@@ -143,8 +162,26 @@ def summary_table(result: dict[str, Any]) -> str:
     headers = ["length", "rule", "density", "CRA", "text NLL"]
     for place in PLACES:
         headers += [place, "worst task"]
-    headers.append("same token")
+    headers += ["same token", "KL"]
     return tabulate(list(summary_rows(Results(result))), headers, tablefmt="github", disable_numparse=True)
+
+
+def answered_table(results: Results) -> str:
+    """Of the questions that full attention answers, on tasks that it solves, the share that a rule answers: a
+    row a length and rule, with Wilson intervals and, behind them, those from resampling documents."""
+    rows = []
+    for length in results.lengths:
+        for rule in results.rules[1:]:
+            cells = []
+            for place in PLACES:
+                known, right = results.answered(rule, length, results.solved(length, place), place)
+                _, low, high = paired_ratio(right, known)
+                by_document = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+                cells.append(_share(int(right.sum()), int(known.sum())) + by_document)
+            if any(cell != "-" for cell in cells):
+                rows.append([f"{length // 1024}K", rule, *cells])
+    headers = ["length", "rule", *PLACES]
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
 
 
 def task_table(results: Results, place: str) -> str:
@@ -261,20 +298,25 @@ def theorem_cells(results: Results, rule: str, length: int) -> list[str]:
 
 
 def write_report(
-    result: dict[str, Any], folder: Path, more: Sequence[tuple[str, str, str]] = ()
+    result: dict[str, Any],
+    folder: Path,
+    more: Sequence[tuple[str, str, str]] = (),
+    times: divergence.Times | None = None,
 ) -> list[Path]:
     """Write report.md and its plots into ``folder``; returns the files. ``more``: titles, notes and tables of
-    sections behind the summary."""
+    sections behind the summary; ``times``: what rules cost, where it is known."""
     from sa_compile.eval import plots
 
     folder.mkdir(parents=True, exist_ok=True)
     results = Results(result)
-    drawn = plots.draw_all(results, folder)
+    drawn = plots.draw_all(results, folder, times)
     note = (
         "Accuracy of questions that full attention answers, relative to it, on tasks that it solves "
-        f"(at least {SOLVED:.0%}); 95 % intervals by resampling documents. Same token: share of the text's "
-        "positions where the most likely token is full attention's."
+        f"(at least {SOLVED:.0%}, of facts said again in plain words {SOLVED_BY_ANY:.0%}); 95 % intervals "
+        "by resampling documents. Same token: share of the text's positions where the most likely token is "
+        "full attention's. KL: see Predictions."
     )
+    at = f"KL {divergence.BOUND:g}"
     sections = [
         ("Summary", note, summary_table(result)),
         (
@@ -282,7 +324,24 @@ def write_report(
             f"Tasks, at all lengths, of which a rule keeps {NEAR_LOSSLESS:.0%} of full attention's answers.",
             cells_table(results),
         ),
+        (
+            "Answered questions",
+            "Of the questions that full attention answers, the share that a rule answers: Wilson intervals, "
+            "and behind the count intervals from resampling documents.",
+            answered_table(results),
+        ),
+        ("Predictions", divergence.NOTE, divergence.divergence_table(results)),
+        (
+            f"Kept share at {at}",
+            "Between the settings of a rule, log KL interpolated; <= or > where all or none keep within it.",
+            divergence.cost_table(results),
+        ),
         *more,
+        (
+            f"Time at {at}",
+            "Milliseconds of a forward pass's attentions, likewise.",
+            divergence.cost_table(results, times) if times else "",
+        ),
         ("Tasks, questions at the end", "", task_table(results, "end")),
         ("Tasks, questions in the last tenth", "", task_table(results, "tenth")),
         ("Tasks, questions in mid-document", "", task_table(results, "middle")),

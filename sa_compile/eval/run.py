@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -36,7 +36,7 @@ class Journal:
         self.lines: dict[tuple[str, str, int, int], dict[str, Any]] = {}
         header = {
             "format": FORMAT,
-            "documents": plan.documents("block_q", "block_k"),
+            "documents": plan.documents("block_q", "block_k", "text_positions"),
             "defaults": {name: settings_of(name) for name in RULES},
         }
         if path.exists():
@@ -104,17 +104,19 @@ def _measure(plan: Plan, model: nn.Module, documents: Documents, rule: str, unit
     start = time.monotonic()
     document = documents.get(kind, length, index)
     blocks: dict[str, Any] = {"block_q": plan.block_q, "block_k": plan.block_k}
-    settings = {"cra_chunks": plan.cra_chunks, "cra_rows": plan.cra_rows, **blocks}
+    scored = {"text_positions": plan.text_positions, **blocks}
+    settings = {"cra_chunks": plan.cra_chunks, "cra_rows": plan.cra_rows, **scored}
     settings["theorem"] = kind == FACTS and index < plan.theorem
     settings["sparsity"] = kind == FACTS and index < plan.sparsity and rule == "full"
-    score = score_document(model, document, parse_rule(rule), **settings)
-    if rule == "full":
-        documents.best[unit] = score.best
-    elif unit not in documents.best:
+    reference = documents.references.get(unit)
+    if reference is None and rule != "full":
         # Full attention's line is in the journal, its predictions are not.
-        documents.best[unit] = score_document(model, document, parse_rule("full"), **blocks).best
+        reference = score_document(model, document, parse_rule("full"), **scored).states
+    score = score_document(model, document, parse_rule(rule), reference, **settings)
+    if rule == "full" and not math.isnan(score.text_nll):
+        score = dataclasses.replace(score, kl=0.0, agree=1.0)
+    documents.refer(unit, score.states if rule == "full" else reference)
     line = {"rule": rule, "kind": kind, "length": length, "index": index, **_line(score, index)}
-    line["agree"] = _agreement(score.best, documents.best[unit])
     line["seconds"] = round(time.monotonic() - start, 3)
     if kind == FACTS and index < plan.greedy:
         line["greedy"] = _greedy(model, document, rule, blocks)
@@ -127,6 +129,8 @@ def _line(score: Score, index: int) -> dict[str, Any]:
         "nll": round(score.text_nll, 5),
         "density": round(_mean(score.density), 5),
         "cra": round(_mean(score.cra), 5),
+        "agree": _or_none(score.agree),
+        "kl": _or_none(score.kl),
     }
     if index < _HEADS_OF:
         line["heads"] = {"density": score.density, "cra": score.cra}
@@ -135,9 +139,9 @@ def _line(score: Score, index: int) -> dict[str, Any]:
     return line
 
 
-def _agreement(best: np.ndarray, full: np.ndarray) -> float | None:
-    """Share of the scored text positions whose most likely token is full attention's; None without text."""
-    return round(float((best == full).mean()), 5) if len(full) else None
+def _or_none(value: float) -> float | None:
+    """Rounded; None for what was not measured (without text, or full attention against itself)."""
+    return None if math.isnan(value) else round(value, 6)
 
 
 def _mean(layers: list[list[float]]) -> float:

@@ -12,10 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from sa_compile.eval.plan import FACTS, Plan, Unit
+from sa_compile.eval.scoring import States
+from sa_compile.eval.tasks.corpus import corpus_sources
 from sa_compile.eval.tasks.documents import Document, DocumentBuilder, Question, document_seed
 from sa_compile.eval.tasks.haystack import Haystack, files_sources, installed_sources
 
 FORMAT = 1
+_MOST_REFERENCES = 64  # documents; a run goes through them one by one, a search comes back to a few
 
 
 class Source(Protocol):
@@ -27,13 +30,13 @@ class Source(Protocol):
 
 
 class Documents:
-    """Documents of a run, one held at a time; ``best``: what full attention predicts in them."""
+    """Documents of a run, one held at a time; ``references``: what full attention predicts in recent ones."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._last: tuple[Unit, Document] | None = None
         self._asked: dict[tuple[int, int], tuple[Question, ...]] = {}
-        self.best: dict[Unit, np.ndarray] = {}
+        self.references: dict[Unit, States] = {}
 
     def get(self, kind: str, length: int, index: int) -> Document:
         unit = (kind, length, index)
@@ -42,6 +45,13 @@ class Documents:
             if kind == FACTS:
                 self._asked[length, index] = self._last[1].questions
         return self._last[1]
+
+    def refer(self, unit: Unit, states: States | None) -> None:
+        """Keep what full attention predicts of a document, for as long as few others follow."""
+        if states is not None:
+            self.references[unit] = states
+        while len(self.references) > _MOST_REFERENCES:
+            del self.references[next(iter(self.references))]
 
     def digests(self, kinds: set[str]) -> dict[str, str]:
         """A digest of the text behind each kind of document, to tell whether two runs saw the same."""
@@ -58,7 +68,7 @@ class Documents:
 
 
 class Writer:
-    """Writes the documents of a plan from held-out text of installed packages, or from the plan's files."""
+    """Writes the documents of a plan, from held-out text of installed packages or the plan's own."""
 
     def __init__(self, plan: Plan, tokenizer: Any) -> None:
         self._plan, self._tokenizer = plan, tokenizer
@@ -80,6 +90,8 @@ class Writer:
             domains = ("code", "prose") if kind == FACTS else (kind,)
             if self._plan.haystack:
                 sources = files_sources(map(Path, self._plan.haystack), self._plan.split)
+            elif self._plan.corpus:
+                sources = corpus_sources(Path(self._plan.corpus), self._plan.split, domains)
             else:
                 sources = installed_sources(self._plan.split, domains)
             haystack = Haystack(self._tokenizer, sources)

@@ -45,6 +45,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--haystack", nargs="+", default=[], metavar="FILE", help="your own text files as documents"
     )
+    parser.add_argument(
+        "--corpus", default="", metavar="DIR", help="folder that fetch-texts filled, as documents"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted search")
     parser.add_argument("--device", help="default: cuda if there is one")
@@ -133,6 +136,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
         domains=domains,
         seed=arguments.seed,
         haystack=tuple(arguments.haystack),
+        corpus=arguments.corpus,
     )
 
 
@@ -155,5 +159,5 @@ def _sizes(text: str) -> tuple[int, int]:
 
 
 def _calibration(plan: Any) -> dict[str, Any]:
-    names = ("split", "seed", "tasks", "places", "count", "texts", "domains", "haystack")
+    names = ("split", "seed", "tasks", "places", "count", "texts", "domains", "haystack", "corpus")
     return {name: getattr(plan, name) for name in names}

@@ -3,7 +3,8 @@
 Questions stand, each with its answer, in three places that are reported apart: ``end`` (in the last query
 block, the paper's setting), ``tenth`` (spread over the last tenth) and ``middle`` (from one tenth of the
 document to nine tenths). An answer counts if the most likely token is right at every position of the
-answer and of the newline that ends it, which is when greedy decoding would write exactly that.
+answer (and of the newline that ends it, but for facts said again), which is when greedy decoding would write
+exactly that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TOKENS_AN_ITEM = 96  # of document: short documents hold fewer
 
 @dataclass(frozen=True)
 class Question:
-    """A question in a document: ``tokens[start:stop]`` is its answer, a newline included."""
+    """A question in a document: ``tokens[start:stop]`` is its answer, with the newline if that counts."""
 
     task: str
     place: str
@@ -50,7 +51,8 @@ class _Piece:
     place: float  # where it is inserted, as a share of the haystack text
     tokens: list[int]
     item: int  # index of its item
-    answer: int = 0  # how many of its last tokens are the answer; 0 if it is no question
+    answer: int = 0  # how many of its tokens are the answer; 0 if it is no question
+    closing: int = 0  # how many tokens stand behind the answer
     decoy: bool = False
 
 
@@ -85,8 +87,10 @@ class DocumentBuilder:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _question(self, item: Item, place: float, index: int) -> _Piece:
-        answer = self._encode(f"{item.answer}\n")
-        return _Piece(place, self._encode(item.question) + answer, index, answer=len(answer))
+        answer = self._encode(item.answer if item.closing else f"{item.answer}\n")
+        closing = self._encode(item.closing)
+        tokens = self._encode(item.question) + answer + closing
+        return _Piece(place, tokens, index, answer=len(answer), closing=len(closing))
 
     def _end_questions(self, items: Sequence[Item]) -> list[_Piece]:
         """The questions that fit into the last query block."""
@@ -144,7 +148,7 @@ class DocumentBuilder:
             is_text += [True] * (stop - done)
             done = max(done, stop)
             if piece.answer:
-                start = len(tokens) + len(piece.tokens) - piece.answer
+                start = len(tokens) + len(piece.tokens) - piece.answer - piece.closing
                 place = "end" if piece.place >= 1 else "tenth" if piece.place >= 0.9 else "middle"
                 depth = first_fact[piece.item] / length
                 questions.append(Question(items[piece.item].task, place, depth, start, start + piece.answer))

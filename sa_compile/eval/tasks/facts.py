@@ -19,6 +19,17 @@ babi5     Fred gave the football to Jeff.                 Who gave the football 
 copy      The sequence kettle is plum oak ... (8 words)   What is the sequence kettle?
 ========  ==============================================  ================================================
 
+Facts to be *recalled* are said again instead of being asked for, up to the answer; what follows it counts for
+nothing:
+
+============  =========================================  ==============================================
+task          fact                                       said again, answer
+============  =========================================  ==============================================
+recall_code   The access code of Anna is 71.             The access code of Anna is 71
+recall_word   The password of Anna is walnut.            The password of Anna is walnut
+recall_place  Anna left the lamp in the cellar.          Anna left the lamp in the cellar
+============  =========================================  ==============================================
+
 needle, kv, vt and babi1-2 are the formats that the model under ``examples/model`` is trained on; the babi
 tasks follow BABILong's qa1-qa5 (arXiv 2406.10149), vt and multikey RULER's (arXiv 2404.06654). Standard
 library only.
@@ -30,9 +41,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .words import ADJECTIVES, MOVES, NOUNS, OBJECTS, PEOPLE, PLACES, SECRETS, VARIABLES
+from .words import ADJECTIVES, FRIENDS, MOVES, NOUNS, OBJECTS, PEOPLE, PLACES, SECRETS, VARIABLES
 
-TASKS = ("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2", "babi3", "babi4", "babi5", "copy")
+# Facts said again in plain words, which any language model completes; the others have a format of questions.
+RECALLED = ("recall_code", "recall_word", "recall_place")
+TASKS = (
+    *("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2", "babi3", "babi4", "babi5", "copy"),
+    *RECALLED,
+)
 # How many items of a task one document may hold, all tasks together, before the word lists run low.
 CAPACITY = {
     "needle": 64,
@@ -47,6 +63,10 @@ CAPACITY = {
     "babi4": 8,
     "babi5": 6,
     "copy": 8,
+    # Few: small models mix up many facts of one form.
+    "recall_code": 4,
+    "recall_word": 4,
+    "recall_place": 4,
 }
 _DIRECTIONS = ("north", "south", "east", "west")
 _COPIED_WORDS = 8
@@ -58,9 +78,10 @@ class Item:
 
     task: str
     facts: tuple[str, ...]  # whole lines, newline included
-    question: str  # "Question: ...?\nAnswer:"
+    question: str  # "Question: ...?\nAnswer:", or a fact up to its answer
     answer: str  # " 7753"
     decoys: tuple[str, ...] = ()  # whole lines that may stand anywhere
+    closing: str = ""  # what ends the line of the answer and does not count; else a newline does, and counts
 
 
 class ItemWriter:
@@ -82,6 +103,9 @@ class ItemWriter:
             "babi4": self._neighbour,
             "babi5": self._gift,
             "copy": self._sequence,
+            "recall_code": self._code,
+            "recall_word": self._password,
+            "recall_place": self._left,
         }
 
     def write(self, task: str) -> Item:
@@ -197,6 +221,23 @@ class ItemWriter:
         name = self._unused(lambda: f"sequence {self._pick(NOUNS)}")
         words = " ".join(self._pick(SECRETS) for _ in range(_COPIED_WORDS))
         return _item("copy", [f"The {name} is {words}."], f"What is the {name}?", words)
+
+    def _code(self) -> Item:
+        person = self._unused(lambda: self._pick(FRIENDS))
+        return _recalled("recall_code", f"The access code of {person} is", self._digits(2))
+
+    def _password(self) -> Item:
+        person = self._unused(lambda: self._pick(FRIENDS))
+        return _recalled("recall_word", f"The password of {person} is", self._pick(SECRETS))
+
+    def _left(self) -> Item:
+        person = self._unused(lambda: self._pick(FRIENDS))
+        thing = self._unused(lambda: self._pick(OBJECTS))
+        return _recalled("recall_place", f"{person} left the {thing} in the", self._pick(PLACES))
+
+
+def _recalled(task: str, said: str, answer: str) -> Item:
+    return Item(task, (f"{said} {answer}.\n",), said, f" {answer}", closing=".\n")
 
 
 def _item(task: str, facts: list[str], question: str, answer: str, decoys: Sequence[str] = ()) -> Item:

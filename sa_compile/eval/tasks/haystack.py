@@ -76,16 +76,16 @@ def installed_sources(split: str, domains: Sequence[str] = ("code", "prose")) ->
     'code' is their sources, 'prose' their documentation and the descriptions that distributions come
     with, 'legal' the licences. ValueError for an unknown split or domain.
     """
-    _check(split, domains)
+    check_domains(split, domains)
     found = [*_package_files(split)] if {"code", "prose"} & {*domains} else []
     if {"prose", "legal"} & {*domains}:
         found += _distribution_files()
-    return _distinct(s for s in found if s.domain in domains and split_of(s.name) == split)
+    return distinct(s for s in found if s.domain in domains and split_of(s.name) == split)
 
 
 def files_sources(paths: Iterable[Path], split: str) -> list[Source]:
     """The user's own files: a text file's first half is for 'dev', its second half for 'test'."""
-    _check(split, ())
+    check_domains(split, ())
     sources = []
     for path in paths:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -96,7 +96,7 @@ def files_sources(paths: Iterable[Path], split: str) -> list[Source]:
     return sources
 
 
-def _check(split: str, domains: Sequence[str]) -> None:
+def check_domains(split: str, domains: Sequence[str]) -> None:
     if split not in SPLITS:
         raise ValueError(f"'split' must be one of {', '.join(SPLITS)}, got {split!r}")
     for domain in domains:
@@ -133,7 +133,7 @@ def _distribution_files() -> Iterator[Source]:
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         _, _, description = (distribution.read_text("METADATA") or "").partition("\n\n")
-        if text := _clean(description):
+        if text := clean(description):
             yield Source(f"{name}/description", "prose", text)
         for file in distribution.files or ():
             is_licence = file.name.upper().startswith(("LICEN", "NOTICE", "COPYING")) and file.suffix != ".py"
@@ -143,12 +143,12 @@ def _distribution_files() -> Iterator[Source]:
 
 def _read(path: Path) -> str:
     try:
-        return _clean(path.read_text(encoding="utf-8"))
+        return clean(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, OSError):
         return ""
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """A text, ending in one newline; empty if it is not the kind wanted (short, tables, not ASCII)."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
     if len(text) < _SHORTEST_FILE or any(len(line) > _LONGEST_LINE for line in text.split("\n")):
@@ -158,7 +158,7 @@ def _clean(text: str) -> str:
     return text.rstrip() + "\n"
 
 
-def _distinct(sources: Iterable[Source]) -> list[Source]:
+def distinct(sources: Iterable[Source]) -> list[Source]:
     """Every text once, in the order of the names' hashes, up to _MOST_TEXT of each domain."""
     left = dict.fromkeys(DOMAINS, _MOST_TEXT)
     kept: dict[str, Source] = {}

@@ -18,6 +18,8 @@ iodine calcium barium cesium indium osmium radium titan rhodium mica""".split()
 PEOPLE = """Mary John Sandra Daniel Fred Bill Julie Jeff Emma Liam Noah Olivia Lucas Mia Ethan Sophia
 Oscar Ruby Henry Alice Peter Clara Simon Laura Victor Nina Martin Helen Walter Irene Hugo Paula Felix
 Diana Arthur Sarah Bruno Elena Marco Greta""".split()
+FRIENDS = """Anna Tom Kate Jack Rose Frank Grace Lily Ben Adam Eva Karl Ivan Max Leo Jane Ella Lucy Luke Ryan
+Eric Amy Tina Carl""".split()
 PLACES = """kitchen bathroom bedroom hallway garden office park school cinema library museum station
 market bakery church theater stadium hospital airport hotel cellar attic balcony garage stable barn mill
 tower square beach""".split()

@@ -1,12 +1,10 @@
 """What the harness measures beside answers: agreement of predictions, error and bound, sparsity of heads."""
 
-import pytest
 import torch
 
 from sa_compile import metrics
-from sa_compile.eval import exact, run
+from sa_compile.eval import exact
 from sa_compile.eval.rules import parse_rule
-from sa_compile.eval.scoring import score_document
 
 BLOCKS = {"block_q": 16, "block_k": 16}
 
@@ -49,17 +47,3 @@ def test_sparsity_over_all_rows_is_the_metrics():
     expected = metrics.sparsity_degree(query, key, 0.95, scale=0.5)
     torch.testing.assert_close(measured.double(), expected, rtol=1e-5, atol=1e-6)
     assert measured.min() > 0 and measured.max() < 1
-
-
-def test_agreement_is_the_share_of_equal_predictions(model, builder):
-    document = builder.build("seed", 1280, ("needle", "kv"))
-    full = score_document(model, document, parse_rule("full"))
-    sparse = score_document(model, document, parse_rule("streaming:sink=1,window=64"), block_q=64, block_k=64)
-    with torch.no_grad():
-        best = model(torch.from_numpy(document.tokens)[None]).logits[0].argmax(-1).numpy()
-    text = document.is_text[1:].nonzero()[0]
-    assert (full.best == best[text]).mean() > 0.999
-    assert run._agreement(full.best, full.best) == 1.0
-    agreement = run._agreement(sparse.best, full.best)
-    assert agreement == pytest.approx((sparse.best == best[text]).mean(), abs=2e-3) and agreement < 1
-    assert run._agreement(full.best[:0], full.best[:0]) is None

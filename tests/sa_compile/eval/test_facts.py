@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from sa_compile.eval.tasks.facts import CAPACITY, TASKS, ItemWriter, write_items
+from sa_compile.eval.tasks.facts import CAPACITY, RECALLED, TASKS, ItemWriter, write_items
 
 
 def lookup(item):
@@ -34,13 +34,24 @@ def lookup(item):
     return giver if "Who gave" in item.question else receiver
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task not in RECALLED])
 def test_the_facts_hold_the_answer(task):
     for seed in range(30):
         item = ItemWriter(random.Random(seed)).write(task)
         assert item.answer == f" {lookup(item)}"
         assert item.question.startswith("Question: ") and item.question.endswith("?\nAnswer:")
         assert all(line.endswith(".\n") for line in (*item.facts, *item.decoys))
+
+
+@pytest.mark.parametrize("task", RECALLED)
+def test_a_recalled_fact_is_said_again_word_by_word(task):
+    answers = set()
+    for seed in range(30):
+        item = ItemWriter(random.Random(seed)).write(task)
+        assert item.facts == (f"{item.question}{item.answer}{item.closing}",)
+        assert len(item.answer.split()) == 1 and item.answer.startswith(" ") and item.closing == ".\n"
+        answers.add(item.answer)
+    assert len(answers) > 10
 
 
 def test_a_decoy_shares_a_word_with_the_key_and_gives_another_value():

