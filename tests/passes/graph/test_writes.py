@@ -69,7 +69,14 @@ def test_a_write_into_the_mask_is_seen(step):
     assert record.outcome == "kept" and "in-place" in record.reason
 
 
-@pytest.mark.parametrize("step", [open_when_checkpointed, open_in_branch])
+NOT_WRITTEN_BY_BRANCHES = pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < "2.13", reason="Dynamo refuses branches that write"
+)
+
+
+@pytest.mark.parametrize(
+    "step", [open_when_checkpointed, pytest.param(open_in_branch, marks=NOT_WRITTEN_BY_BRANCHES)]
+)
 def test_a_region_that_writes_into_the_mask_is_seen(step):
     (record,) = compile_with_passes(attention_after(step), *full()).records
     assert record.outcome == "kept" and "in-place" in record.reason
