@@ -22,13 +22,15 @@ copy      The sequence kettle is plum oak ... (8 words)   What is the sequence k
 Facts to be *recalled* are said again instead of being asked for, up to the answer; what follows it counts for
 nothing:
 
-============  =========================================  ==============================================
-task          fact                                       said again, answer
-============  =========================================  ==============================================
-recall_code   The access code of Anna is 71.             The access code of Anna is 71
-recall_word   The password of Anna is walnut.            The password of Anna is walnut
-recall_place  Anna left the lamp in the cellar.          Anna left the lamp in the cellar
-============  =========================================  ==============================================
+=============  ==================================  ==================================
+task           fact                                said again, answer
+=============  ==================================  ==================================
+recall_number  The access code of Anna is 7141.    The access code of Anna is 7141
+recall_word    The password of Tom is walnut.      The password of Tom is walnut
+recall_place   Kate left the lamp in the cellar.   Kate left the lamp in the cellar
+=============  ==================================  ==================================
+
+No two of them in a document begin alike, so that what follows is to be found in one place only.
 
 needle, kv, vt and babi1-2 are the formats that the model under ``examples/model`` is trained on; the babi
 tasks follow BABILong's qa1-qa5 (arXiv 2406.10149), vt and multikey RULER's (arXiv 2404.06654). Standard
@@ -44,7 +46,7 @@ from dataclasses import dataclass
 from .words import ADJECTIVES, FRIENDS, MOVES, NOUNS, OBJECTS, PEOPLE, PLACES, SECRETS, VARIABLES
 
 # Facts said again in plain words, which any language model completes; the others have a format of questions.
-RECALLED = ("recall_code", "recall_word", "recall_place")
+RECALLED = ("recall_number", "recall_word", "recall_place")
 TASKS = (
     *("needle", "multikey", "kv", "vt0", "vt1", "vt2", "babi1", "babi2", "babi3", "babi4", "babi5", "copy"),
     *RECALLED,
@@ -63,11 +65,35 @@ CAPACITY = {
     "babi4": 8,
     "babi5": 6,
     "copy": 8,
-    # Few: small models mix up many facts of one form.
-    "recall_code": 4,
-    "recall_word": 4,
-    "recall_place": 4,
+    # One of each sentence below: small models mix up facts of one form.
+    "recall_number": 6,
+    "recall_word": 6,
+    "recall_place": 6,
 }
+_RECALLED_NUMBERS = (
+    "The access code of {friend} is",
+    "The phone extension of {friend} is",
+    "The locker of {friend} has the number",
+    "{friend} paid for the {thing} a total of",
+    "The train of {friend} leaves from track",
+    "The last invoice of {friend} amounts to",
+)
+_RECALLED_WORDS = (
+    "The password of {friend} is",
+    "The favourite colour and fruit of {friend} is",
+    "{friend} named the cat",
+    "The secret ingredient in the soup of {friend} is",
+    "The code name of agent {friend} is",
+    "For a birthday present {friend} wants a",
+)
+_RECALLED_PLACES = (
+    "{friend} left the {thing} in the",
+    "The letter for {friend} lies in the",
+    "Every morning {friend} meets the {noun} at the",
+    "{friend} hid the {thing} behind the",
+    "The statue of the {noun} and {friend} stands near the",
+    "{friend} will wait with the {thing} at the",
+)
 _DIRECTIONS = ("north", "south", "east", "west")
 _COPIED_WORDS = 8
 
@@ -103,9 +129,9 @@ class ItemWriter:
             "babi4": self._neighbour,
             "babi5": self._gift,
             "copy": self._sequence,
-            "recall_code": self._code,
-            "recall_word": self._password,
-            "recall_place": self._left,
+            "recall_number": lambda: self._recalled("recall_number", _RECALLED_NUMBERS, self._digits(4)),
+            "recall_word": lambda: self._recalled("recall_word", _RECALLED_WORDS, self._pick(SECRETS)),
+            "recall_place": lambda: self._recalled("recall_place", _RECALLED_PLACES, self._pick(PLACES)),
         }
 
     def write(self, task: str) -> Item:
@@ -222,22 +248,11 @@ class ItemWriter:
         words = " ".join(self._pick(SECRETS) for _ in range(_COPIED_WORDS))
         return _item("copy", [f"The {name} is {words}."], f"What is the {name}?", words)
 
-    def _code(self) -> Item:
-        person = self._unused(lambda: self._pick(FRIENDS))
-        return _recalled("recall_code", f"The access code of {person} is", self._digits(2))
-
-    def _password(self) -> Item:
-        person = self._unused(lambda: self._pick(FRIENDS))
-        return _recalled("recall_word", f"The password of {person} is", self._pick(SECRETS))
-
-    def _left(self) -> Item:
-        person = self._unused(lambda: self._pick(FRIENDS))
-        thing = self._unused(lambda: self._pick(OBJECTS))
-        return _recalled("recall_place", f"{person} left the {thing} in the", self._pick(PLACES))
-
-
-def _recalled(task: str, said: str, answer: str) -> Item:
-    return Item(task, (f"{said} {answer}.\n",), said, f" {answer}", closing=".\n")
+    def _recalled(self, task: str, sentences: Sequence[str], answer: str) -> Item:
+        sentence = self._unused(lambda: self._pick(sentences))
+        friend = self._unused(lambda: self._pick(FRIENDS))
+        said = sentence.format(friend=friend, thing=self._pick(OBJECTS), noun=self._pick(NOUNS))
+        return Item(task, (f"{said} {answer}.\n",), said, f" {answer}", closing=".\n")
 
 
 def _item(task: str, facts: list[str], question: str, answer: str, decoys: Sequence[str] = ()) -> Item:

@@ -55,7 +55,7 @@ def test_texts_are_sorted_by_kind_and_split_by_name(archives, tmp_path, capsys):
 
 def test_documents_are_written_from_a_corpus(archives, tmp_path, tokenizer):
     fetch_texts(tmp_path / "texts", archives)
-    tasks = ("recall_code", "recall_word")
+    tasks = ("recall_number", "recall_word")
     plan = Plan("m", (), (1280,), tasks=tasks, corpus=str(tmp_path / "texts"))
     writer = Writer(plan, tokenizer)
     document = writer.document(("facts", 1280, 0))

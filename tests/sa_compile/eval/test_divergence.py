@@ -107,9 +107,9 @@ def test_only_questions_that_full_attention_answers_are_counted():
 
 
 def test_facts_said_again_count_where_full_attention_knows_four_in_five():
-    asked = [["recall_code", "end", 0.1]] * 5 + [["kv", "end", 0.1]] * 5
+    asked = [["recall_number", "end", 0.1]] * 5 + [["kv", "end", 0.1]] * 5
     score = {"rule": "full", "kind": "facts", "length": 4096, "index": 0, "right": "1111011110"}
-    plan = {"rules": ["full"], "lengths": [4096], "tasks": ["recall_code", "kv"]}
+    plan = {"rules": ["full"], "lengths": [4096], "tasks": ["recall_number", "kv"]}
     found = Results({"plan": plan, "scores": [score], "questions": {"4096/0": asked}})
-    assert found.solved(4096, "end") == ["recall_code"]
-    assert math.isclose(found.kept("full", 4096, ["recall_code"], "end"), 1)
+    assert found.solved(4096, "end") == ["recall_number"]
+    assert math.isclose(found.kept("full", 4096, ["recall_number"], "end"), 1)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from sa_compile.eval.tasks.facts import CAPACITY, RECALLED, TASKS, ItemWriter, write_items
+from sa_compile.eval.tasks.words import FRIENDS
 
 
 def lookup(item):
@@ -52,6 +53,16 @@ def test_a_recalled_fact_is_said_again_word_by_word(task):
         assert len(item.answer.split()) == 1 and item.answer.startswith(" ") and item.closing == ".\n"
         answers.add(item.answer)
     assert len(answers) > 10
+
+
+def test_no_two_recalled_facts_of_a_document_begin_alike():
+    """Not even where they name other people: small models take one for the other."""
+    first = [task for task in RECALLED for _ in range(CAPACITY[task])]
+    items = write_items(random.Random(0), RECALLED, 0, first=first)
+    names = {word for item in items for word in item.question.split() if word in FRIENDS}
+    assert len(items) == len(names) == 18
+    others = {" ".join("X" if w in names else w for w in item.question.split()[:4]) for item in items}
+    assert len(others) == 18
 
 
 def test_a_decoy_shares_a_word_with_the_key_and_gives_another_value():
