@@ -144,7 +144,8 @@ def add_commands(commands: Any) -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="JSON files of eval, or one of ablate; .json.gz is read, and written, compressed",
+        help="JSON files of eval (those of several models get a report each, and an overview of KL), or one "
+        "of ablate; .json.gz is read, and written, compressed",
     )
     report.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder for report.md and plots"
@@ -334,10 +335,8 @@ def load_model(folder: str, device: str | None, dtype: str | None) -> tuple[Any,
 def _report(arguments: argparse.Namespace) -> int:
     from sa_compile.eval.ablation import KIND
     from sa_compile.eval.ablation_report import write_ablation
-    from sa_compile.eval.merging import merge
-    from sa_compile.eval.naming import with_present_names
-    from sa_compile.eval.report import Results, write_report
-    from sa_compile.tune.times import note, rule_times, time_table
+    from sa_compile.eval.divergence import write_overview
+    from sa_compile.eval.report import Results
 
     results = [read_result(path) for path in arguments.results]
     if any(result.get("kind") == KIND for result in results):
@@ -346,12 +345,35 @@ def _report(arguments: argparse.Namespace) -> int:
         for path in write_ablation(results[0], arguments.out):
             print(path)
         return 0
+    models: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        models.setdefault(Path(result["plan"]["model"]).name, []).append(result)
+    if len(models) == 1:
+        _report_model(results, arguments, arguments.out)
+        return 0
+    if arguments.costs or arguments.merged:
+        raise ValueError(f"--costs and --merged are for results of one model, got {', '.join(models)}")
+    found = {
+        name: Results(_report_model(own, arguments, arguments.out / name)) for name, own in models.items()
+    }
+    for path in write_overview(found, arguments.out):
+        print(path)
+    return 0
+
+
+def _report_model(results: list[dict[str, Any]], arguments: argparse.Namespace, folder: Path) -> Any:
+    """Write the report of one model's results; returns them as one, rules named as they are today."""
+    from sa_compile.eval.merging import merge
+    from sa_compile.eval.naming import with_present_names
+    from sa_compile.eval.report import Results, write_report
+    from sa_compile.tune.times import note, rule_times, time_table
+
     result = merge(results)
     if arguments.merged:
         write_result(arguments.merged, result)
     result = with_present_names(result)
     profiles = [read_result(path) for path in arguments.costs]
     more = [("Time", note(profiles), time_table(Results(result), profiles))] if profiles else []
-    for path in write_report(result, arguments.out, more, rule_times(Results(result), profiles)):
+    for path in write_report(result, folder, more, rule_times(Results(result), profiles)):
         print(path)
-    return 0
+    return result

@@ -186,3 +186,22 @@ def _draw_families(
         axis.set_yscale("log")
     else:
         axis.set_axis_off()
+
+
+def write_overview(models: Mapping[str, Results], folder: Path) -> list[Path]:
+    """Write report.md on the KL of several models' rules, and one plot, into ``folder``; returns the files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"# KL of rules on {', '.join(models)}", "", NOTE, ""]
+    for name, results in models.items():
+        lines += [f"## {name}", "", f"Kept share at KL {BOUND:g}; [the whole report]({name}/report.md).", ""]
+        lines += [cost_table(results), "", divergence_table(results), ""]
+    drawn = draw_curves(
+        [(name, results, None) for name, results in models.items()], folder / "kl_density.png"
+    )
+    paths = [folder / "report.md", *([drawn] if drawn else [])]
+    lines += [f"![{path.stem}]({path.name})" for path in paths[1:]]
+    paths[0].write_text("\n".join([*lines, ""]))
+    return paths

@@ -1,11 +1,14 @@
 """KL by kind of text, and what it costs to be near full attention, of results counted by hand."""
 
+import json
 import math
 
 import pytest
 
+from sa_compile import cli
 from sa_compile.eval import divergence
 from sa_compile.eval.report import Results, answered_table
+from sa_compile.eval.rules import settings_of
 
 RULES = ["full", "adaptive:tau=0.1", "adaptive", "xattention+sink", "oracle"]
 #             density, KL of two documents
@@ -113,3 +116,28 @@ def test_facts_said_again_count_where_full_attention_knows_four_in_five():
     found = Results({"plan": plan, "scores": [score], "questions": {"4096/0": asked}})
     assert found.solved(4096, "end") == ["recall_number"]
     assert math.isclose(found.kept("full", 4096, ["recall_number"], "end"), 1)
+
+
+def test_results_of_several_models_get_a_report_each_and_an_overview(tmp_path, capsys):
+    for name in ("one", "two"):
+        result = results().result
+        more = {"tasks": ["kv"], "places": ["end"], "split": "dev", "seed": 0, "block_q": 128, "block_k": 128}
+        plan = {**result["plan"], **more, "model": f"models/{name}", "haystack": []}
+        settings = {rule: settings_of(rule) for rule in RULES}
+        source = {"command": "eval", "device": "a CPU", "dtype": "float32", "versions": {}, "revision": "abc"}
+        whole = {**result, "plan": plan, "settings": settings, "provenance": source, "haystack": {}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(whole))
+    files = [str(tmp_path / f"{name}.json") for name in ("one", "two")]
+    assert cli.main(["eval-report", *files, "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out/report.md").read_text()
+    assert (
+        "## one" in text and "[the whole report](two/report.md)" in text and "| 4K       | adaptive" in text
+    )
+    assert (tmp_path / "out/kl_density.png").exists()
+    own = (tmp_path / "out/two/report.md").read_text()
+    assert "## Kept share at KL 0.01" in own and "## Predictions" in own and "## Answered questions" in own
+    assert (tmp_path / "out/two/kl_density.png").exists()
+    capsys.readouterr()
+    arguments = ["eval-report", *files, "--out", str(tmp_path / "out"), "--merged", str(tmp_path / "m.json")]
+    assert cli.main(arguments) == 2
+    assert "for results of one model, got one, two" in capsys.readouterr().err
