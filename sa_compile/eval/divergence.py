@@ -189,7 +189,7 @@ def _draw_families(
 
 
 def write_overview(models: Mapping[str, Results], folder: Path) -> list[Path]:
-    """Write report.md on the KL of several models' rules, and one plot, into ``folder``; returns the files."""
+    """Write report.md on the KL of several models' rules, and a plot, into ``folder``; returns both."""
     import matplotlib
 
     matplotlib.use("Agg")
