@@ -42,22 +42,31 @@ def causal_blocks(
 
 
 def slash_blocks(
-    slashes: Tensor, q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int
+    slashes: Tensor,
+    q_len: int,
+    k_len: int,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    stops: Tensor | None = None,
 ) -> Tensor:
     """Bool [..., n_query_blocks, n_key_blocks] from kept slashes, bool [..., n_slashes].
 
-    Block (i, j) is in slash s if some row of block i has position p with ``p // block_k - j == s``.
+    Block (i, j) is in slash s if some row of block i has position p with ``p // block_k - j == s``. With
+    ``stops`` (``rows.block_stops``) only rows before a block's stop count; slashes are [B, H, n_slashes].
     """
     device = slashes.device
     n_slashes = slashes.shape[-1]
     first, last = query_block_positions(q_len, q_offset, block_q, device)
+    if stops is not None:
+        last = (stops - 1 + q_offset)[:, None]  # [B|1, 1, n_query_blocks]
     low, high = first // block_k, last // block_k
     key_block = torch.arange(ceil_div(k_len, block_k), device=device)
     kept = torch.zeros(1, dtype=torch.bool, device=device)
     # A query block's rows lie in at most this many consecutive blocks of block_k positions.
     for step in range((block_q - 1) // block_k + 2):
-        slash = torch.minimum(low + step, high)[:, None] - key_block  # [n_query_blocks, n_key_blocks]
-        exists = (slash >= 0) & (slash < n_slashes)
+        slash = (low + step)[:, None] - key_block  # [n_query_blocks, n_key_blocks]
+        exists = (slash >= 0) & (slash < n_slashes) & (low + step <= high)[..., None]
         kept = kept | (slashes[..., slash.clamp(0, max(n_slashes - 1, 0))] & exists)
     return kept
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .blocks import causal_blocks, pack_bits, slash_blocks, unpack_bits
-from .shapes import ceil_div, first_whole_row_block, query_block_positions, sampled_rows
+from .rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
+from .shapes import ceil_div, query_block_positions
 
 SCORE_BYTES = 128 << 20
 
@@ -27,20 +28,22 @@ def sample_scores(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, q_len, _ = query.shape
     n_key_blocks = ceil_div(key.shape[2], block_k)
-    rows, valid = sampled_rows(q_len, chunk_n, sample_rows, query.device)
+    ends = row_ends(key_segment, q_len, q_offset, query.device)
+    rows, valid = sampled_rows(ends, chunk_n, sample_rows)
     column = query.new_zeros((batch, heads, n_key_blocks), dtype=torch.float32)
     slash = torch.zeros_like(column)
     key_block = torch.arange(n_key_blocks, device=query.device)
-    for part in _row_chunks(query, key, rows.numel(), 1):
-        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[part], valid[part], block_k)
+    for part in _row_chunks(query, key, rows.shape[1], 1):
+        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
         column += mass.sum(-2)
-        source = ((rows[part] + q_offset) // block_k)[:, None] - key_block  # key block of slash s, per row
+        own = (rows[:, part] + q_offset) // block_k
+        source = own[:, None, :, None] - key_block  # key block of slash s, per row
         exists = (source >= 0) & (source < n_key_blocks)
         source = source.clamp(0, max(n_key_blocks - 1, 0)).expand_as(mass)
         slash += torch.where(exists, mass.gather(-1, source), 0).sum(-2)
-    position = (rows + q_offset)[:, None]
-    sees_column = (valid[:, None] & (position >= key_block * block_k)).sum(0)
-    sees_slash = (valid[:, None] & (position // block_k >= key_block)).sum(0)
+    position = (rows + q_offset)[..., None]
+    sees_column = (valid[..., None] & (position >= key_block * block_k)).sum(1)[:, None]  # [B|1, 1, n]
+    sees_slash = (valid[..., None] & (position // block_k >= key_block)).sum(1)[:, None]
     return column / sees_column.clamp(min=1), slash / sees_slash.clamp(min=1)
 
 
@@ -75,10 +78,12 @@ def select_blocks(
         else:
             first_visible = visible & (visible.cumsum(-1) == 1)
             columns = columns | first_visible[:, None]
-    kept = columns[:, :, None] | slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k)
+    ends = row_ends(key_segment, q_len, q_offset, device)
+    stops = block_stops(ends, q_len, block_q)
+    kept = columns[:, :, None] | slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k, stops)
     first, _ = query_block_positions(q_len, q_offset, block_q, device)
     kept = kept | ((first // block_k)[:, None] - key_block < window_slashes)
-    kept[:, :, first_whole_row_block(q_len, block_q, last_rows) :] = True
+    kept = kept | blocks_of_last_rows(ends, q_len, block_q, last_rows)[:, None, :, None]
     kept = kept & causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)
     if visible is not None:
         kept = kept & visible[:, None, None]
@@ -172,11 +177,12 @@ def attention_mass(
     block_k: int,
 ) -> Tensor:
     n_key_blocks = ceil_div(key.shape[2], block_k)
-    rows, valid = sampled_rows(query.shape[2], chunk_n, sample_rows, query.device)
+    ends = row_ends(key_segment, query.shape[2], q_offset, query.device)
+    rows, valid = sampled_rows(ends, chunk_n, sample_rows)
     smallest = query.new_ones(query.shape[:2], dtype=torch.float32)
-    for part in _row_chunks(query, key, rows.numel(), 1):
-        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[part], valid[part], block_k)
-        kept = unpack_bits(block_mask[:, :, rows[part] // block_q], n_key_blocks)
+    for part in _row_chunks(query, key, rows.shape[1], 1):
+        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
+        kept = unpack_bits(_rows_of(block_mask, rows[:, part] // block_q), n_key_blocks)
         total = mass.sum(-1)
         share = torch.where(total > 0, (mass * kept).sum(-1) / torch.where(total > 0, total, 1), 1)
         smallest = torch.minimum(smallest, share.amin(-1))
@@ -210,13 +216,21 @@ def grouped_product(left: Tensor, right: Tensor) -> Tensor:
     return (grouped @ right).reshape(batch, heads, rows, right.shape[3])
 
 
+def _rows_of(x: Tensor, rows: Tensor) -> Tensor:
+    """[B, H, R, C]: of x [B|1, H, S, C] each batch entry's own rows, int64 [B|1, R]."""
+    batch, (heads, _, columns) = max(x.shape[0], rows.shape[0]), x.shape[1:]
+    index = rows[:, None, :, None].expand(batch, heads, -1, columns)
+    return x.expand(batch, -1, -1, -1).gather(2, index)
+
+
 def _allowed(position: Tensor, k_len: int, causal: bool, window: int) -> Tensor:
+    """Bool [..., Sk] for positions of any shape."""
     key = torch.arange(k_len, device=position.device)
-    allowed = torch.ones((position.numel(), k_len), dtype=torch.bool, device=position.device)
+    allowed = torch.ones((*position.shape, k_len), dtype=torch.bool, device=position.device)
     if causal:
-        allowed = allowed & (key <= position[:, None])
+        allowed = allowed & (key <= position[..., None])
     if window > 0:
-        allowed = allowed & (key > position[:, None] - window)
+        allowed = allowed & (key > position[..., None] - window)
     return allowed
 
 
@@ -243,12 +257,15 @@ def _block_mass(
     valid: Tensor,
     block_k: int,
 ) -> Tensor:
-    """Softmax mass of every key block, fp32 [B, Hq, rows, n_key_blocks]; 0 for invalid rows."""
+    """Softmax mass of every key block, fp32 [B, Hq, R, n_key_blocks]; 0 for invalid rows.
+
+    ``rows`` int64 and ``valid`` bool [B|1, R].
+    """
     k_len = key.shape[2]
-    allowed = _allowed(rows + q_offset, k_len, True, 0) & valid[:, None]
+    allowed = (_allowed(rows + q_offset, k_len, True, 0) & valid[..., None])[:, None]
     if key_segment is not None:
         allowed = allowed & (key_segment == 0)[:, None, None]
-    scores = torch.where(allowed, _scores(query[:, :, rows], key, scale), -torch.inf)
+    scores = torch.where(allowed, _scores(_rows_of(query, rows), key, scale), -torch.inf)
     row_max = scores.amax(-1, keepdim=True) if k_len else scores.new_zeros(())
     weights = torch.where(allowed, torch.exp(scores - row_max), 0)
     mass = blocks_of_keys(weights, block_k).sum(-1)

@@ -9,7 +9,8 @@ from . import eager
 from .blocks import causal_blocks, pack_bits
 from .defaults import LANDMARK_GROUPS
 from .defaults import LANDMARK_TAKEN as TAKEN
-from .shapes import ceil_div, first_whole_row_block, query_block_positions
+from .rows import block_stops, blocks_of_last_rows, row_ends
+from .shapes import ceil_div, query_block_positions
 
 
 def block_representatives(
@@ -88,7 +89,7 @@ def select_adaptive(
         query, key, key_segment, scale, q_offset, block_q, block_k, keep_sink, window_slashes
     )
     kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
-    kept[:, :, first_whole_row_block(query.shape[2], block_q, last_rows) :] = True
+    kept = kept | blocks_of_last_rows(blocks.ends, query.shape[2], block_q, last_rows)[:, None, :, None]
     kept = kept & causal_blocks(query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device)
     if blocks.visible is not None:
         kept = kept & blocks.visible[:, None, None]
@@ -122,6 +123,7 @@ class AdaptiveBlocks:
         self.block_q, self.block_k = block_q, block_k
         self.n_key_blocks = ceil_div(key.shape[2], block_k)
         self.first, self.last = query_block_positions(query.shape[2], q_offset, block_q, query.device)
+        self.ends = row_ends(key_segment, query.shape[2], q_offset, query.device)
         self.own = self.first // block_k  # from this key block on, keys are scored exactly
         self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
         self.visible = None  # [B|1, n_key_blocks]: the block holds a valid key
@@ -146,6 +148,7 @@ class AdaptiveBlocks:
         spreads = spreads[..., :1, :]  # landmarks have none
         numbers = log_weights[..., :1, :].clamp(min=0)  # logs, of the keys that exist
         parts = []
+        counts = self._counted_rows()
         for rows, blocks in self._chunks(flat.shape[-1]):
             query = self.query[:, :, rows].float() * self.scale
             scores = self._scores(rows, flat).unflatten(-1, members) + log_weights
@@ -160,12 +163,18 @@ class AdaptiveBlocks:
             doubled = 2 * (scores - total)
             doubled[..., :1, :] += (2 * boosts - numbers).clamp(max=0)
             squares = torch.exp(doubled).sum(-2)
-            squares = torch.where(total[..., 0] > -torch.inf, squares, 0)
+            squares = torch.where((total[..., 0] > -torch.inf) & counts[:, None, rows, None], squares, 0)
             missing = -query.shape[2] % self.block_q
             squares = torch.nn.functional.pad(squares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
             parts.append(squares.sum(3))
         shape = (*self.query.shape[:2], 0, self.n_key_blocks)
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
+
+    def _counted_rows(self) -> Tensor:
+        """Bool [B|1, Sq]: the row is one that its query block is chosen for."""
+        q_len = self.query.shape[2]
+        stops = block_stops(self.ends, q_len, self.block_q).repeat_interleave(self.block_q, 1)[:, :q_len]
+        return torch.arange(q_len, device=stops.device) < stops
 
     def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
         """[B, Hq, rows, columns] for representatives [B, Hkv, D, columns], of which each is a column."""

@@ -159,9 +159,25 @@ def _mean(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return mean, distance.square().mean(-1).sum(-1, keepdim=True) / count[..., 0]
 
 
-def sampled_rows(q_len: int, chunk_n: int, sample_rows: int) -> list[int]:
-    """The last ``sample_rows`` rows of each of ``chunk_n`` equal chunks of the queries."""
-    edges = [g * q_len // chunk_n for g in range(chunk_n + 1)]
+def prompt_ends(key_segment: Tensor | None, batch: int, q_len: int, q_offset: int) -> list[int]:
+    """Of every batch entry, the row behind its last one whose own key is not padding; 0 if all are."""
+    ends = []
+    for b in range(batch):
+        ids = [] if key_segment is None else key_segment[b % key_segment.shape[0]].tolist()
+        own = [row for row in range(q_len) if not 0 <= row + q_offset < len(ids) or ids[row + q_offset] == 0]
+        ends.append(own[-1] + 1 if own else 0)
+    return ends
+
+
+def rows_of_block(i: int, block_q: int, q_len: int, end: int) -> range:
+    """The rows that a query block is chosen for: none behind the end of a prompt that ends in it."""
+    rows = range(i * block_q, min((i + 1) * block_q, q_len))
+    return range(rows.start, end) if end in rows[1:] else rows
+
+
+def sampled_rows(end: int, chunk_n: int, sample_rows: int) -> list[int]:
+    """The last ``sample_rows`` rows of each of ``chunk_n`` equal chunks of the rows before a prompt's end."""
+    edges = [g * end // chunk_n for g in range(chunk_n + 1)]
     return [
         row
         for begin, end in zip(edges, edges[1:], strict=False)
@@ -183,21 +199,22 @@ def sample_scores(
     n_key_blocks = -(-key.shape[2] // block_k)
     column = torch.zeros(*query.shape[:2], n_key_blocks, dtype=torch.float64, device=query.device)
     slash = torch.zeros_like(column)
-    column_rows = [0] * n_key_blocks
-    slash_rows = [0] * n_key_blocks
-    rows = sampled_rows(query.shape[2], chunk_n, sample_rows)
-    for row, mass in _block_masses(query, key, key_segment, scale, q_offset, rows, block_k):
-        position = row + q_offset
+    for b, end in enumerate(prompt_ends(key_segment, query.shape[0], query.shape[2], q_offset)):
+        column_rows = [0] * n_key_blocks
+        slash_rows = [0] * n_key_blocks
+        rows = sampled_rows(end, chunk_n, sample_rows)
+        for row, mass in _block_masses(query, key, key_segment, scale, q_offset, b, rows, block_k):
+            position = row + q_offset
+            for j in range(n_key_blocks):
+                s = position // block_k - j
+                column[b, :, j] += mass[:, j]
+                column_rows[j] += position >= j * block_k
+                slash_rows[j] += position // block_k >= j
+                if 0 <= s < n_key_blocks:
+                    slash[b, :, s] += mass[:, j]
         for j in range(n_key_blocks):
-            s = position // block_k - j
-            column[:, :, j] += mass[:, :, j]
-            column_rows[j] += position >= j * block_k
-            slash_rows[j] += position // block_k >= j
-            if 0 <= s < n_key_blocks:
-                slash[:, :, s] += mass[:, :, j]
-    for j in range(n_key_blocks):
-        column[:, :, j] /= max(column_rows[j], 1)
-        slash[:, :, j] /= max(slash_rows[j], 1)
+            column[b, :, j] /= max(column_rows[j], 1)
+            slash[b, :, j] /= max(slash_rows[j], 1)
     return column, slash
 
 
@@ -215,13 +232,14 @@ def attention_mass(
 ) -> Tensor:
     """Smallest share of a sampled row's attention that lies in kept blocks; rows without keys count as 1."""
     smallest = torch.ones(query.shape[:2], dtype=torch.float64, device=query.device)
-    rows = sampled_rows(query.shape[2], chunk_n, sample_rows)
     first_keys = torch.arange(0, key.shape[2], block_k, device=query.device)
-    for row, mass in _block_masses(query, key, key_segment, scale, q_offset, rows, block_k):
-        at = torch.tensor([row], device=query.device)
-        kept = kept_entries(block_mask, at, key.shape[2], block_q, block_k)[:, :, 0, first_keys]
-        share = (mass * kept).sum(-1)
-        smallest = torch.minimum(smallest, torch.where(mass.sum(-1) > 0, share, 1.0))
+    for b, end in enumerate(prompt_ends(key_segment, query.shape[0], query.shape[2], q_offset)):
+        rows = sampled_rows(end, chunk_n, sample_rows)
+        for row, mass in _block_masses(query, key, key_segment, scale, q_offset, b, rows, block_k):
+            at = torch.tensor([row], device=query.device)
+            kept = kept_entries(block_mask, at, key.shape[2], block_q, block_k)[:, :, 0, first_keys]
+            share = (mass * kept[b % kept.shape[0]]).sum(-1)
+            smallest[b] = torch.minimum(smallest[b], torch.where(mass.sum(-1) > 0, share, 1.0))
     return smallest
 
 
@@ -244,7 +262,7 @@ def select_blocks(
     batch, heads, n_key_blocks = column_scores.shape
     n_query_blocks = -(-q_len // block_q)
     words = torch.zeros(batch, heads, n_query_blocks, max(2, -(-n_key_blocks // 32)), dtype=torch.int64)
-    for b in range(batch):
+    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
         visible_blocks = list(range(n_key_blocks))
         if key_segment is not None:
             ids = key_segment[b % key_segment.shape[0]].tolist()
@@ -253,8 +271,9 @@ def select_blocks(
             columns = fewest_reaching(column_scores[b, h].tolist(), alpha_c)
             slashes = fewest_reaching(slash_scores[b, h].tolist(), alpha_s)
             for i in range(n_query_blocks):
-                whole = last_rows > 0 and min((i + 1) * block_q, q_len) > q_len - last_rows
-                positions = range(i * block_q + q_offset, min((i + 1) * block_q, q_len) + q_offset)
+                rows = rows_of_block(i, block_q, q_len, end)
+                whole = any(end - last_rows <= row < end for row in rows)
+                positions = [row + q_offset for row in rows]
                 for j in visible_blocks:
                     offsets = {p // block_k - j for p in positions}
                     kept = (
@@ -351,23 +370,26 @@ def _block_masses(
     key_segment: Tensor | None,
     scale: float,
     q_offset: int,
+    b: int,
     rows: list[int],
     block_k: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """For every sampled row, its causal attention summed per key block: [B, Hq, n_key_blocks]."""
+    """For every sampled row of batch entry b, its causal attention summed per key block: [Hq, n_key_blocks]."""
     group = query.shape[1] // key.shape[1]
-    keys = _repeat(key, group)
+    query, keys = query[b], _repeat(key[b : b + 1], group)[0]
+    if key_segment is not None:
+        key_segment = key_segment[b % key_segment.shape[0]][None]
     for part in _row_groups(torch.tensor(rows, dtype=torch.int64, device=query.device)):
         visible = visible_entries(
             part, key.shape[2], causal=True, q_offset=q_offset, key_segment=key_segment
-        )[:, None]
-        scores = scale * query[:, :, part].double() @ keys.transpose(-1, -2)
+        )
+        scores = scale * query[:, part].double() @ keys.transpose(-1, -2)
         scores = scores.masked_fill(~visible, -torch.inf)
         weights = torch.softmax(scores, -1).masked_fill(~visible, 0.0)
         weights = torch.where(visible.any(-1, keepdim=True), weights, 0.0)
         mass = torch.stack([block.sum(-1) for block in weights.split(block_k, -1)], -1)
         for at, row in enumerate(part.tolist()):
-            yield row, mass[:, :, at]
+            yield row, mass[:, at]
 
 
 def _repeat(x: Tensor, group: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .defaults import LANDMARK_GROUPS
-from .reference import visible_entries
+from .reference import prompt_ends, rows_of_block, visible_entries
 
 
 def block_representatives(
@@ -126,12 +126,12 @@ def squared_shares(
         batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device
     )
     forced = torch.zeros_like(squares, dtype=torch.bool)
-    for b in range(batch):
+    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
         segment = None if key_segment is None else key_segment[b % key_segment.shape[0]][None]
         ids = [0] * k_len if segment is None else segment[0].tolist()
         visible_blocks = [j for j in range(n_key_blocks) if 0 in ids[j * block_k : (j + 1) * block_k]]
         for i in range(n_query_blocks):
-            rows = torch.arange(i * block_q, min((i + 1) * block_q, q_len), device=query.device)
+            rows = torch.tensor(rows_of_block(i, block_q, q_len, end), device=query.device)
             own = (i * block_q + q_offset) // block_k  # key block of the first row
             last = int(rows[-1]) + q_offset
             allowed = [j for j in visible_blocks if j * block_k <= last]
@@ -204,14 +204,13 @@ def select_adaptive(
     batch, _, n_query_blocks, n_key_blocks = squares.shape
     q_len = query.shape[2]
     allowed = torch.zeros(batch, 1, n_query_blocks, n_key_blocks, dtype=torch.bool, device=query.device)
-    for i in range(n_query_blocks):
-        end = min((i + 1) * block_q, q_len)
-        if last_rows > 0 and end > q_len - last_rows:
-            forced[:, :, i] = True
-        last = end - 1 + q_offset
-        for j in range(n_key_blocks):
-            keys = slice(j * block_k, (j + 1) * block_k)
-            for b in range(batch):
+    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
+        for i in range(n_query_blocks):
+            rows = rows_of_block(i, block_q, q_len, end)
+            if any(end - last_rows <= row < end for row in rows):
+                forced[b, :, i] = True
+            for j in range(n_key_blocks):
+                keys = slice(j * block_k, (j + 1) * block_k)
                 seen = key_segment is None or bool((key_segment[b % key_segment.shape[0], keys] == 0).any())
-                allowed[b, 0, i, j] = seen and j * block_k <= last
+                allowed[b, 0, i, j] = seen and j * block_k <= rows[-1] + q_offset
     return (forced | (squares >= tau**2)) & allowed

@@ -23,27 +23,6 @@ def n_words(n_key_blocks: int) -> int:
     return torch.sym_max(LEAST_WORDS, ceil_div(n_key_blocks, WORD_BITS))
 
 
-def sampled_rows(q_len: int, chunk_n: int, sample_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The last ``sample_rows`` rows of each of ``chunk_n`` equal chunks (arXiv 2406.15486v3, section 3).
-
-    Returns int64 ``rows`` [chunk_n * sample_rows] and bool ``valid`` of the same shape; a chunk shorter than
-    ``sample_rows`` fills the rest with invalid entries (row 0), so that the shapes do not depend on the data.
-    """
-    edges = torch.arange(chunk_n + 1, device=device) * q_len // chunk_n
-    begin, end = edges[:-1, None], edges[1:, None]
-    rows = end - sample_rows + torch.arange(sample_rows, device=device)
-    valid = rows >= begin
-    return torch.where(valid, rows, 0).flatten(), valid.flatten()
-
-
-def first_whole_row_block(q_len: int, block_q: int, last_rows: int) -> int:
-    """The first query block that keeps every block, for it holds one of the last ``last_rows`` rows.
-
-    As many as there are query blocks if none does.
-    """
-    return max(q_len - last_rows, 0) // block_q if last_rows > 0 else ceil_div(q_len, block_q)
-
-
 def query_block_positions(
     q_len: int, q_offset: int, block_q: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
-from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
-from .common import batch_stride, floor_div, tile_dim
+from ..shapes import WORD_BITS, ceil_div, n_words
+from .common import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end, tile_dim
 from .visibility import visible_and_sinks
 
 LOG2_E = 1.4426950408889634
@@ -68,6 +68,7 @@ def _score_blocks(
     spreads,
     landmarks,  # int32 [B, Hkv, n]: how many the block has
     key_segment,
+    ends,
     log_norms,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
     totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
     q_batch,
@@ -77,6 +78,7 @@ def _score_blocks(
     k_head,
     k_row,
     segment_batch,
+    ends_batch,
     heads,
     group,
     q_len,
@@ -85,7 +87,7 @@ def _score_blocks(
     first_query_block,
     n,
     members,
-    first_whole,  # the query block from which on every block is kept
+    last_rows,
     scale,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
@@ -113,9 +115,11 @@ def _score_blocks(
     )
     scale_log2 = scale * LOG2_E
     norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (0.5 * scale * scale_log2)
+    end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
+    row_stop = block_stop(q_block * BLOCK_Q, end, q_len, BLOCK_Q)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
-    high = floor_div(tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset, BLOCK_K)
-    stop = tl.where(q_block < first_whole, tl.minimum(high + 1, n), 0)
+    high = floor_div(row_stop - 1 + q_offset, BLOCK_K)
+    stop = tl.where(holds_last_row(row_stop, end, last_rows), 0, tl.minimum(high + 1, n))
     own = tl.minimum(tl.maximum(low, 0), stop)  # blocks from it on are scored exactly
 
     highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -177,7 +181,7 @@ def _score_blocks(
         offset = tl.where(higher == float("-inf"), 0.0, higher)
         total = total * tl.exp2(highest - offset) + tl.sum(tl.exp2(log_sum - offset[:, None]), 1)
         highest = higher
-    tl.store(totals + slot, tl.where(row < q_len, _log_sum(highest, total), float("-inf")))
+    tl.store(totals + slot, tl.where(row < row_stop, _log_sum(highest, total), float("-inf")))
 
 
 @triton.jit
@@ -186,9 +190,11 @@ def _write_bits(
     totals,
     visible,  # int8 [B|1, n]: the block holds a valid key
     sinks,
+    ends,
     block_mask,
     visible_batch,
     sink_batch,
+    ends_batch,
     heads,
     q_len,
     q_offset,
@@ -197,19 +203,23 @@ def _write_bits(
     n,
     words,
     window_slashes,
-    first_whole,
+    last_rows,
     tau,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WORD_BITS: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     batch, word = batch_head // heads, tl.program_id(2)
     block = word * WORD_BITS + tl.arange(0, WORD_BITS)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
-    last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
-    end = tl.where(q_block < first_whole, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n), 0)
+    prompt_end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
+    row_stop = block_stop(q_block * BLOCK_Q, prompt_end, q_len, BLOCK_Q)
+    last = row_stop - 1 + q_offset
+    whole = holds_last_row(row_stop, prompt_end, last_rows)
+    end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n))
     squares = tl.zeros((WORD_BITS,), tl.float32)
     if word * WORD_BITS < end:
         slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -256,7 +266,7 @@ def select_adaptive(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     landmarks = (log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
-    first_whole = first_whole_row_block(q_len, block_q, last_rows)
+    ends = ends_of_rows(key_segment, q_len, q_offset)
     per_block = batch * heads * block_q * n * 4
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
     log_norms = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
@@ -271,11 +281,13 @@ def select_adaptive(
             spreads.contiguous(),
             landmarks,
             key_segment,
+            ends,
             log_norms,
             totals,
             *query.stride()[:3],
             *key.stride()[:3],
             batch_stride(key_segment),
+            batch_stride(ends),
             heads,
             heads // heads_kv,
             q_len,
@@ -284,7 +296,7 @@ def select_adaptive(
             first,
             n,
             representatives.shape[2],
-            first_whole,
+            last_rows,
             scale,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
@@ -305,9 +317,11 @@ def select_adaptive(
             totals,
             visible,
             sinks,
+            ends,
             block_mask,
             batch_stride(visible),
             batch_stride(sinks),
+            batch_stride(ends),
             heads,
             q_len,
             q_offset,
@@ -316,10 +330,11 @@ def select_adaptive(
             n,
             words,
             window_slashes,
-            first_whole,
+            last_rows,
             tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             WORD_BITS=WORD_BITS,
+            HAS_SEGMENT=key_segment is not None,
         )
     return block_mask

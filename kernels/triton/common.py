@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..rows import row_ends
+
 
 @triton.jit
 def floor_div(a, b: tl.constexpr):
@@ -14,13 +16,39 @@ def floor_div(a, b: tl.constexpr):
 
 
 @triton.jit
-def sampled_row(index, q_len, chunk_n, sample_rows):
-    """Query row of a sample, and whether it exists: the last rows of each of ``chunk_n`` equal chunks."""
+def row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT: tl.constexpr):
+    """How many query rows come before the prompt's end; ``ends``: those of :func:`ends_of_rows`."""
+    return tl.load(ends + batch * ends_batch) if HAS_SEGMENT else q_len
+
+
+@triton.jit
+def block_stop(first, end, q_len, BLOCK_Q: tl.constexpr):
+    """The row behind the last one that the query block of row ``first`` is chosen for (see ``rows``)."""
+    stop = tl.minimum(first + BLOCK_Q, q_len)
+    return tl.where(first < end, tl.minimum(stop, end), stop)
+
+
+@triton.jit
+def holds_last_row(stop, end, last_rows):
+    """Does the query block hold one of the prompt's last rows?"""
+    return (stop <= end) & (stop > end - last_rows)
+
+
+@triton.jit
+def sampled_row(index, end, chunk_n, sample_rows):
+    """Query row of a sample, and whether it exists: the last rows of each of a prompt's equal chunks."""
     chunk = (index // sample_rows).to(tl.int64)
-    begin = chunk * q_len // chunk_n
-    end = (chunk + 1) * q_len // chunk_n
-    row = end - sample_rows + index % sample_rows
+    begin = chunk * end // chunk_n
+    stop = (chunk + 1) * end // chunk_n
+    row = stop - sample_rows + index % sample_rows
     return row.to(tl.int32), (row >= begin) & (chunk < chunk_n)
+
+
+def ends_of_rows(key_segment: Tensor | None, q_len: int, q_offset: int) -> Tensor | None:
+    """int32 [B|1]: ``rows.row_ends`` where there is padding."""
+    if key_segment is None:
+        return None
+    return row_ends(key_segment, q_len, q_offset, key_segment.device).int()
 
 
 def tile_dim(head_dim: int) -> int:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shapes import ceil_div
-from .common import batch_stride, floor_div, sampled_row, tile_dim
+from .common import batch_stride, ends_of_rows, floor_div, row_end, sampled_row, tile_dim
 
 LOG2_E = 1.4426950408889634
 ROWS = 128  # sampled rows of one program
@@ -29,6 +29,7 @@ def _block_log_sums(
     query,
     key,
     key_segment,
+    ends,
     log_sums,  # [B * Hq, samples, n_key_blocks], base 2
     q_batch,
     q_head,
@@ -37,6 +38,7 @@ def _block_log_sums(
     k_head,
     k_row,
     segment_batch,
+    ends_batch,
     heads,
     group,
     q_len,
@@ -57,7 +59,8 @@ def _block_log_sums(
     batch_head = tl.program_id(2).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     sample = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    row, exists = sampled_row(sample, q_len, chunk_n, sample_rows)
+    end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
+    row, exists = sampled_row(sample, end, chunk_n, sample_rows)
     position = tl.where(exists, row + q_offset, -1)
     dim = tl.arange(0, TILE_DIM)
     q = tl.load(
@@ -113,8 +116,11 @@ def _row_totals(log_sums, totals, samples, n_key_blocks, TILE_ROWS: tl.constexpr
 def _reduce(
     log_sums,
     totals,
+    ends,
     column_scores,
     slash_scores,
+    ends_batch,
+    heads,
     q_len,
     q_offset,
     chunk_n,
@@ -123,10 +129,12 @@ def _reduce(
     BLOCK_K: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
 ):
     batch_head = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
     samples = chunk_n * sample_rows
+    end = row_end(ends, batch_head // heads, ends_batch, q_len, HAS_SEGMENT)
     # Number `block` is a column and a slash.
     column = tl.zeros((TILE_BLOCKS,), tl.float32)
     slash = tl.zeros((TILE_BLOCKS,), tl.float32)
@@ -134,7 +142,7 @@ def _reduce(
     slash_rows = tl.zeros((TILE_BLOCKS,), tl.int32)
     for start in range(0, samples, TILE_ROWS):
         sample = start + tl.arange(0, TILE_ROWS)
-        row, exists = sampled_row(sample, q_len, chunk_n, sample_rows)
+        row, exists = sampled_row(sample, end, chunk_n, sample_rows)
         position = tl.where(exists, row + q_offset, -1)
         own_block = floor_div(position, BLOCK_K)
         total = tl.load(totals + batch_head * samples + sample, mask=exists, other=float("-inf"))
@@ -180,6 +188,7 @@ def sample_scores(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
     totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
+    ends = ends_of_rows(key_segment, q_len, q_offset)
     keys_per_program = min(max(k_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
     blocks_per_program = max(keys_per_program // block_k, 1)
     rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
@@ -187,10 +196,12 @@ def sample_scores(
         query,
         key,
         key_segment,
+        ends,
         log_sums,
         *query.stride()[:3],
         *key.stride()[:3],
         batch_stride(key_segment),
+        batch_stride(ends),
         heads,
         heads // heads_kv,
         q_len,
@@ -216,8 +227,11 @@ def sample_scores(
     _reduce[(ceil_div(n_key_blocks, REDUCE_BLOCKS), batch * heads)](
         log_sums,
         totals,
+        ends,
         column,
         slash,
+        batch_stride(ends),
+        heads,
         q_len,
         q_offset,
         chunk_n,
@@ -226,5 +240,6 @@ def sample_scores(
         BLOCK_K=block_k,
         TILE_ROWS=REDUCE_ROWS,
         TILE_BLOCKS=REDUCE_BLOCKS,
+        HAS_SEGMENT=key_segment is not None,
     )
     return column, slash

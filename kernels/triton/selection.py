@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import WORD_BITS, ceil_div, first_whole_row_block, n_words
-from .common import floor_div
+from ..shapes import WORD_BITS, ceil_div, n_words
+from .common import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end
 
 ENTRIES = 64  # strips that one program decides
 OTHERS = 128  # strips that it compares them with at a time
@@ -67,15 +67,16 @@ def _write_bits(
     kept,
     visible,
     first_visible,
+    ends,
     block_mask,
     q_len,
     q_offset,
     heads,
     n,
     words,
-    visible_batch,
+    visible_batch,  # of first_visible and ends, too: 0 or 1
     window_slashes,
-    first_whole,  # the query block from which on every block is kept
+    last_rows,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     TILE_WORDS: tl.constexpr,
@@ -91,9 +92,11 @@ def _write_bits(
     bit = tl.arange(0, 32)
     block = word[:, None] * 32 + bit[None, :]
     inside = block < n
-    first = q_block * BLOCK_Q + q_offset
-    last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
-    low, high = floor_div(first, BLOCK_K), floor_div(last, BLOCK_K)
+    first_row = q_block * BLOCK_Q
+    end = row_end(ends, batch, visible_batch, q_len, HAS_VISIBLE)
+    stop = block_stop(first_row, end, q_len, BLOCK_Q)
+    last = stop - 1 + q_offset
+    low, high = floor_div(first_row + q_offset, BLOCK_K), floor_div(last, BLOCK_K)
     if KEEP_ALL:
         keep = inside
     else:
@@ -103,7 +106,7 @@ def _write_bits(
             slash = tl.minimum(low + step, high) - block
             exists = inside & (slash >= 0) & (slash < n)
             keep = keep | (tl.load(slashes + slash, mask=exists, other=0) != 0)
-        keep = keep | (low - block < window_slashes) | (q_block >= first_whole)
+        keep = keep | (low - block < window_slashes) | holds_last_row(stop, end, last_rows)
         if KEEP_SINK:
             sink = tl.load(first_visible + batch * visible_batch) if HAS_VISIBLE else 0
             keep = keep | (block == sink)
@@ -167,15 +170,16 @@ def select_blocks(
         kept,
         visible,
         first_visible,
+        ends_of_rows(key_segment, q_len, q_offset),
         block_mask,
         q_len,
         q_offset,
         heads,
         n,
         words,
-        0 if key_segment is None or key_segment.shape[0] == 1 else 1,
+        batch_stride(first_visible),
         window_slashes,
-        first_whole_row_block(q_len, block_q, last_rows),
+        last_rows,
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
         TILE_WORDS=tile_words,

@@ -137,7 +137,8 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   int64_t const square_words = args.quad_count * kQuadWords;
   int64_t const affordable = std::max<int64_t>(kSquareBytes / (4 * std::max<int64_t>(square_words, 1)), 1);
   int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
-  int64_t const entries = args.visibilities(), visible_words = key_segment ? entries + (entries * args.n() + 3) / 4 : 0;
+  int64_t const entries = args.visibilities();
+  int64_t const visible_words = key_segment ? 2 * entries + (entries * args.n() + 3) / 4 : 0;
   int64_t const represented = int64_t(args.batch) * args.heads_kv * args.quad_count * 4;  // blocks
   int64_t const code_words = represented * args.members * args.head_dim / 4, term_words = represented * 2;
   Tensor const memory = workspace(query, code_words + term_words + thread_blocks * square_words + visible_words);
@@ -147,6 +148,7 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.squares = reinterpret_cast<uint32_t*>(position += term_words);
   if (key_segment) {
     args.sinks = position += thread_blocks * square_words;
+    args.row_ends = position += entries;
     args.visible = reinterpret_cast<uint8_t*>(position + entries);
     args.visible_stride = entries > 1 ? args.n() : 0;
     check(adaptive::find_visible_blocks(args, stream), "select_adaptive");

@@ -7,9 +7,12 @@ constexpr int kThreads = 1024;
 
 // One thread block a batch entry; a warp looks at the keys of a block.
 __global__ void find_visible(const __grid_constant__ Arguments args) {
-  __shared__ int first;
+  __shared__ int first, end;
   int const lane = threadIdx.x % 32, n = args.n();
-  if (threadIdx.x == 0) first = n;
+  if (threadIdx.x == 0) {
+    first = n;
+    end = 0;
+  }
   __syncthreads();
   for (int block = threadIdx.x / 32; block < n; block += kThreads / 32) {
     bool seen = false;
@@ -22,8 +25,15 @@ __global__ void find_visible(const __grid_constant__ Arguments args) {
       if (seen) atomicMin(&first, block);
     }
   }
+  if (args.row_ends) {
+    int row = args.q_len - 1 - int(threadIdx.x);
+    while (row >= 0 && is_padding(args, blockIdx.x, row)) row -= kThreads;
+    if (row >= 0) atomicMax(&end, row + 1);
+  }
   __syncthreads();
-  if (threadIdx.x == 0) args.sinks[blockIdx.x] = args.keep_sink ? first : n;
+  if (threadIdx.x > 0) return;
+  args.sinks[blockIdx.x] = args.keep_sink ? first : n;
+  if (args.row_ends) args.row_ends[blockIdx.x] = end;
 }
 
 }  // namespace

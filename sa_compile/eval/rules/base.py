@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sa_compile.kernels import checks
 from sa_compile.kernels.blocks import causal_blocks, pack_bits
-from sa_compile.kernels.shapes import ceil_div, first_whole_row_block, query_block_positions
+from sa_compile.kernels.rows import blocks_of_last_rows, row_ends
+from sa_compile.kernels.shapes import ceil_div, query_block_positions
 
 # Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does. Of a
 # chunk, keys behind its last row are left out.
@@ -115,9 +116,9 @@ class Problem:
         return self.distance < blocks
 
     def last_rows(self, count: int) -> Tensor:
-        """Bool [n_query_blocks, 1]: the query block holds one of the last ``count`` rows."""
-        first = first_whole_row_block(self.q_len, self.block_q, count)
-        return torch.arange(self.n_query_blocks, device=self.device)[:, None] >= first
+        """Bool [B|1, 1, n_query_blocks, 1]: the query block holds one of a prompt's last ``count`` rows."""
+        ends = row_ends(self.key_segment, self.q_len, self.q_offset, self.device)
+        return blocks_of_last_rows(ends, self.q_len, self.block_q, count)[:, None, :, None]
 
     def none(self) -> Tensor:
         """Bool [1, 1, n_query_blocks, n_key_blocks], all False."""

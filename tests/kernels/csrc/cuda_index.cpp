@@ -234,11 +234,11 @@ void check_walk(std::mt19937& random) {
 }
 
 // Every query tile is in one item, whose steps score each forced block of the tile once, but nothing for a tile that
-// keeps every block; rounds reach every item once.
+// keeps every block, for it holds one of the prompt's last rows; rounds reach every item once.
 void check_items(std::mt19937& random) {
   auto draw = [&](int from, int to) { return std::uniform_int_distribution<int>(from, to)(random); };
   adaptive::Arguments args{};
-  int32_t sinks[2];
+  int32_t sinks[2], ends[2];
   args.heads_kv = draw(1, 3);
   args.heads_q = args.heads_kv * draw(1, 4);
   args.batch = draw(1, 2);
@@ -248,11 +248,24 @@ void check_items(std::mt19937& random) {
   args.window_slashes = draw(1, 4);
   args.last_rows = draw(0, 1) ? draw(0, args.q_len) : 0;
   args.sinks = sinks;
+  args.row_ends = ends;
   args.keep_sink = draw(0, 1);
-  int32_t const segment = 0;
-  args.key_segment = draw(0, 1) ? &segment : nullptr;
+  std::vector<int32_t> segment(2 * args.k_len);
+  args.key_segment = draw(0, 1) ? segment.data() : nullptr;
   args.key_segment_stride = args.k_len;
   for (int32_t& sink : sinks) sink = draw(0, 1) ? args.n() : draw(0, args.n() - 1);
+  for (int batch = 0; batch < 2; ++batch) {  // padding on the right, and a hole
+    int const valid = draw(0, args.k_len), hole = draw(0, args.k_len);
+    auto padding = [&](int key) { return args.key_segment && (key >= valid || key / 10 == hole / 10); };
+    for (int key = 0; key < args.k_len; ++key) segment[batch * args.k_len + key] = padding(key) ? -1 : 0;
+    ends[batch] = 0;
+    for (int row = 0; row < args.q_len; ++row) {
+      int const key = row + args.q_offset;
+      bool const hidden = key >= 0 && key < args.k_len && padding(key);
+      if (!hidden) ends[batch] = row + 1;
+      REQUIRE(!args.key_segment || adaptive::is_padding(args, batch, row) == hidden, "row %d", row);
+    }
+  }
 
   std::set<std::vector<int>> tiles;
   for (int index = 0; index < args.items(); ++index) {
@@ -265,8 +278,13 @@ void check_items(std::mt19937& random) {
       if (tile.row >= args.q_len) continue;
       bool const fresh = tiles.insert({item.batch, tile.head, tile.row}).second;
       REQUIRE(fresh && tile.head / (args.heads_q / args.heads_kv) == item.head_kv, "item %d", index);
-      bool const whole = std::min(tile.row + 128, args.q_len) > args.q_len - args.last_rows;
-      int const first = tile.row + args.q_offset, last = std::min(tile.row + 128, args.q_len) - 1 + args.q_offset;
+      int const end = args.key_segment ? ends[item.batch] : args.q_len;
+      bool whole = false;
+      int stop = std::min(tile.row + 128, args.q_len);
+      if (tile.row < end && end < stop) stop = end;
+      for (int row = tile.row; row < stop; ++row) whole = whole || (row < end && row >= end - args.last_rows);
+      REQUIRE(tile.stop == stop, "tile %d stops at %d", tile.row, tile.stop);
+      int const first = tile.row + args.q_offset, last = stop - 1 + args.q_offset;
       for (int block = 0; block < args.n(); ++block) {
         bool const allowed = block * 128 <= last;
         bool const near = first < (block + args.window_slashes) * 128;

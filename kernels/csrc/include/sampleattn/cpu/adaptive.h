@@ -12,6 +12,7 @@
 
 #include "sampleattn/cpu/attention.h"
 #include "sampleattn/cpu/isa.h"
+#include "sampleattn/cpu/rows.h"
 #include "sampleattn/cpu/selection.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/visibility.h"
@@ -56,9 +57,11 @@ struct PackedRepresentatives {
   Buffer keys, representatives, log2_weights, half_spreads;
 };
 
-// Which key blocks of a batch entry hold a valid key, and the first of them.
+// Which key blocks of a batch entry hold a valid key, the first of them, and where its rows end.
 struct VisibleBlocks {
-  VisibleBlocks(const AdaptiveArguments& args, int64_t b) : words(mask_words(args.sizes.key_blocks()), 0) {
+  VisibleBlocks(const AdaptiveArguments& args, int64_t b)
+      : words(mask_words(args.sizes.key_blocks()), 0),
+        end(row_end(args.key_segment, b, args.sizes.q_len, args.sizes.k_len, args.q_offset)) {
     const int32_t* ids = args.key_segment.row(b);
     for (int64_t k = 0; k < args.sizes.k_len; ++k) {
       if (ids && ids[k] != 0) continue;
@@ -69,6 +72,7 @@ struct VisibleBlocks {
 
   std::vector<uint32_t> words;
   int64_t sink = -1;  // -1: none is forced
+  int64_t end;
 };
 
 // The terms of one member in units of log2, for queries that are scaled by scale * log2(e).
@@ -88,22 +92,21 @@ class AdaptiveWorker {
  public:
   AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
       : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes), columns_(columns),
-        first_whole_(first_whole_row_block(sizes_.q_len, sizes_.block_q, args.last_rows)),
         query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim), scores_(kStripRows * sizes_.block_k),
         member_scores_(args.members * kStripRows * columns), squares_(columns) {}
 
   void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t h,
            int64_t query_block, uint32_t* words) {
     const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
-    const int64_t first_row = query_block * sizes_.block_q;
-    const int64_t rows = std::min(sizes_.block_q, sizes_.q_len - first_row);
+    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, visible.end, args_.last_rows);
+    const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
     const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
     const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
     const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
     const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);        // the first block that is scored exactly
     const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);  // of the causal ones
     std::fill_n(words, n_words, 0);
-    if (args_.tau <= 0.0 || query_block >= first_whole_) {
+    if (args_.tau <= 0.0 || own_rows.holds_last) {
       set_prefix(words, stop);
     } else {
       for (int64_t j = end; j < stop; ++j) set_bit(words, j);
@@ -167,7 +170,7 @@ class AdaptiveWorker {
   const Isa& isa_;
   const KeySegments& segments_;
   const Sizes& sizes_;
-  int64_t columns_, first_whole_;
+  int64_t columns_;
   Buffer query_, scores_, member_scores_, squares_;
   std::vector<float> maximum_, sum_;  // of the exact blocks, [kStripRows, n_exact]
   std::vector<int64_t> row_index_;

@@ -10,6 +10,7 @@
 
 #include "sampleattn/cpu/attention.h"
 #include "sampleattn/cpu/isa.h"
+#include "sampleattn/cpu/rows.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/visibility.h"
 #include "sampleattn/cpu/work.h"
@@ -24,12 +25,13 @@ struct SamplingArguments {
   int64_t q_offset, chunk_n, sample_rows;
 };
 
-// The last sample_rows rows of each of chunk_n equal chunks, ascending.
-inline std::vector<int64_t> sampled_rows(int64_t q_len, int64_t chunk_n, int64_t sample_rows) {
-  std::vector<int64_t> rows;
-  for (int64_t g = 0; g < chunk_n; ++g) {
-    const int64_t begin = g * q_len / chunk_n, end = (g + 1) * q_len / chunk_n;
-    for (int64_t row = std::max(begin, end - sample_rows); row < end; ++row) rows.push_back(row);
+// The sampled rows of every batch entry; of one for all where all are padded alike.
+inline std::vector<std::vector<int64_t>> sampled_rows(const SamplingArguments& args) {
+  const Sizes& sizes = args.sizes;
+  std::vector<std::vector<int64_t>> rows;
+  for (int64_t b = 0; b < (args.key_segment.batch_stride ? sizes.batch : 1); ++b) {
+    const int64_t end = row_end(args.key_segment, b, sizes.q_len, sizes.k_len, args.q_offset);
+    rows.push_back(sampled_rows(end, args.chunk_n, args.sample_rows));
   }
   return rows;
 }
@@ -37,6 +39,27 @@ inline std::vector<int64_t> sampled_rows(int64_t q_len, int64_t chunk_n, int64_t
 namespace detail {
 
 constexpr int64_t kShareFloats = int64_t{8} << 20;  // bounds the two [B, Hq, rows, n_key_blocks] arrays
+
+// Some of a batch entry's sampled rows, which are scored at a time.
+struct RowGroup {
+  // At most `step` rows from the `first` sampled one on.
+  void set(const std::vector<int64_t>& sampled, int64_t first, int64_t step, const SamplingArguments& args,
+           const Isa& isa) {
+    const int64_t size = sampled.size();
+    rows = sampled.data() + std::min(first, size);
+    count = std::clamp<int64_t>(size - first, 0, step);
+    strips.resize(ceil_div(count, kStripRows));
+    for (int64_t at = 0; at < count; at += kStripRows) {
+      strips[at / kStripRows].set(
+          std::min<int64_t>(kStripRows, count - at), isa.row_multiple, args.sizes.k_len, true, 0,
+          [&](int64_t r) { return rows[at + r] + args.q_offset; }, [](int64_t) { return 0; });
+    }
+  }
+
+  const int64_t* rows;
+  int64_t count;
+  std::vector<Strip> strips;
+};
 
 // Sums of one key block for the sampled rows of the query heads that share its KV head.
 class SamplingWorker {
@@ -90,27 +113,25 @@ template <class ParallelFor, class Visit>
 void for_each_sampled_row(const SamplingArguments& args, const Isa& isa, const ParallelFor& parallel_for,
                           int64_t threads, const Visit& visit) {
   const Sizes& sizes = args.sizes;
-  const std::vector<int64_t> rows = sampled_rows(sizes.q_len, args.chunk_n, args.sample_rows);
+  const std::vector<std::vector<int64_t>> rows = sampled_rows(args);
   const int64_t heads = sizes.batch * sizes.q_heads, n_blocks = sizes.key_blocks();
-  if (rows.empty() || heads == 0 || n_blocks == 0) return;
+  int64_t most = 0;
+  for (const auto& own : rows) most = std::max<int64_t>(most, own.size());
+  if (most == 0 || heads == 0 || n_blocks == 0) return;
   const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
                              args.key_segment.data != nullptr);
   const int64_t limit = std::max<int64_t>(kShareFloats / (heads * n_blocks) / kStripRows, 1) * kStripRows;
-  const int64_t step = std::min<int64_t>(round_up(rows.size(), kStripRows), limit);
+  const int64_t step = std::min<int64_t>(round_up(most, kStripRows), limit);
   Buffer query(heads * step * sizes.head_dim), maximum(heads * step * n_blocks), sum(heads * step * n_blocks);
-  for (int64_t first = 0; first < static_cast<int64_t>(rows.size()); first += step) {
-    const int64_t count = std::min<int64_t>(step, rows.size() - first);
-    std::vector<Strip> strips(ceil_div(count, kStripRows));
-    for (size_t s = 0; s < strips.size(); ++s) {
-      const int64_t at = s * kStripRows;
-      strips[s].set(
-          std::min<int64_t>(kStripRows, count - at), isa.row_multiple, sizes.k_len, true, 0,
-          [&](int64_t r) { return rows[first + at + r] + args.q_offset; }, [](int64_t) { return 0; });
-    }
+  std::vector<RowGroup> groups(rows.size());
+  auto group_of = [&](int64_t b) -> const RowGroup& { return groups[rows.size() == 1 ? 0 : b]; };
+  for (int64_t first = 0; first < most; first += step) {
+    for (size_t b = 0; b < rows.size(); ++b) groups[b].set(rows[b], first, step, args, isa);
     for_each_item(parallel_for, threads, heads, [&] {
       return [&](int64_t item) {
+        const RowGroup& group = group_of(item / sizes.q_heads);
         isa.pack_query(query.get() + item * step * sizes.head_dim, args.query, item / sizes.q_heads,
-                       item % sizes.q_heads, rows.data() + first, count, round_up(count, isa.row_multiple),
+                       item % sizes.q_heads, group.rows, group.count, round_up(group.count, isa.row_multiple),
                        sizes.head_dim, args.scale * kLog2e);
       };
     });
@@ -118,17 +139,19 @@ void for_each_sampled_row(const SamplingArguments& args, const Isa& isa, const P
       return [&, worker = SamplingWorker(args, isa, segments)](int64_t item) mutable {
         const int64_t pair = item / n_blocks;
         const int64_t head = pair * sizes.group();
-        worker.run(pair / sizes.kv_heads, pair % sizes.kv_heads, item % n_blocks, strips,
-                   query.get() + head * step * sizes.head_dim, step * sizes.head_dim,
-                   maximum.get() + head * step * n_blocks, sum.get() + head * step * n_blocks, step * n_blocks);
+        worker.run(pair / sizes.kv_heads, pair % sizes.kv_heads, item % n_blocks,
+                   group_of(pair / sizes.kv_heads).strips, query.get() + head * step * sizes.head_dim,
+                   step * sizes.head_dim, maximum.get() + head * step * n_blocks, sum.get() + head * step * n_blocks,
+                   step * n_blocks);
       };
     });
     for_each_item(parallel_for, threads, heads, [&] {
       return [&](int64_t item) {
-        for (int64_t r = 0; r < count; ++r) {
+        const RowGroup& group = group_of(item / sizes.q_heads);
+        for (int64_t r = 0; r < group.count; ++r) {
           const int64_t at = (item * step + r) * n_blocks;
           const bool any = isa.normalise(maximum.get() + at, sum.get() + at, n_blocks);
-          visit(item / sizes.q_heads, item % sizes.q_heads, rows[first + r], any ? sum.get() + at : nullptr);
+          visit(item / sizes.q_heads, item % sizes.q_heads, group.rows[r], any ? sum.get() + at : nullptr);
         }
       };
     });
@@ -156,13 +179,17 @@ void sample_scores(const SamplingArguments& args, const Isa& isa, const Parallel
         }
       });
   // Both kinds of strip are seen by the rows whose own block is at least their index.
-  std::vector<int64_t> sees(n_blocks, 0);
-  for (int64_t row : sampled_rows(sizes.q_len, args.chunk_n, args.sample_rows)) {
-    const int64_t own = floor_div(row + args.q_offset, sizes.block_k);
-    for (int64_t j = 0; j <= std::min(own, n_blocks - 1); ++j) ++sees[j];
+  std::vector<std::vector<int64_t>> sees;
+  for (const std::vector<int64_t>& rows : sampled_rows(args)) {
+    sees.emplace_back(n_blocks, 0);
+    for (int64_t row : rows) {
+      const int64_t own = floor_div(row + args.q_offset, sizes.block_k);
+      for (int64_t j = 0; j <= std::min(own, n_blocks - 1); ++j) ++sees.back()[j];
+    }
   }
   for (int64_t i = 0; i < heads * n_blocks; ++i) {
-    const double rows = static_cast<double>(std::max<int64_t>(sees[i % n_blocks], 1));
+    const int64_t entry = sees.size() == 1 ? 0 : i / (sizes.q_heads * n_blocks);
+    const double rows = static_cast<double>(std::max<int64_t>(sees[entry][i % n_blocks], 1));
     column_scores[i] = static_cast<float>(column[i] / rows);
     slash_scores[i] = static_cast<float>(slash[i] / rows);
   }

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <vector>
 
+#include "sampleattn/cpu/rows.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/work.h"
 
@@ -56,7 +57,7 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
   using namespace detail;
   const int64_t n_key_blocks = ceil_div(args.k_len, args.block_k), n_words = mask_words(n_key_blocks);
   const int64_t n_query_blocks = ceil_div(args.q_len, args.block_q);
-  const int64_t first_whole = first_whole_row_block(args.q_len, args.block_q, args.last_rows);
+  const std::vector<int64_t> ends = row_ends(args.key_segment, args.batch, args.q_len, args.k_len, args.q_offset);
   const bool everything = args.alpha_c >= 1.0 || args.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {
@@ -81,12 +82,12 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
       std::vector<uint32_t> causal(n_words);
       for (int64_t i = 0; i < n_query_blocks; ++i) {
         uint32_t* row = block_mask + (item * n_query_blocks + i) * n_words;
+        const RowBlock rows(i, args.block_q, args.q_len, ends[item / args.heads], args.last_rows);
         // The rows of a query block lie in the blocks low .. high of block_k positions.
-        const int64_t low = floor_div(i * args.block_q + args.q_offset, args.block_k);
-        const int64_t last = std::min((i + 1) * args.block_q, args.q_len) - 1;
-        const int64_t high = floor_div(last + args.q_offset, args.block_k);
+        const int64_t low = floor_div(rows.first + args.q_offset, args.block_k);
+        const int64_t high = floor_div(rows.stop - 1 + args.q_offset, args.block_k);
         std::copy(columns.begin(), columns.end(), row);
-        if (i >= first_whole) set_prefix(row, n_key_blocks);
+        if (rows.holds_last) set_prefix(row, n_key_blocks);
         for (int64_t own = low; own <= high; ++own) {
           for (int64_t s : slashes) {
             if (own - s >= 0 && own - s < n_key_blocks) set_bit(row, own - s);

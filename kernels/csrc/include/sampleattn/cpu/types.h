@@ -16,11 +16,6 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 // Words of a row of a block mask, as kernels/shapes.py has it: never one, a size that torch.compile specialises on.
 inline int64_t mask_words(int64_t key_blocks) { return std::max<int64_t>(2, ceil_div(key_blocks, 32)); }
 
-// The first query block that keeps every block, as kernels/shapes.py has it.
-inline int64_t first_whole_row_block(int64_t q_len, int64_t block_q, int64_t last_rows) {
-  return last_rows > 0 ? std::max<int64_t>(q_len - last_rows, 0) / block_q : ceil_div(q_len, block_q);
-}
-
 // [B, H, S, D] with a contiguous last dimension.
 struct View {
   char* data;

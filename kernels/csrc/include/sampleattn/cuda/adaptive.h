@@ -25,7 +25,7 @@ struct Arguments {
 
   int batch, heads_q, heads_kv, q_len, k_len, head_dim, members;
   int q_offset, window_slashes;
-  int last_rows;  // at least one of them in a query block: it keeps every block
+  int last_rows;  // of the prompt: at least one of them in a query block, and it keeps every block
   bool keep_sink;
   float scale, scale_log2, tau_squared;  // scale_log2: scale * log2(e)
   float whole_number;  // log2 of the keys that the mean of a block without padding stands for
@@ -36,6 +36,7 @@ struct Arguments {
 
   // Workspace on the device.
   int32_t* sinks;    // with key_segment, [B|1]: the first block with a key that may be seen; n if none is or not forced
+  int32_t* row_ends;  // with key_segment, [B|1]: how many query rows come before the prompt's end; null: not asked for
   uint8_t* visible;  // with key_segment, [B|1, n]: the block has such a key
   int visible_stride;
   uint32_t* squares;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/squares.h
@@ -54,25 +55,40 @@ struct Arguments {
 
 SAMPLEATTN_DEVICE int floor_div(int a, int b) { return a / b - (a % b < 0); }
 
+// A prompt may be padded on the right: it ends behind its last row whose own key is not padding, as kernels/rows.py has
+// it. A row whose position has no key is not padding.
+SAMPLEATTN_DEVICE bool is_padding(Arguments const& args, int batch, int row) {
+  int const position = row + args.q_offset;
+  if (position < 0 || position >= args.k_len) return false;
+  return args.key_segment[batch * args.key_segment_stride + position] != 0;
+}
+
+SAMPLEATTN_DEVICE int row_end(Arguments const& args, int batch) {
+  return args.key_segment ? args.row_ends[args.visibilities() > 1 ? batch : 0] : args.q_len;
+}
+
 // A block of queries of one head. Blocks from `end` on, and the sink, are forced. The keys of its own blocks, from `own`
 // on, are scored exactly; of the blocks before, representatives are. A tile of which all is kept has an `end` and an
-// `own` of 0, and nothing is scored for it.
+// `own` of 0, and nothing is scored for it. Where a prompt ends in a tile, rows behind that count for nothing.
 struct QueryBlock {
   int head, row;         // row: first query row; q_len or more if there is no such tile
+  int stop;              // behind the last row that counts
   int end, own, behind;  // behind: the first block that is not allowed by position
   bool scored;
 };
 
-SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile) {
+// prompt_end: of the batch entry, see row_end.
+SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile, int prompt_end) {
   int const group = args.heads_q / args.heads_kv;
   int const row = tile / group * kBlock;
-  if (row >= args.q_len) return {0, row, 0, 0, 0, false};
+  if (row >= args.q_len) return {0, row, row, 0, 0, 0, false};
+  int const stop = min(row + kBlock, row < prompt_end ? prompt_end : args.q_len);
   int const low = floor_div(row + args.q_offset, kBlock);
-  int const last = floor_div(min(row + kBlock, args.q_len) - 1 + args.q_offset, kBlock);
-  bool const scored = min(row + kBlock, args.q_len) <= args.q_len - args.last_rows;
+  int const last = floor_div(stop - 1 + args.q_offset, kBlock);
+  bool const scored = row >= prompt_end || stop <= prompt_end - args.last_rows;
   int const end = scored ? min(max(low - args.window_slashes + 1, 0), args.n()) : 0;
   int const own = scored ? min(max(low, 0), args.n()) : 0;
-  return {head_kv * group + tile % group, row, end, own, min(max(last + 1, 0), args.n()), scored};
+  return {head_kv * group + tile % group, row, stop, end, own, min(max(last + 1, 0), args.n()), scored};
 }
 
 // Two query tiles of one key/value head, which share everything that is scored: first the key blocks [first, behind) in
@@ -99,7 +115,8 @@ SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
   item.batch = index % heads / args.heads_kv;
   item.head_kv = index % heads % args.heads_kv;
   item.sink = forced_sink(args, item.batch);
-  for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i);
+  int const end = row_end(args, item.batch);
+  for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i, end);
   QueryBlock const &one = item.tile[0], &other = item.tile[1];
   item.own = max(one.own, other.own);  // of a tile that is not scored it is 0
   item.first = one.scored && other.scored ? min(one.own, other.own) : item.own;

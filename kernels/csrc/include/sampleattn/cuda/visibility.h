@@ -1,4 +1,4 @@
-// Which key blocks hold a key that may be seen, and the first of them.
+// Which key blocks hold a key that may be seen, the first of them, and where prompts end.
 #pragma once
 
 #include "sampleattn/cuda/adaptive.h"
@@ -6,7 +6,7 @@
 
 namespace sampleattn::adaptive {
 
-// Fills args.visible and args.sinks from args.key_segment, which must not be null.
+// Fills args.visible, args.sinks and, if it is asked for, args.row_ends from args.key_segment, which must not be null.
 Error find_visible_blocks(Arguments const& args, cudaStream_t stream);
 
 }  // namespace sampleattn::adaptive

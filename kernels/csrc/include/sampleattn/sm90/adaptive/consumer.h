@@ -93,7 +93,7 @@ struct Consumer {
       }
       if (!added) add_estimates(products, tile);
     }
-    hand_over(agree(read_alone(item.tile[consumer / 2].row)));
+    hand_over(agree(read_alone(item.tile[consumer / 2].stop)) - agree(read_alone(item.tile[consumer / 2].row)));
     release(barrier);
     query_stage.advance();
   }
@@ -439,13 +439,14 @@ struct Consumer {
     }
   }
 
-  // The squares are complete, and so are the totals. Every lane that writes one says so itself.
-  CUTE_DEVICE void hand_over(int first_row) {
+  // The squares are complete, and so are the totals. Every lane that writes one says so itself. rows: of the tile, those
+  // that count.
+  CUTE_DEVICE void hand_over(int rows) {
     float inverse[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float const sum = quad_sum(total[r]);
-      bool const counts = first_row + own_row() + 8 * r < args.q_len && sum > 0.f;
+      bool const counts = own_row() + 8 * r < rows && sum > 0.f;
       inverse[r] = counts ? 1.f / (sum * sum) : 0.f;
     }
     __syncwarp();

@@ -1,0 +1,54 @@
+// Which query rows are a prompt's own: where it ends, what a query block holds of it, what is sampled.
+//
+// A prompt may be padded on the right: its last rows, and the tails that are sampled, count from its end. As kernels/rows.py.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "sampleattn/cpu/types.h"
+
+namespace sampleattn::cpu {
+
+// The row behind a batch entry's last one whose own key is not padding; 0 if all rows are.
+inline int64_t row_end(const Segments& key_segment, int64_t b, int64_t q_len, int64_t k_len, int64_t q_offset) {
+  const int32_t* ids = key_segment.row(b);
+  if (!ids) return q_len;
+  int64_t end = q_len;
+  auto padding = [&](int64_t position) { return position >= 0 && position < k_len && ids[position] != 0; };
+  while (end > 0 && padding(end - 1 + q_offset)) --end;
+  return end;
+}
+
+inline std::vector<int64_t> row_ends(const Segments& key_segment, int64_t batch, int64_t q_len, int64_t k_len,
+                                     int64_t q_offset) {
+  std::vector<int64_t> ends;
+  for (int64_t b = 0; b < batch; ++b) ends.push_back(row_end(key_segment, b, q_len, k_len, q_offset));
+  return ends;
+}
+
+// The rows [first, stop) that a query block is chosen for: of the block in which a prompt ends, those before the end.
+struct RowBlock {
+  RowBlock(int64_t block, int64_t block_q, int64_t q_len, int64_t end, int64_t last_rows)
+      : first(block * block_q), stop(std::min(first + block_q, q_len)) {
+    if (first >= end) return;
+    stop = std::min(stop, end);
+    holds_last = stop > end - last_rows;
+  }
+
+  int64_t first, stop;
+  bool holds_last = false;  // one of the prompt's last rows
+};
+
+// The last sample_rows rows of each of chunk_n equal chunks of the rows before the end, ascending.
+inline std::vector<int64_t> sampled_rows(int64_t end, int64_t chunk_n, int64_t sample_rows) {
+  std::vector<int64_t> rows;
+  for (int64_t g = 0; g < chunk_n; ++g) {
+    const int64_t begin = g * end / chunk_n, stop = (g + 1) * end / chunk_n;
+    for (int64_t row = std::max(begin, stop - sample_rows); row < stop; ++row) rows.push_back(row);
+  }
+  return rows;
+}
+
+}  // namespace sampleattn::cpu
