@@ -5,6 +5,8 @@ The only module through which others reach ``torch.ops.sampleattn``. Meaning of 
 
 * query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; query row i has position
   ``i + q_offset``.
+* A prompt ends behind its last row whose own key is not padding: its last rows, and those that are sampled,
+  count from there, for each batch entry (see ``rows``).
 * query_segment int32 [B|1, Sq], key_segment int32 [B|1, Sk] or None: key j is visible to row i only if
   ``key_segment[j] >= 0`` and ``key_segment[j] == query_segment[i]`` (query_segment None: all 0).
 * block_mask int32 [B|1, Hq|1, n_query_blocks, n_words]: one bit a block, see ``blocks``.
@@ -118,7 +120,7 @@ def select_blocks(
     """The fewest columns and slashes that reach alpha_c and alpha_s of their total, as a block_mask.
 
     Forced beside them: the first block that holds a key (``keep_sink``), ``window_slashes`` block diagonals,
-    and every block of the query blocks that hold the last ``last_rows`` rows.
+    and every block of the query blocks that hold a prompt's last ``last_rows`` rows.
 
     Scores are float32 [B, Hq, n_key_blocks] from :func:`sample_scores`; returns int32 [B, Hq, n_query_blocks,
     n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do
@@ -301,8 +303,8 @@ def select_adaptive(
     :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
     diagonals are always kept. Blocks before a query block's own are scored by their representatives, its own
     exactly: of landmarks 1, 4, 7, .., of 2, 5, 8, .. and of 3, 6, 9, .. a row counts the one that it looks
-    for most. The Hopper kernel rounds numbers to bytes for that. Query blocks that hold the last
-    ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
+    for most. The Hopper kernel rounds numbers to bytes for that. Query blocks that hold a prompt's
+    last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.
     """

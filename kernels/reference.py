@@ -374,15 +374,13 @@ def _block_masses(
     rows: list[int],
     block_k: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """For every sampled row of batch entry b, its causal attention summed per key block: [Hq, n_key_blocks]."""
+    """For every sampled row of batch entry b, its causal attention per key block: [Hq, n_key_blocks]."""
     group = query.shape[1] // key.shape[1]
     query, keys = query[b], _repeat(key[b : b + 1], group)[0]
     if key_segment is not None:
         key_segment = key_segment[b % key_segment.shape[0]][None]
     for part in _row_groups(torch.tensor(rows, dtype=torch.int64, device=query.device)):
-        visible = visible_entries(
-            part, key.shape[2], causal=True, q_offset=q_offset, key_segment=key_segment
-        )
+        visible = visible_entries(part, key.shape[2], causal=True, q_offset=q_offset, key_segment=key_segment)
         scores = scale * query[:, part].double() @ keys.transpose(-1, -2)
         scores = scores.masked_fill(~visible, -torch.inf)
         weights = torch.softmax(scores, -1).masked_fill(~visible, 0.0)

@@ -184,7 +184,7 @@ def select_adaptive(
 ) -> Tensor:
     """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau.
 
-    Forced is also what stands in a query block that holds one of the last ``last_rows`` rows.
+    Forced is also what stands in a query block that holds one of a prompt's last ``last_rows`` rows.
     """
     squares, forced = squared_shares(
         query,

@@ -99,7 +99,8 @@ class SampleAttentionConfig:
     last_rows: int = _option(
         LAST_ROWS,
         "Rows at the end of the prompt, where its question stands, that attend to every key: their query "
-        "blocks keep every block (methods 'chunked' and 'adaptive'), >= 0.",
+        "blocks keep every block (methods 'chunked' and 'adaptive'), >= 0. Of a prompt that is padded on the "
+        "right they are the last ones before the padding.",
     )
     r_w: float = _option(
         0.08, "Window kept for every row, as a share of the keys (method 'stride'), in (0, 1]."

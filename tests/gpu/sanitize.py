@@ -65,10 +65,17 @@ def check_attention() -> None:
         print(name, flush=True)
 
 
+def _padding(length: int, left: tuple[int, int], right: tuple[int, int]) -> torch.Tensor:
+    """Key segments of two prompts, with so many keys of padding on either side."""
+    place = torch.arange(length)
+    hidden = place < torch.tensor(left)[:, None], place >= length - torch.tensor(right)[:, None]
+    return torch.where(hidden[0] | hidden[1], -1, 0).int()
+
+
 def check_sampling() -> None:
     """``sample_scores``, ``select_blocks`` and ``mask_blocks``, with padding and without."""
     query, key = torch.randn(2, 2, 300, 64).bfloat16(), torch.randn(2, 1, 300, 64).bfloat16()
-    padding = torch.where(torch.arange(300) < torch.tensor([[70], [0]]), -1, 0).int()
+    padding = _padding(300, left=(70, 0), right=(0, 90))
     for segment in (None, padding):
         moved = None if segment is None else segment.cuda()
         scores = ops.sample_scores(query.cuda(), key.cuda(), key_segment=moved)

@@ -47,6 +47,12 @@ def check_replay(op: Callable[[], tuple[Tensor, ...]]) -> None:
             assert torch.equal(output, wanted)
 
 
+def padding(device: str) -> Tensor:
+    """Key segments of two prompts of 2000 keys, padded on the left and on the right."""
+    place = torch.arange(2000, device=device)
+    return -torch.stack((place < 300, place >= 1300)).int()
+
+
 @pytest.fixture(params=SAMPLERS)
 def sampler(request: pytest.FixtureRequest, cuda: str):
     """The device, with sampling and selection on Triton or PyTorch."""
@@ -60,8 +66,7 @@ def sampler(request: pytest.FixtureRequest, cuda: str):
 def test_sampling_and_selection(padded: bool, sampler: str) -> None:
     query = torch.randn(2, 4, 2000, 64, device=sampler, dtype=torch.bfloat16)
     key = torch.randn(2, 2, 2000, 64, device=sampler, dtype=torch.bfloat16)
-    begin = torch.tensor([[300], [0]], device=sampler)
-    segment = torch.where(torch.arange(2000, device=sampler) < begin, -1, 0).int() if padded else None
+    segment = padding(sampler) if padded else None
     check_replay(lambda: ops.sample_scores(query, key, key_segment=segment))
     scores = ops.sample_scores(query, key, key_segment=segment)
     check_replay(lambda: (ops.select_blocks(*scores, q_len=2000, k_len=2000, key_segment=segment),))
@@ -72,8 +77,7 @@ def test_sampling_and_selection(padded: bool, sampler: str) -> None:
 def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -> None:
     query = torch.randn(2, 4, 2000, 64, device=cuda, dtype=torch.bfloat16)
     key = torch.randn(2, 2, 2000, 64, device=cuda, dtype=torch.bfloat16)
-    begin = torch.tensor([[300], [0]], device=cuda)
-    segment = torch.where(torch.arange(2000, device=cuda) < begin, -1, 0).int() if padded else None
+    segment = padding(cuda) if padded else None
     if "triton" in kernels:
         pytest.importorskip("triton")
     with preferring(*kernels):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import compiled_stats
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sa_compile.eval.attention import sparse_prefill
 from sa_compile.eval.rules import RULES, parse_rule
@@ -47,6 +47,32 @@ def test_stats_behind_inductor_equal_the_harness_up_to_its_rounding(model, token
     harness, compiled = compiled_stats.measure(model, tokens, spec, options, where, 128, "inductor")
     assert (compiled[1] - harness[1]).abs().mean() < 0.01
     assert (compiled[2] - harness[2]).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("kernels", [("cuda_sm90", "triton"), ("triton",), ("pytorch",)], ids="-".join)
+@pytest.mark.parametrize("method", ["adaptive", "chunked"])
+@torch.no_grad()
+def test_a_prompt_padded_on_the_right_diverges_no_more_than_alone(model, method, kernels):
+    """From full attention, over all of its rows and over the last of them."""
+    torch._dynamo.reset()
+    text = (MODEL.parents[1] / "docs" / "accuracy.md").read_text()
+    ids = AutoTokenizer.from_pretrained(MODEL)(text, return_tensors="pt").input_ids[0].cuda()
+    long, short = ids[:5000], ids[5000:7000]
+    batch = torch.stack([torch.nn.functional.pad(short, (0, 3000)), long])
+    mask = torch.ones_like(batch)
+    mask[0, 2000:] = 0
+    full = model(input_ids=short[None]).logits[0].float().log_softmax(-1)
+
+    def divergence(logits):
+        rows = (full.exp() * (full - logits.float().log_softmax(-1))).sum(-1)
+        return torch.stack((rows.mean(), rows[-128:].mean()))
+
+    with choice.preferring(*kernels):
+        options = {"method": method, "min_seq_len": 1024, "inner": "eager"}
+        compiled = torch.compile(model, backend="sampleattn", options=options)
+        alone = divergence(compiled(input_ids=short[None]).logits[0])
+        padded = divergence(compiled(input_ids=batch, attention_mask=mask).logits[0, :2000])
+    assert (padded <= 1.2 * alone + 5e-4).all(), (padded, alone)
 
 
 @pytest.mark.parametrize("spec", [*RULES, "xattention:tau=0.9+sink+w2"])

@@ -27,6 +27,7 @@ class Case:
     dtype: torch.dtype = torch.bfloat16
     landmarks: int = 15
     padding: str = "none"  # or "left", "right"
+    hidden: tuple[int, ...] = (200, 0, 130)  # keys that padding takes of each batch entry
     layout: str = "bhsd"  # or "bshd", transposed
     sharpness: float = 2.0
     keep_sink: bool = True
@@ -47,6 +48,13 @@ CASES = {
     "eight_heads_a_key_head": replace(BASE, heads=8, heads_kv=1, batch=2, dim=64),
     "left_padding": replace(BASE, batch=3, padding="left"),
     "right_padding": replace(BASE, batch=3, padding="right", landmarks=7),
+    "last_rows_before_padding": replace(BASE, batch=3, padding="right", last_rows=130),
+    "padding_of_every_row": replace(
+        BASE, batch=3, padding="right", q_len=300, k_len=900, q_offset=577, hidden=(500, 40, 900), last_rows=1
+    ),
+    "rows_without_a_key_behind_padding": replace(
+        BASE, batch=2, padding="right", q_len=900, k_len=640, last_rows=40
+    ),
     "second_chunk": replace(BASE, q_len=200, k_len=840, q_offset=640),
     "offset_inside_a_block": replace(BASE, q_len=300, k_len=900, q_offset=577, window=1),
     "rows_before_the_first_key": replace(BASE, q_len=640, k_len=300, q_offset=-200),
@@ -82,7 +90,7 @@ def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
     key = random(case.heads_kv, case.k_len).to(case.dtype)
     if case.padding == "none":
         return query, key, None
-    count = torch.tensor([[200], [0], [130]], device="cuda")[: case.batch]
+    count = torch.tensor(case.hidden, device="cuda")[: case.batch, None]
     place = torch.arange(case.k_len, device="cuda")
     hidden = place < count if case.padding == "left" else place >= case.k_len - count
     key = key.masked_fill(hidden[:, None, :, None], float("nan"))
@@ -126,6 +134,36 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
         for tau in (0.0, 0.1, 0.3)
     }
     compare(case, (before, after), squares.cuda(), expected)
+
+
+@pytest.mark.parametrize("last_rows", [0, 128])
+@pytest.mark.parametrize("q_offset", [0, 260])
+@pytest.mark.parametrize("dim", [64, 128])
+def test_a_padded_prompt_keeps_what_it_keeps_alone(
+    dim: int, q_offset: int, last_rows: int, kernel: str
+) -> None:
+    """Right padding. A prompt alone is scored in another order: shares nearly at tau differ."""
+    hidden = (300, 0, 641)
+    case = Case(q_len=1000, k_len=1000 + q_offset, q_offset=q_offset, batch=3, padding="right", hidden=hidden)
+    query, key, segment = inputs(replace(case, dim=dim), seed=3)
+    where, after = (dim**-0.5, q_offset, 128, 128), (True, 2)
+
+    def kept(query: Tensor, key: Tensor, segment: Tensor | None) -> Tensor:
+        terms = ops.block_representatives_op(key, segment, 128, 15)
+        bits = ops.select_adaptive_op(query, key, *terms, segment, *where, 0.1, *after, last_rows)
+        return blocks.unpack_bits(bits, -(-key.shape[2] // 128))
+
+    found = kept(query, key, segment)
+    for b, count in enumerate(hidden):
+        own_query, own_key = query[b : b + 1, :, : 1000 - count], key[b : b + 1, :, : case.k_len - count]
+        alone = kept(own_query, own_key, None)
+        terms = [x.cpu() for x in ops.block_representatives_op(own_key, None, 128, 15)]
+        arguments = (own_query.cpu(), own_key.cpu(), *terms, None, *where, *after)
+        squares, _ = reference_adaptive.squared_shares(*arguments, reference_adaptive.byte_product)
+        near_tau = ((squares - 0.01).abs() <= NEAR_TAU * 0.01).cuda()
+        own = found[b : b + 1, :, : alone.shape[2]]
+        assert not own[..., alone.shape[3] :].any()
+        assert torch.equal(own[..., : alone.shape[3]] | near_tau, alone | near_tau)
 
 
 class ByteBlocks(eager_adaptive.AdaptiveBlocks):

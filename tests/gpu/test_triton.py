@@ -46,9 +46,21 @@ def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: st
     assert lse_error <= 1e-3
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+def padding_of(side: str, k_len: int, device: str) -> Tensor | None:
+    """Of two prompts, 17 and 40 keys on one side; or all that the second prompt's rows have, and more."""
+    counts = {"none": None, "left": (17, 40), "right": (17, 40), "all_of_one": (5, k_len)}[side]
+    if counts is None:
+        return None
+    place, count = torch.arange(k_len, device=device), torch.tensor(counts, device=device)[:, None]
+    return torch.where(place < count if side == "left" else place >= k_len - count, -1, 0).int()
+
+
+PADDING = ["none", "left", "right", "all_of_one"]
+
+
+@pytest.mark.parametrize("side", PADDING)
 @pytest.mark.parametrize("name", SAMPLES)
-def test_sample_scores_and_select_blocks(name: str, padded: bool, triton_device: str) -> None:
+def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: str) -> None:
     from sa_compile.kernels.triton import sampling, selection
 
     sizes = SAMPLES[name]
@@ -56,10 +68,7 @@ def test_sample_scores_and_select_blocks(name: str, padded: bool, triton_device:
     torch.manual_seed(0)
     query = torch.randn(2, 2, q_len, 32, device=triton_device)
     key = torch.randn(2, 1, k_len, 32, device=triton_device)
-    key_segment = None
-    if padded:
-        begin = torch.tensor([[17], [40]], device=triton_device)
-        key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
+    key_segment = padding_of(side, k_len, triton_device)
     sample = (0.2, q_offset, sizes["chunk_n"], sizes["sample_rows"], 16)
     scores = sampling.sample_scores(query, key, key_segment, *sample)
     for found, expected in zip(
@@ -84,10 +93,10 @@ ADAPTIVE = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+@pytest.mark.parametrize("side", PADDING)
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_block_representatives_and_select_adaptive(
-    name: str, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+    name: str, side: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sa_compile.kernels.triton import adaptive, representatives
 
@@ -95,10 +104,8 @@ def test_block_representatives_and_select_adaptive(
     torch.manual_seed(0)
     query = (2 * torch.randn(2, 2, q_len, 24, device=triton_device)).to(dtype)
     key = torch.randn(2, 1, k_len, 24, device=triton_device).to(dtype)
-    key_segment = None
-    if padded:
-        begin = torch.tensor([[17], [40]], device=triton_device)
-        key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
+    key_segment = padding_of(side, k_len, triton_device)
+    if key_segment is not None:
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
     found = representatives.block_representatives(key, key_segment, block_k, 5)
     expected = reference_adaptive.block_representatives(key, key_segment, block_k, 5)
