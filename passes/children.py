@@ -135,6 +135,7 @@ class MaskFromParent:
         """The predicate on placeholders of the child, new ones where needed."""
         first = self.predicate
         key_valid = self._input([p.key_valid for p in self._predicates], "key_valid")
+        start = self._input([p.start for p in self._predicates], "start")
         segments = first.segments and Segments(
             query_id=self._needed([p.segments.query_id for p in self._predicates if p.segments], "query_id"),
             key_id=self._needed([p.segments.key_id for p in self._predicates if p.segments], "key_id"),
@@ -143,7 +144,7 @@ class MaskFromParent:
             size=first.chunk.size,
             left_pad=self._input([p.chunk.left_pad for p in self._predicates if p.chunk], "left_pad"),
         )
-        return replace(first, key_valid=key_valid, segments=segments, chunk=chunk)
+        return replace(first, key_valid=key_valid, segments=segments, chunk=chunk, start=start)
 
     def _input(self, operands: list[fx.Node | None], name: str) -> fx.Node | None:
         return None if operands[0] is None else self._needed([x for x in operands if x is not None], name)
@@ -178,8 +179,9 @@ def prove_in_parent(site: AttentionSite, child: Child, prove: Prover) -> MaskFro
 def _without_nodes(predicate: MaskPredicate) -> tuple[object, ...]:
     chunk, segments = predicate.chunk, predicate.segments
     return (
-        replace(predicate, key_valid=None, segments=None, chunk=None),
+        replace(predicate, key_valid=None, segments=None, chunk=None, start=None),
         predicate.key_valid is None,
+        predicate.start is None,
         segments is None,
         chunk and (chunk.size, chunk.left_pad is None),
     )

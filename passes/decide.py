@@ -6,6 +6,10 @@ outcome       when                                                              
 sampled       inference (training.py), no dropout, mask proven causal (offset and key  "sampled"
               padding allowed), q_len >= min_seq_len or in a range that the profile
               tuned, dtype and head_dim that the kernels take
+sampled       the same, at an offset that is read when the graph runs                  "late"
+sampled       SDPA under a bool mask of unknown entries, if the mask, read when the    "late"
+              graph runs, is causal with offset and padding (with a window too:
+              exact); else SDPA with the mask
 exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"
 exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away  "sdpa_full"
 exact         decode (one row) that sees every key, and a mask or repeats go away      "sdpa_full"
@@ -36,13 +40,14 @@ from sa_compile.kernels import ops
 from .declared import RangeUndecided, evaluate, in_declared_range
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .length_range import settings_for
-from .mask.predicate import MaskPredicate, NotProven
+from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import as_expr
 from .training import Training
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256
+_DECLARED = "a length's range is declared (mark_dynamic with min and max)"
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Decision:
 
 def decide(
     site: AttentionSite,
-    mask: MaskPredicate | NotProven,
+    mask: MaskPredicate | LateMask | NotProven,
     config: SampleAttentionConfig,
     training: Callable[[], Training | None],
     device: str | None = None,
@@ -81,8 +86,10 @@ def decide(
     reason = _why_kept(site, mask)
     if reason is not None:
         return _kept(reason)
-    assert isinstance(mask, MaskPredicate)
+    assert not isinstance(mask, NotProven)
     try:
+        if isinstance(mask, LateMask):
+            return _late_mask(site, mask, config, training, device)
         return _decide_proven(site, mask, config, training, device)
     except GuardOnDataDependentSymNode:
         return _kept("a length depends on data")
@@ -104,6 +111,8 @@ def _decide_proven(
         return _full(site, device)
     if not mask.causal:
         return _kept("bidirectional attention with a mask")
+    if mask.start is not None:
+        return _late_offset(site, mask, sizes, config, training, device)
     return _causal(site, mask, sizes, config, training(), device)
 
 
@@ -141,7 +150,7 @@ def _exact(form: str, reason: str) -> Decision:
     return Decision("exact", form, reason)
 
 
-def _why_kept(site: AttentionSite, mask: MaskPredicate | NotProven) -> str | None:
+def _why_kept(site: AttentionSite, mask: MaskPredicate | LateMask | NotProven) -> str | None:
     """What rules out any rewrite of this site."""
     if site.obstacle is not None:
         return site.obstacle
@@ -229,7 +238,65 @@ def _exact_causal(
 
 
 def _nothing_but_causal(mask: MaskPredicate) -> bool:
-    return mask.is_plain_causal and mask.key_valid is None
+    return mask.is_plain_causal and mask.key_valid is None and mask.start is None
+
+
+def _late_offset(
+    site: AttentionSite,
+    mask: MaskPredicate,
+    sizes: _Sizes,
+    config: SampleAttentionConfig,
+    training: Callable[[], Training | None],
+    device: str | None,
+) -> Decision:
+    """Proven, but for a number that causality starts at: what is not sampled stays as it was."""
+    unknown = "its causal offset is known only when it runs"
+    why = _kept_for_empty_rows(site, mask)
+    if why is None and mask.may_have_empty_rows and mask.masked_value == "finfo.min":
+        why = f"rows without keys are the mean of all values, and {unknown}"
+    if why is None and not mask.is_plain_causal:
+        why = f"not plain causal: {mask}"
+    if why is not None:
+        return _kept(why)
+    return _late(site, sizes, config, training, device, unknown)
+
+
+def _late_mask(
+    site: AttentionSite,
+    mask: LateMask,
+    config: SampleAttentionConfig,
+    training: Callable[[], Training | None],
+    device: str | None,
+) -> Decision:
+    """Not proven: long prompts are sampled if what the graph reads, when it runs, allows it."""
+    sizes = _Sizes(site)
+    if sizes.holds(sympy.Eq(sizes.q_len, 1)):
+        return _kept("decode: one query row")
+    decision = _late(site, sizes, config, training, device, "if the mask, read when it runs, is causal")
+    if decision.outcome == "kept":
+        return _kept(f"mask not proven: {mask.not_proven}; {decision.reason}")
+    return decision
+
+
+def _late(
+    site: AttentionSite,
+    sizes: _Sizes,
+    config: SampleAttentionConfig,
+    training: Callable[[], Training | None],
+    device: str | None,
+    condition: str,
+) -> Decision:
+    """Sampled, if the prompt is long enough; ``condition``: what is known only when the graph runs."""
+    step = training()
+    if step is not None or sizes.declared:
+        return _kept(step.reason if step is not None else _DECLARED)
+    chosen = settings_for(config, sizes.q_len, sizes.holds)
+    dims, dtype = _head_dims(site), value(site.query).dtype
+    why = chosen.reason if chosen.exact else None
+    why = why or why_no_kernel(torch.device(device or "cpu"), dtype, *dims, chosen.config)
+    if why is not None:
+        return _kept(f"{why}; {condition}")
+    return Decision("sampled", "late", f"{chosen.reason}; {condition}", chosen.config, chosen.profile_range)
 
 
 def _kept_for_empty_rows(site: AttentionSite, mask: MaskPredicate) -> str | None:
@@ -257,7 +324,7 @@ def _why_not_block_sparse(
     if training is not None and training.gradient:
         return training.reason
     if sizes.declared:
-        return "a length's range is declared (mark_dynamic with min and max)"
+        return _DECLARED
     if mask.segments is not None and mask.chunk is not None:
         return "packed sequences and chunks together"
     dtype, dims = value(site.query).dtype, _head_dims(site)

@@ -22,7 +22,8 @@ from .frame import Frame
 from .fx_utils import value
 from .graph.operations import label
 from .invariants import score_shaped_nodes
-from .mask.predicate import MaskPredicate, NotProven
+from .late import readable
+from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .mask.prove import prove_mask
 from .mask.scan import GraphScan
 from .record import SiteRecord, record
@@ -107,7 +108,7 @@ class _Run:
         config = decision.config or self.config
         stats = None
         if decision.rewrites:
-            assert isinstance(mask, MaskPredicate)
+            assert not isinstance(mask, NotProven)
             predicate = from_parent.hand_over() if from_parent else mask
             collect_stats = config.stats and self.child is None
             try:
@@ -129,7 +130,9 @@ class _Run:
             module_trains=lambda: self.frame.module_trains(site.output),
         )
 
-    def _prove(self, site: AttentionSite) -> tuple[MaskPredicate | NotProven, MaskFromParent | None]:
+    def _prove(
+        self, site: AttentionSite
+    ) -> tuple[MaskPredicate | LateMask | NotProven, MaskFromParent | None]:
         if site.obstacle is not None:
             return NotProven(site.obstacle, site.output), None
         mask = prove_mask(site, self.scan)
@@ -137,8 +140,8 @@ class _Run:
             proven = prove_in_parent(site, self.child, prove_mask)
             if isinstance(proven, MaskFromParent):
                 return proven.predicate, proven
-            mask = proven
-        return mask, None
+            return proven, None
+        return (readable(site, mask, self.scan) if isinstance(mask, NotProven) else mask), None
 
 
 def _find(scan: GraphScan) -> list[AttentionSite]:

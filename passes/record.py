@@ -8,11 +8,11 @@ from sa_compile.config import SampleAttentionConfig
 
 from .decide import Decision, block_sparse_kernel
 from .fx_utils import is_tensor, rank, shape, value
-from .mask.predicate import MaskPredicate, NotProven
+from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .site import AttentionSite
 from .sizes import plain
 
-_BLOCK_SPARSE = ("sampled", "block_sparse")
+_BLOCK_SPARSE = ("sampled", "late", "block_sparse")
 _SDPA = ("sdpa_causal", "sdpa_full")
 
 
@@ -46,7 +46,7 @@ class SiteRecord:
 
 def record(
     site: AttentionSite,
-    mask: MaskPredicate | NotProven,
+    mask: MaskPredicate | LateMask | NotProven,
     decision: Decision,
     config: SampleAttentionConfig,
     has_stats: bool = False,
@@ -67,7 +67,7 @@ def record(
         q_len=q_len,
         kv_len=kv_len,
         dtype=str(value(site.output).dtype).removeprefix("torch."),
-        mask=_mask_text(site, mask),
+        mask=_mask_text(site, mask, decision),
         outcome=decision.outcome,
         form=decision.form,
         reason=decision.reason,
@@ -84,7 +84,9 @@ def _kernel(site: AttentionSite, decision: Decision, config: SampleAttentionConf
     return "sdpa" if decision.form in _SDPA else ""
 
 
-def _mask_text(site: AttentionSite, mask: MaskPredicate | NotProven) -> str:
+def _mask_text(site: AttentionSite, mask: MaskPredicate | LateMask | NotProven, decision: Decision) -> str:
     if isinstance(mask, MaskPredicate):
         return str(mask)
+    if isinstance(mask, LateMask) and decision.rewrites:
+        return "read when it runs"
     return "not looked at" if site.obstacle is not None else "not proven"

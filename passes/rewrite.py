@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import sympy
@@ -30,12 +31,14 @@ from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
+from sa_compile.late.attention import options_text
 
 from .decide import Decision
 from .examples import KnownExamples
 from .fx_utils import Emitter, fixed, same_shape, shape, value
 from .graph.operations import calls
-from .mask.predicate import MaskPredicate
+from .late import emit_late_attention
+from .mask.predicate import LateMask, MaskPredicate
 from .repeats import permutation
 from .segments import emit_segments
 from .selection import forced_slashes, selection_arguments
@@ -61,7 +64,7 @@ class SharedNodes:
 
 def rewrite(
     site: AttentionSite,
-    mask: MaskPredicate,
+    mask: MaskPredicate | LateMask,
     decision: Decision,
     config: SampleAttentionConfig,
     shared: SharedNodes,
@@ -76,6 +79,7 @@ def rewrite(
     writer = _Writer(site, mask, config, shared, collect_stats)
     form = {
         "sampled": writer.sampled,
+        "late": writer.late,
         "block_sparse": writer.block_sparse,
         "sdpa_causal": writer.sdpa_causal,
         "sdpa_full": writer.sdpa_full,
@@ -91,13 +95,15 @@ class _Writer:
     def __init__(
         self,
         site: AttentionSite,
-        mask: MaskPredicate,
+        mask: MaskPredicate | LateMask,
         config: SampleAttentionConfig,
         shared: SharedNodes,
         collect_stats: bool,
     ) -> None:
         self.site = site
-        self.mask = mask
+        self.late_mask = mask
+        # Only ``late`` is called without a predicate, and reads no other part of this one.
+        self.mask = mask if isinstance(mask, MaskPredicate) else MaskPredicate(causal=True)
         self.config = config
         self.shared = shared
         self.collect_stats = collect_stats
@@ -121,6 +127,15 @@ class _Writer:
                 self.emitter, block_mask, allowed, (site.query, site.key, block_mask, *measured)
             )
         return self._mean_attention(block_mask) if self.config.means_dropped else self._attention(block_mask)
+
+    def late(self) -> fx.Node:
+        """The same at an offset, or under a mask, that is read when the graph runs."""
+        options = options_text(replace(self.config, stats=self.collect_stats))
+        offset = self._size(self.mask.causal_offset)
+        late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
+        if self.collect_stats:
+            self.stats = self.emitter.item(late, 1)
+        return self.emitter.item(late, 0)
 
     def _strips(self) -> tuple[fx.Node, tuple[Any, int]]:
         """sample_scores and select_blocks: the index, and chunk_n and sample_rows of what was sampled."""

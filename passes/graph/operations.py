@@ -92,6 +92,13 @@ def function_of_torch(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", "")) if own else ""
 
 
+def is_foreign(node: fx.Node) -> bool:
+    """The node calls something that torch does not bring, or calls it on tensors of a class of its own."""
+    if node.op == "call_function":
+        return not (is_torchs(node.target) and _on_plain_tensors(node))
+    return node.op == "call_method" and not operation(node)
+
+
 def describe(node: fx.Node) -> str:
     """What a node calls, in words, for reasons."""
     if node.op == "placeholder":

@@ -27,6 +27,8 @@ def evaluate(
         return int(sympy.sympify(size).subs(dict(symbols or {})))
 
     position = torch.arange(q_len)[:, None] + number(predicate.causal_offset)  # [Sq, 1]
+    if predicate.start is not None:
+        position = position + values[predicate.start]
     key = torch.arange(k_len)[None, :]  # [1, Sk]
     allowed = torch.ones(1, 1, q_len, k_len, dtype=torch.bool)
     if predicate.causal:

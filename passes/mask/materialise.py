@@ -73,6 +73,20 @@ class Materialiser:
         """An integer node [B|1, size] of an expression."""
         return _Rows(self, batch, axis, size).integers(expr)
 
+    def number(self, lookup: AppliedUndef) -> fx.Node:
+        """One element of an opaque node as int64 without dimensions, on the CPU.
+
+        It is read, and waited for, where the node is defined: what writes into the node comes later.
+        """
+        node = self.interpreter.nodes[lookup.func.__name__]
+        anchor = node.next
+        while anchor.op == "placeholder" or _KEY in anchor.meta:
+            anchor = anchor.next
+        early = Materialiser(self.interpreter, anchor, (node,))
+        for index in lookup.args:
+            node = early.node("select", node, 0, int(index))
+        return early.node("to", node, "cpu", torch.int64, copy=True)
+
     def per_batch(self, expr: sympy.Expr, batch: sympy.Symbol) -> fx.Node:
         """An integer node [B] (or [1]) of an expression over the batch alone."""
         if not expr.has(AppliedUndef):

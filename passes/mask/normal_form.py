@@ -89,9 +89,15 @@ def to_predicate(
     if parts.keys:
         key_valid = materialiser().all_of(parts.keys, conditions, axes.batch, axes.key, axes.k_len)
     position_offset = offset if offset is not None else chunk_offset
-    own_key = facts.never_negative(position_offset) and (
-        (window is None and chunk is None) or facts.never_positive(position_offset + axes.q_len - axes.k_len)
-    )
+    start = None
+    if position_offset.has(AppliedUndef):
+        position_offset, start = _start(position_offset, materialiser)
+        own_key = window is None and chunk is None
+    else:
+        own_key = facts.never_negative(position_offset) and (
+            (window is None and chunk is None)
+            or facts.never_positive(position_offset + axes.q_len - axes.k_len)
+        )
     return MaskPredicate(
         causal=offset is not None,
         causal_offset=position_offset,
@@ -100,6 +106,24 @@ def to_predicate(
         key_valid=key_valid,
         segments=_segments(parts, axes, materialiser),
         rows_may_be_empty=not own_key and (offset is not None or chunk is not None),
+        start=start,
+    )
+
+
+def _start(offset: sympy.Expr, materialiser: Callable[[], Materialiser]) -> tuple[sympy.Expr, fx.Node]:
+    """An offset's part that is known when compiling, and the number that a tensor holds, as a node."""
+    lookups = list(offset.atoms(AppliedUndef))
+    known = sympy.expand(offset - lookups[0])
+    if known.has(AppliedUndef) or known.has(FloorDivide):
+        raise DoesNotFit("a causal offset that is more than one number of a tensor", Le0(offset))
+    return known, materialiser().number(lookups[0])
+
+
+def _is_one_number(expr: sympy.Expr, axes: Axes) -> bool:
+    """The expression has one value, whichever entry of the mask it stands in."""
+    lookups = expr.atoms(AppliedUndef)
+    return not expr.free_symbols & {axes.batch, axes.query, axes.key} and all(
+        index.is_Integer for lookup in lookups for index in lookup.args
     )
 
 
@@ -142,9 +166,9 @@ def _as_bound(literal: Bool, facts: Facts) -> Le0 | None:
 def _sort_bound(literal: Le0, axes: Axes, parts: _Parts) -> None:
     rest = sympy.expand(literal.expr - (axes.key - axes.query))
     reverse = sympy.expand(literal.expr - (axes.query - axes.key))
-    if not rest.has(AppliedUndef) and not rest.free_symbols & {axes.batch, axes.query, axes.key}:
+    if _is_one_number(rest, axes):
         parts.upper.append(sympy.expand(-rest))
-    elif not reverse.has(AppliedUndef) and not reverse.free_symbols & {axes.batch, axes.query, axes.key}:
+    elif _is_one_number(reverse, axes):
         parts.lower.append(sympy.expand(reverse - 1))
     else:
         raise DoesNotFit("a comparison of query and key that is not k <= q + constant", literal)

@@ -32,7 +32,7 @@ class Segments:
 class MaskPredicate:
     """allowed(b, q, k) as a conjunction; a part that is None allows everything.
 
-    With the query's position ``p = q + causal_offset``::
+    With the query's position ``p = q + causal_offset + start``::
 
         causal        k <= p
         window        k > p - window                    (only together with causal)
@@ -43,7 +43,9 @@ class MaskPredicate:
     ``masked_value`` is how the mask's spelling excludes an entry: "-inf" (bool masks of SDPA, -inf in float
     masks) or "finfo.min" (a row that allows no key is then the mean of all values); "-inf" too where no row
     can be without a key. ``rows_may_be_empty``: it is not proven that causality, window and chunk leave every
-    row at least one key (padding and segments not counted).
+    row at least one key (padding and segments not counted). ``start`` is an int64 node without dimensions, on
+    the CPU: the part of the offset that only a running graph knows, such as the length of a static cache; it
+    is taken for granted that it leaves the first row a key, and whoever reads it checks that.
     """
 
     causal: bool
@@ -54,6 +56,7 @@ class MaskPredicate:
     segments: Segments | None = None
     masked_value: str = "-inf"
     rows_may_be_empty: bool = False
+    start: fx.Node | None = None
 
     @property
     def is_full(self) -> bool:
@@ -72,7 +75,9 @@ class MaskPredicate:
 
     def __str__(self) -> str:
         parts = []
-        if self.causal:
+        if self.start is not None:
+            parts.append("causal(offset read when it runs)")
+        elif self.causal:
             parts.append("causal" if self.causal_offset == 0 else f"causal(offset={self.causal_offset})")
         if self.window is not None:
             parts.append(f"window({self.window})")
@@ -87,10 +92,22 @@ class MaskPredicate:
 
 @dataclass(frozen=True)
 class NotProven:
-    """Why a mask could not be proven, and the node that stopped the proof."""
+    """Why a mask could not be proven, and the node that stopped the proof.
+
+    ``refuted``: its entries are known, whatever the inputs, and are those of no predicate.
+    """
 
     reason: str
     node: fx.Node | None
+    refuted: bool = False
 
     def __str__(self) -> str:
         return f"{self.reason} (at {self.node})" if self.node is not None else self.reason
+
+
+@dataclass(frozen=True)
+class LateMask:
+    """A mask that is not proven, but whose entries the graph can read when it runs."""
+
+    mask: fx.Node  # bool [B|1, 1, Sq, Sk], or with dims left out in front
+    not_proven: NotProven

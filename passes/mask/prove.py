@@ -117,14 +117,14 @@ class _Proof:
 
     def _does_not_fit(self, error: DoesNotFit) -> NotProven:
         if error.part is None:
-            return NotProven(str(error), self.site.mask)
+            return NotProven(str(error), self.site.mask, refuted=True)
         return self._unknown_values(str(error), error.part)
 
     def _unknown_values(self, reason: str, element: Element) -> NotProven:
         """A reason and the node at which knowledge ends."""
         lookups = [a for expr in expressions(element) for a in expr.atoms(AppliedUndef)]
         if not lookups:
-            return NotProven(reason, self.site.mask)
+            return NotProven(reason, self.site.mask, refuted=True)
         node = self._origin(self._last(lookups))
         if node.op == "placeholder" and self._is_mask_input(node):
             return NotProven("the mask is an input of the graph", node)

@@ -89,7 +89,8 @@ def different_masks(q, k, v, padding):
 
 
 def mask_is_an_input(q, k, v, padding):
-    return region(q, k, v, padding[:, None, None, :].expand(-1, 1, q.shape[2], -1) > q.sum())
+    mask = padding[:, None, None, :].expand(-1, 1, q.shape[2], -1) > q.sum()
+    return region(region(q, k, v, mask), k, v, mask)
 
 
 @pytest.mark.parametrize(

@@ -128,8 +128,10 @@ def test_both_query_and_key_padding() -> None:
     assert "rows of the query" in proof.reason
 
 
-def test_offset_that_is_a_tensor() -> None:
-    assert "not k <= q" in str(refuse(lambda start: columns() <= rows() + start, torch.tensor(3)))
+def test_offset_that_is_a_tensor_of_more_than_one_number() -> None:
+    assert "not k <= q" in str(
+        refuse(lambda start: columns() <= rows() + start[:, None], torch.arange(LENGTH))
+    )
 
 
 def test_positions_without_their_segments() -> None:

@@ -1,0 +1,102 @@
+"""Attention at an offset that is read when it runs, sampled; and as the model spelled it where that fails."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa_compile import prefill
+from sa_compile.config import SampleAttentionConfig, selection_options
+from sa_compile.late.reading import read_causal
+from sa_compile.prefill import CausalAttention
+
+NOT_CAUSAL = -1
+
+
+def options_text(config: SampleAttentionConfig) -> str:
+    """The options that sampling reads, as an op takes them."""
+    names = (*selection_options(), "stats")
+    return json.dumps({name: getattr(config, name) for name in names}, sort_keys=True)
+
+
+@functools.lru_cache(maxsize=64)
+def config_of(options: str) -> SampleAttentionConfig:
+    """The options that ``options_text`` wrote."""
+    return SampleAttentionConfig(**json.loads(options))
+
+
+def read_mask(mask: Tensor, site: str) -> tuple[Tensor, Tensor]:
+    """``found`` int64 [3] on the CPU (causal offset, window, are keys padding?) and key_valid bool [B, Sk].
+
+    mask bool [B|1, 1, Sq, Sk] or with dims left out in front. An offset of ``NOT_CAUSAL`` says that the mask
+    is not causal with these; a warning says so once for each ``site``.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    meaning = read_causal(mask)
+    if meaning is None:
+        warnings.warn(
+            f"sampleattn: the mask of {site or 'an attention'}, read when it ran, is not causal (with "
+            "offset, window and padding): what reads it is not sampled, but SDPA with that mask",
+            stacklevel=2,
+        )
+        return torch.tensor([NOT_CAUSAL, 0, 0]), torch.ones_like(mask[:, -1])
+    return torch.tensor([meaning.q_offset, meaning.window, meaning.padded]), meaning.key_valid
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    found: Tensor,
+    key_valid: Tensor | None,
+    scale: float,
+    options: str,
+) -> tuple[Tensor, Tensor]:
+    """Sampled attention at the offset ``found``: out [B, Hq, Sq, Dv] (memory [B, Sq, Hq, Dv]) and its stats.
+
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; ``found`` int64 on the CPU: the causal
+    offset alone, or with a mask what ``read_mask`` found; ``key_valid`` bool [B|1, Sk] or None. A window is
+    exact, and ``NOT_CAUSAL`` is SDPA with ``mask``. Stats: fp32 [Hq, 3] as of ``prefill.sampled`` (1 where
+    nothing was sampled), [0, 3] unless ``options`` ask for them. Raises ValueError for a negative offset
+    without a mask.
+    """
+    config = config_of(options)
+    q_offset, window, padded = found.tolist() if mask is not None else (int(found), 0, True)
+    key_valid = key_valid if padded else None
+    attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid)
+    stats = None
+    if mask is not None and q_offset == NOT_CAUSAL:
+        out = _dense(attention, mask)
+    elif q_offset < 0:
+        raise ValueError(
+            f"the causal offset of an attention, read when it ran, must be at least 0, got {q_offset}: its "
+            "first rows would see no key"
+        )
+    elif q_offset + query.shape[2] > key.shape[2]:
+        out = _dense(attention, _mask_of(attention))
+    elif window:
+        out = prefill.exact(attention.without_unseen_keys(), config)
+    else:
+        out, stats = prefill.sampled(attention.without_unseen_keys(), config)
+    if stats is None:
+        stats = query.new_ones((query.shape[1] if config.stats else 0, 3), dtype=torch.float32)
+    return out.transpose(1, 2).contiguous().transpose(1, 2), stats
+
+
+def _mask_of(a: CausalAttention) -> Tensor:
+    position = torch.arange(a.query.shape[2], device=a.query.device)[:, None] + a.q_offset
+    allowed = torch.arange(a.key.shape[2], device=a.query.device) <= position
+    return allowed if a.key_valid is None else allowed & a.key_valid[:, None, None].bool()
+
+
+def _dense(a: CausalAttention, mask: Tensor) -> Tensor:
+    """SDPA with a mask: heads are repeated, since on a GPU its kernels that take a mask know no groups."""
+    group = a.query.shape[1] // a.key.shape[1]
+    key, value = (x if group == 1 else x.repeat_interleave(group, 1) for x in (a.key, a.value))
+    return F.scaled_dot_product_attention(a.query, key, value, attn_mask=mask, scale=a.scale)
