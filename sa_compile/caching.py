@@ -33,9 +33,8 @@ def hash_sources(folders: Iterable[str | Path]) -> str:
 
 
 def _kernel_folders() -> list[str]:
-    spec = importlib.util.find_spec("sa_compile.kernels")
-    assert spec is not None
-    return list(spec.submodule_search_locations or [])
+    specs = map(importlib.util.find_spec, ("sa_compile.kernels", "sa_compile.late"))
+    return [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or []]
 
 
 @functools.cache

@@ -52,6 +52,12 @@ def broken_between_layers(model):
     return whole(model)
 
 
+def offloaded(model):
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.cpu_offload(model, torch.device("cpu"))
+    return whole(model)
+
+
 @pytest.fixture
 def process_group():
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0")
@@ -61,7 +67,7 @@ def process_group():
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("compiled", [each_layer, broken_between_layers])
+@pytest.mark.parametrize("compiled", [each_layer, broken_between_layers, offloaded])
 def test_layers_in_graphs_of_their_own(compiled):
     check(tiny_llama(), compiled, left_padded("cpu", [80, 61]))
 
