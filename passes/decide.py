@@ -16,6 +16,7 @@ exact         decode (one row) that sees every key, and a mask or repeats go awa
 exact         any other proven causal mask (window, chunk, packed, padded, offset),    "block_sparse"
               no gradient
 exact         SDPA as cheap as it can be already: the graph is not touched             "unchanged"
+exact         few rows on a CPU (``few_rows``), which the block-sparse op makes dearer  "unchanged"
 kept          everything else, with the reason                                         ""
 ============  =======================================================================  ==============
 
@@ -38,6 +39,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
 from .declared import RangeUndecided, evaluate, in_declared_range
+from .few_rows import cheaper_below, written_out
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .length_range import settings_for
 from .mask.predicate import LateMask, MaskPredicate, NotProven
@@ -172,7 +174,8 @@ def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str
     sees_all_keys = mask.is_full or (
         _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.causal_offset, sizes.kv_len - 1))
     )
-    if sees_all_keys and _gains(site) and _sdpa_is_fused(site, device):
+    gains = _gains(site) and not (device == "cpu" and written_out(site))
+    if sees_all_keys and gains and _sdpa_is_fused(site, device):
         return _exact("sdpa_full", "decode: one query row that sees every key")
     return _kept("decode: one query row")
 
@@ -234,7 +237,15 @@ def _exact_causal(
             return _exact("sdpa_causal", why)
     if blocked is not None:
         return _kept(blocked if blocked == why else f"{why}; {blocked}")
+    if device == "cpu" and mask.is_plain_causal and _has_few_rows(site, sizes):
+        return _exact("unchanged", f"few query rows: as captured it is cheaper on a CPU; {why}")
     return _exact("block_sparse", why)
+
+
+def _has_few_rows(site: AttentionSite, sizes: _Sizes) -> bool:
+    """Too few for the block-sparse op to pay. Lengths whose range the caller declared get no guard for it."""
+    limit = cheaper_below(site)
+    return limit > 2 and not sizes.declared and sizes.holds(sympy.Lt(sizes.q_len, limit))
 
 
 def _nothing_but_causal(mask: MaskPredicate) -> bool:

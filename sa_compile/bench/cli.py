@@ -14,6 +14,7 @@ def add_commands(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure the kernels and whole models")
     benchmarks = bench.add_subparsers(required=True, metavar="benchmark")
     _add_cpu_ops(benchmarks)
+    _add_exact_forms(benchmarks)
     _add_ops(benchmarks)
     _add_report(benchmarks)
     model_cli.add_benchmarks(benchmarks)
@@ -39,6 +40,29 @@ def _add_cpu_ops(benchmarks: Any) -> None:
 
 def _cpu_ops(arguments: argparse.Namespace) -> int:
     from sa_compile.bench.cpu_ops import run
+
+    return run(arguments)
+
+
+def _add_exact_forms(benchmarks: Any) -> None:
+    parser = benchmarks.add_parser(
+        "exact-forms", help="attention that is not sampled, on the CPU, against Inductor"
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128])
+    parser.add_argument("--keys", type=int, nargs="+", default=[1024, 4096, 8192, 32768])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=("float32", "bfloat16"), default=["float32", "bfloat16"]
+    )
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--kv-heads", type=int, nargs="+", default=[4, 16])
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.set_defaults(run=_exact_forms)
+
+
+def _exact_forms(arguments: argparse.Namespace) -> int:
+    from sa_compile.bench.exact_forms import run
 
     return run(arguments)
 

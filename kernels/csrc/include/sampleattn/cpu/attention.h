@@ -28,7 +28,9 @@ struct AttentionArguments {
 
 namespace detail {
 
-constexpr int64_t kPackedFloats = int64_t{8} << 20;  // KV heads are packed in groups of about 32 MiB
+// KV heads are packed in groups of about 4 MiB: fresh memory costs a page fault every 4 KiB, about as much as packing.
+constexpr int64_t kPackedFloats = int64_t{1} << 20;
+constexpr int64_t kItemsPerThread = 8;  // query blocks of a group, so that threads end together
 constexpr float kLog2e = 1.442695040888963f;
 
 template <class F>
@@ -149,7 +151,9 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
                              args.key_segment.data || args.query_segment.data);
 
   const int64_t pair_floats = key_blocks * sizes.block_k * (sizes.head_dim + round_up(sizes.v_dim, isa.lanes));
-  const int64_t step = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(pair_floats, 1), 1, pairs);
+  const int64_t for_threads = ceil_div(kItemsPerThread * threads, sizes.group() * query_blocks);
+  const int64_t step =
+      std::clamp(std::max(kPackedFloats / std::max<int64_t>(pair_floats, 1), for_threads), int64_t{1}, pairs);
   PackedHeads packed(sizes, isa, step);
   for (int64_t first = 0; first < pairs; first += step) {
     const int64_t count = std::min(step, pairs - first);
