@@ -39,7 +39,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
 from .declared import RangeUndecided, evaluate, in_declared_range
-from .few_rows import cheaper_below, written_out
+from .few_rows import cheaper_below, decode_stays
 from .fx_utils import fake_mode, fixed, number, shape, value
 from .length_range import settings_for
 from .mask.predicate import LateMask, MaskPredicate, NotProven
@@ -174,7 +174,7 @@ def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str
     sees_all_keys = mask.is_full or (
         _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.causal_offset, sizes.kv_len - 1))
     )
-    gains = _gains(site) and not (device == "cpu" and written_out(site))
+    gains = _gains(site) and not (device == "cpu" and decode_stays(site))
     if sees_all_keys and gains and _sdpa_is_fused(site, device):
         return _exact("sdpa_full", "decode: one query row that sees every key")
     return _kept("decode: one query row")

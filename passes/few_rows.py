@@ -11,24 +11,43 @@ import torch
 from .fx_utils import fixed, shape, value
 from .site import AttentionSite
 
-# Rows that pay for packing a key, of all heads that read it.
-_PAYS = {"float32": 32, "half": 16}
-_PAYS_NATIVE = 48  # float32, a key head for every query head
+# Rows that pay for packing a key, of all query heads that read it.
+_OF_A_GROUP = {"float32": 32, "half": 16}
+_NATIVE = 48  # a key head for every query head
+_OF_REPEATS = 32  # written out in a half dtype, whose products Inductor fuses with the repeats
 
 
-def written_out(site: AttentionSite) -> bool:
-    """The attention is two products and a softmax, not SDPA."""
-    return site.spelling != "sdpa"
+def decode_stays(site: AttentionSite) -> bool:
+    """One query row: SDPA without mask and repeats would not be cheaper than what was captured."""
+    return _written_out(site) or (_half(site) and _repeats(site))
 
 
 def cheaper_below(site: AttentionSite) -> int:
     """The number of query rows below which the captured attention is cheaper than the block-sparse op."""
-    half = value(site.query).dtype != torch.float32
-    group = fixed(shape(site.query)[1]) // fixed(shape(site.key)[1])
-    if site.repeats:
-        rows = _PAYS["float32"] if written_out(site) and half else 0
-    elif half:
-        rows = 0 if written_out(site) else _PAYS["half"]
+    written_out, half, group = _written_out(site), _half(site), _group(site)
+    if _repeats(site):
+        rows = _OF_REPEATS if written_out and half else 0
+    elif written_out and half:
+        rows = 0
+    elif group == 1:
+        rows = _NATIVE
     else:
-        rows = _PAYS_NATIVE if group == 1 else _PAYS["float32"]
+        rows = _OF_A_GROUP["half" if half else "float32"]
     return -(-rows // group)
+
+
+def _written_out(site: AttentionSite) -> bool:
+    return site.spelling != "sdpa"
+
+
+def _half(site: AttentionSite) -> bool:
+    return bool(value(site.query).dtype != torch.float32)
+
+
+def _group(site: AttentionSite) -> int:
+    """Query heads that read a key head."""
+    return fixed(shape(site.query)[1]) // fixed(shape(site.key)[1])
+
+
+def _repeats(site: AttentionSite) -> bool:
+    return site.repeats and _group(site) > 1
