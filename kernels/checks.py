@@ -130,6 +130,13 @@ def check_at_least(op: str, bound: int, **values: int | float) -> None:
             raise ValueError(f"{op}: {name!r} must be >= {bound}, got {value!r}")
 
 
+def check_power_of_two(op: str, **values: int) -> None:
+    """Counts that divide every block size."""
+    for name, value in values.items():
+        if value < 1 or value & (value - 1):
+            raise ValueError(f"{op}: {name!r} must be a power of two, got {value!r}")
+
+
 def _check_like(op: str, name: str, tensor: Tensor, query: Tensor, shape: str) -> None:
     if tensor.dim() != 4 or tensor.dtype != query.dtype:
         raise ValueError(

@@ -30,7 +30,10 @@ CUDA_MEAN_HEAD_DIMS = ((64, 64), (128, 128))
 
 _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
-_SELECTION = ("sample_scores", "select_blocks", "block_representatives", "select_adaptive")
+_SELECTION = (
+    *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
+    "select_budget",
+)
 # What ``block_mean_attention`` adds to the output of block_sparse_attention where no kernel does both.
 _MEANS = ("add_block_means",)
 _ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", *_MEANS)

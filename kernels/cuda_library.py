@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import choice, eager, eager_adaptive, eager_means
+from . import choice, eager, eager_adaptive, eager_means, select_budget
 from .choice import Call
 
 
@@ -27,8 +27,8 @@ def _attention_call(
 
 
 def _implementation(call: Call, module: str, plain: Callable, scale: float = 1.0) -> Callable:
-    """What computes a call: ``plain`` PyTorch, the function of the op's name in the Triton ``module``, or an
-    op of the CUDA library.
+    """What computes a call: ``plain`` PyTorch, the function of the op's name in the Triton ``module`` (its
+    place in this package), or an op of the CUDA library.
 
     Native attention and adaptive selection order or mask scores before they scale them, which a scale of zero
     or less would turn round: those go to PyTorch whatever is preferred.
@@ -37,7 +37,7 @@ def _implementation(call: Call, module: str, plain: Callable, scale: float = 1.0
     if kernel == "pytorch" or scale <= 0:
         return plain
     if kernel == "triton":
-        return getattr(importlib.import_module(f".triton.{module}", __package__), call.op)
+        return getattr(importlib.import_module(f".{module}", __package__), call.op)
     return choice.library_op(kernel, call.op)
 
 
@@ -57,7 +57,7 @@ def block_sparse_attention(
 ) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` on CUDA tensors (see ``ops``)."""
     call = _attention_call(query.device, query.dtype, query.shape[-1], value.shape[-1], block_q, block_k)
-    run = _implementation(call, "attention", eager.block_sparse_attention, scale)
+    run = _implementation(call, "triton.attention", eager.block_sparse_attention, scale)
     return run(
         query,
         key,
@@ -100,15 +100,16 @@ def add_block_means_(
     """``eager_means.add_block_means_`` on CUDA tensors."""
     dims = query.shape[-1], value.shape[-1]
     call = Call("add_block_means", query.device, query.dtype, dims, block_q, block_k)
-    add = _implementation(call, "means", eager_means.add_block_means_, scale)
+    add = _implementation(call, "triton.means", eager_means.add_block_means_, scale)
     add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k)
 
 
 # Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first
 # tensor's dtype (``select_blocks`` reads scores, which are float32 whatever the model's dtype is).
 _SELECTION: dict[str, tuple[str, Callable, bool]] = {
-    "sample_scores": ("sampling", eager.sample_scores, True),
-    "select_blocks": ("selection", eager.select_blocks, False),
+    "sample_scores": ("triton.sampling", eager.sample_scores, True),
+    "select_blocks": ("triton.selection", eager.select_blocks, False),
+    "select_budget": ("select_budget.triton", select_budget.eager.select_budget, True),
 }
 
 
@@ -130,7 +131,7 @@ def block_representatives(
     dims = (key.shape[-1], key.shape[-1])
     op = "block_representatives"
     call = Call(op, key.device, key.dtype, dims, block_k=block_k, representatives=1 + landmarks)
-    run = _implementation(call, "representatives", eager_adaptive.block_representatives)
+    run = _implementation(call, "triton.representatives", eager_adaptive.block_representatives)
     return run(key, key_segment, block_k, landmarks)
 
 
@@ -153,7 +154,7 @@ def select_adaptive(
     """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
     dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
     call = Call("select_adaptive", query.device, query.dtype, dims, block_q, block_k, members)
-    run = _implementation(call, "adaptive", eager_adaptive.select_adaptive, scale)
+    run = _implementation(call, "triton.adaptive", eager_adaptive.select_adaptive, scale)
     return run(
         query,
         key,

@@ -34,7 +34,7 @@ def sample_scores(
     slash = torch.zeros_like(column)
     key_block = torch.arange(n_key_blocks, device=query.device)
     for part in _row_chunks(query, key, rows.shape[1], 1):
-        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
+        mass = block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
         column += mass.sum(-2)
         own = (rows[:, part] + q_offset) // block_k
         source = own[:, None, :, None] - key_block  # key block of slash s, per row
@@ -181,7 +181,7 @@ def attention_mass(
     rows, valid = sampled_rows(ends, chunk_n, sample_rows)
     smallest = query.new_ones(query.shape[:2], dtype=torch.float32)
     for part in _row_chunks(query, key, rows.shape[1], 1):
-        mass = _block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
+        mass = block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
         kept = unpack_bits(_rows_of(block_mask, rows[:, part] // block_q), n_key_blocks)
         total = mass.sum(-1)
         share = torch.where(total > 0, (mass * kept).sum(-1) / torch.where(total > 0, total, 1), 1)
@@ -247,7 +247,7 @@ def _same_segment(
     return (keys >= 0) & (keys == query_segment[:, None, part, None])
 
 
-def _block_mass(
+def block_mass(
     query: Tensor,
     key: Tensor,
     key_segment: Tensor | None,

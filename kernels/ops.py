@@ -20,6 +20,7 @@ from torch import Tensor
 from . import cuda_library, op_checks
 from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
 from .registration import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
+from .select_budget.op import select_budget
 
 __all__ = [
     "NAMESPACE",
@@ -41,6 +42,8 @@ __all__ = [
     "block_representatives_op",
     "select_adaptive",
     "select_adaptive_op",
+    "select_budget",
+    "select_budget_op",
 ]
 
 
@@ -65,6 +68,7 @@ block_mean_attention_op = torch.ops.sampleattn.block_mean_attention.default
 attention_mass_op = torch.ops.sampleattn.attention_mass.default
 block_representatives_op = torch.ops.sampleattn.block_representatives.default
 select_adaptive_op = torch.ops.sampleattn.select_adaptive.default
+select_budget_op = torch.ops.sampleattn.select_budget.default
 
 
 def declare_to_inductor() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cuda_library, eager, eager_adaptive, mean_attention, op_checks
+from . import cuda_library, eager, eager_adaptive, mean_attention, op_checks, select_budget
 from .shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
@@ -41,6 +41,7 @@ SCHEMAS = {
     "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
     "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
     "bool keep_sink, int window_slashes, int last_rows) -> Tensor",
+    select_budget.op.NAME: select_budget.op.SCHEMA,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -209,6 +210,9 @@ def _select_adaptive_fake(
     return query.new_empty(shape, dtype=torch.int32)
 
 
+_fake(select_budget.op.NAME)(select_budget.op.fake)
+
+
 def _refuse_backward(name: str) -> None:
     def no_backward(ctx: object, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -219,7 +223,9 @@ def _refuse_backward(name: str) -> None:
 
 
 for _name in SCHEMAS:
-    _module = next(m for m in (eager, eager_adaptive, mean_attention) if hasattr(m, _name))
+    _module = next(
+        m for m in (eager, eager_adaptive, mean_attention, select_budget.eager) if hasattr(m, _name)
+    )
     implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
 _refuse_backward("block_sparse_attention")
 _refuse_backward("block_mean_attention")

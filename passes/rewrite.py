@@ -174,7 +174,7 @@ class _Writer:
         return block_mask, rows
 
     def _adaptive(self) -> tuple[fx.Node, tuple[Any, int]]:
-        """block_representatives and select_adaptive: the index, and the rows whose CRA stats measure."""
+        """What either select_adaptive or select_budget keeps, and the rows whose CRA stats measure."""
         site, config = self.site, self.config
         _, key_segment = self._segments()
         terms = self.emitter.function(
@@ -195,7 +195,27 @@ class _Writer:
             forced_slashes(config),
             config.last_rows,
         )
+        if config.budget < 1:
+            block_mask = self.emitter.function(torch.bitwise_or, block_mask, self._budget(key_segment))
         return block_mask, (config.chunk_n, config.rows_of_a_chunk)
+
+    def _budget(self, key_segment: fx.Node | None) -> fx.Node:
+        """select_budget: what sampled rows give too much attention to be left out."""
+        config = self.config
+        return self.emitter.function(
+            ops.select_budget_op,
+            self.site.query,
+            self.site.key,
+            key_segment,
+            self.scale,
+            self._size(self.mask.causal_offset),
+            config.block_q,
+            config.block_k,
+            config.budget,
+            config.budget_rows,
+            config.keep_sink,
+            forced_slashes(config),
+        )
 
     def block_sparse(self) -> fx.Node:
         """mask_blocks, once for all layers with this mask, and block_sparse_attention: exact."""

@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA, LAST_ROWS
+from sa_compile.kernels.defaults import (
+    ADAPTIVE_LANDMARKS,
+    ADAPTIVE_TAU,
+    ALPHA,
+    BUDGET,
+    BUDGET_ROWS,
+    LAST_ROWS,
+)
 from sa_compile.profile import LengthRange, Profile, load_profile
 
 METHODS = ("chunked", "stride", "adaptive")
@@ -22,6 +29,9 @@ _METHODS_OF = {
     "sample_rows": ("chunked",),
     "tau": ("adaptive",),
     "landmarks": ("adaptive",),
+    "budget": ("adaptive",),
+    "budget_rows": ("adaptive",),
+    "means": ("adaptive",),
     "window_blocks": ("chunked", "adaptive"),
     "last_rows": ("chunked", "adaptive"),
     "r_w": ("stride",),
@@ -51,7 +61,8 @@ class SampleAttentionConfig:
     method: Literal["chunked", "stride", "adaptive"] = _option(
         "adaptive",
         "Selection rule: 'adaptive' scores all rows against a few keys of every block and keeps what they "
-        "look for, wherever in the prompt; the others count by their means (docs/accuracy.md); 'chunked' "
+        "look for, wherever in the prompt, and what sampled rows give too much attention to be left out "
+        "(docs/accuracy.md); 'chunked' "
         "samples the tail rows of chunk_n chunks and keeps columns and slashes (arXiv 2406.15486v3), for "
         "questions that close the prompt; "
         "'stride' samples rows at a stride and keeps columns and a window (v2).",
@@ -84,6 +95,22 @@ class SampleAttentionConfig:
         ADAPTIVE_LANDMARKS,
         "Keys that stand for a key block beside its mean (method 'adaptive'): large ones in different "
         "directions, in [0, block_k]; on Hopper 7 and 15 have the fastest kernel.",
+    )
+    budget: float = _option(
+        BUDGET,
+        "What may be left out of a query block's attention (method 'adaptive'): blocks go from the smallest "
+        "share on, as long as a share times (itself and twice what went before it) stays below this squared; "
+        "in [0, 1], 1: this is not looked at, and 'tau' alone decides.",
+    )
+    budget_rows: int = _option(
+        BUDGET_ROWS,
+        "Rows of a query block whose attention 'budget' is measured on, a power of two; half as many each "
+        "time a prompt of more than 32768 keys doubles, 4 at least (method 'adaptive').",
+    )
+    means: bool = _option(
+        False,
+        "Blocks that are left out count by their mean key and value (method 'adaptive'): better on models "
+        "trained for retrieval, several times worse on pretrained ones (docs/accuracy.md).",
     )
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")
@@ -138,13 +165,18 @@ class SampleAttentionConfig:
         for name in ("alpha_c", "alpha_s", "r_w", "r_row"):
             self._share(name)
         self._in_range("tau", (int, float), 0, 1)
-        object.__setattr__(self, "tau", float(self.tau))
+        self._in_range("budget", (int, float), 0, 1)
+        for name in ("tau", "budget"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        self._at_least("budget_rows", 1)
+        if self.budget_rows & (self.budget_rows - 1):
+            self._fail("budget_rows", "a power of two", ValueError)
         self._in_range("landmarks", int, 0, self.block_k)
         for name in ("chunk_n", "min_seq_len", "window_blocks"):
             self._at_least(name, 1)
         for name in ("sample_rows", "last_rows"):
             self._at_least(name, 0)
-        for name in ("keep_sink", "stats"):
+        for name in ("keep_sink", "means", "stats"):
             self._typed(name, bool, "a bool")
         if self.trace is not None:
             self._typed("trace", str, "a folder's path as str, or None")
@@ -190,7 +222,7 @@ class SampleAttentionConfig:
     @property
     def means_dropped(self) -> bool:
         """Is a dropped block taken by its mean key and value, instead of not at all?"""
-        return self.method == "adaptive"
+        return self.method == "adaptive" and self.means
 
     @property
     def rows_of_a_chunk(self) -> int:

@@ -101,18 +101,19 @@ def _select_by_rows(
     representatives = ops.block_representatives(
         key, key_segment=where["key_segment"], block_k=config.block_k, landmarks=config.landmarks
     )
+    where = where | {
+        "block_q": config.block_q,
+        "block_k": config.block_k,
+        "keep_sink": config.keep_sink,
+        "window_slashes": forced_slashes(config),
+    }
     block_mask = ops.select_adaptive(
-        query,
-        key,
-        representatives,
-        **where,
-        block_q=config.block_q,
-        block_k=config.block_k,
-        tau=config.tau,
-        keep_sink=config.keep_sink,
-        window_slashes=forced_slashes(config),
-        last_rows=config.last_rows,
+        query, key, representatives, **where, tau=config.tau, last_rows=config.last_rows
     )
+    if config.budget < 1:
+        block_mask = block_mask | ops.select_budget(
+            query, key, **where, budget=config.budget, rows=config.budget_rows
+        )
     return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
 
 

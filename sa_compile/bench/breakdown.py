@@ -27,6 +27,7 @@ PARTS = {
     "select_blocks": "selection",
     "block_representatives": "sampling",
     "select_adaptive": "selection",
+    "select_budget": "selection",
     "mask_blocks": "mask blocks",
     "block_sparse_attention": "attention",
     "block_mean_attention": "attention",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from sa_compile.kernels import blocks, ops
 
 Kernel = Callable[..., Any]
 TIMED = (
-    *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
+    *("sample_scores", "select_blocks", "block_representatives", "select_adaptive", "select_budget"),
     *("mask_blocks", "block_sparse_attention", "block_mean_attention"),
 )
 
@@ -119,7 +119,15 @@ def _sizes_of_strips(*arguments: Any) -> Sizes:
 
 
 def _sizes_by_rows(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
-    q_offset, block_q, block_k = rest[5:8]
+    return _sizes_behind(rest[5:8], query, key)
+
+
+def _sizes_by_sample(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
+    return _sizes_behind(rest[2:5], query, key)
+
+
+def _sizes_behind(sizes: Sequence[Any], query: Tensor, key: Tensor) -> Sizes:
+    q_offset, block_q, block_k = sizes
     return int(query.shape[2]), int(key.shape[2]), int(q_offset), int(block_q), int(block_k)
 
 
@@ -127,6 +135,7 @@ def _sizes_by_rows(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
 _SIZES: dict[str, Callable[..., Sizes]] = {
     "select_blocks": _sizes_of_strips,
     "select_adaptive": _sizes_by_rows,
+    "select_budget": _sizes_by_sample,
 }
 
 

@@ -96,7 +96,16 @@ def _stride_rule(config: SampleAttentionConfig) -> str:
 
 
 def _adaptive_rule(config: SampleAttentionConfig) -> str:
-    rule = Adaptive(config.tau, config.landmarks, config.keep_sink, forced_slashes(config), config.last_rows)
+    rule = Adaptive(
+        tau=config.tau,
+        landmarks=config.landmarks,
+        sink=config.keep_sink,
+        window=forced_slashes(config),
+        last=config.last_rows,
+        budget=config.budget,
+        rows=config.budget_rows,
+        means=config.means,
+    )
     return rule.spec
 
 
@@ -118,8 +127,12 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "adaptive",
-        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), axis("landmarks", 7, 15)),
-        timed=("landmarks",),
+        (
+            axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
+            axis("landmarks", 7, 15),
+            (*axis("budget", 0.03, 0.04, 0.05, 0.07), {"budget": 1.0, "means": True}),
+        ),
+        timed=("landmarks", "budget"),
         rule=_adaptive_rule,
     ),
 )

@@ -128,6 +128,36 @@ def test_block_representatives_and_select_adaptive(
             assert torch.equal(kept | near_tau, exact | near_tau)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_select_budget(
+    name: str, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sa_compile.kernels.select_budget import reference as budget_reference
+    from sa_compile.kernels.select_budget import triton as budget_triton
+
+    q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
+    torch.manual_seed(0)
+    query = torch.randn(2, 2, q_len, 24, device=triton_device).to(dtype)
+    key = torch.randn(2, 1, k_len, 24, device=triton_device).to(dtype)
+    key_segment = None
+    if padded:
+        begin = torch.tensor([[17], [40]], device=triton_device)
+        key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
+        key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
+    monkeypatch.setattr(budget_triton, "SCRATCH_BYTES", 4 * 2 * 2 * 128 * 45)  # some query blocks a batch
+    before = (query, key, key_segment, 0.2, q_offset, block_q, block_k)
+    for rows, keep_sink, window in ((8, True, 2), (16, False, 1)):
+        grown, _, _ = budget_reference.growths(*before, rows, keep_sink, window)
+        for budget in (0.0, 0.03, 0.2):
+            after = (budget, rows, keep_sink, window)
+            kept = blocks.unpack_bits(budget_triton.select_budget(*before, *after), -(-k_len // block_k))
+            exact = budget_reference.select_budget(*before, *after)
+            near = (grown - budget**2).abs() <= 2e-3 * budget**2
+            assert torch.equal(kept | near, exact | near)
+
+
 MEANS = {
     "whole_blocks": {},
     "ragged": {"q_len": 101, "k_len": 101},

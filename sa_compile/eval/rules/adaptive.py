@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import unpack_bits
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, LAST_ROWS
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, BUDGET, BUDGET_ROWS, LAST_ROWS
 
 from .base import Problem, Rule
 
@@ -19,34 +19,40 @@ class Adaptive(Rule):
     """Method "adaptive", through the ops that compiled models run.
 
     A block is kept if the shares of attention that the query block's rows are estimated to give its keys
-    reach ``tau`` in their 2-norm; the others count by their mean key and value. Every key block is
-    represented by ``landmarks`` of its keys, large ones in different directions, and the mean of the
-    others; the sink block (``sink``) and ``window`` block diagonals are kept, as are all blocks of the
-    last ``last`` rows. Source: ours; docs/accuracy.md.
+    reach ``tau`` in their 2-norm, every key block represented by ``landmarks`` of its keys, large ones in
+    different directions, and the mean of the others; or if ``rows`` sampled rows give it more than may be
+    left out within ``budget`` (1: not looked at). The sink block (``sink``) and ``window`` block diagonals
+    are kept, as are all blocks of the last ``last`` rows. With ``means`` the others count by their mean key
+    and value. Source: ours; docs/accuracy.md.
     """
 
     name: ClassVar[str] = "adaptive"
-    means_dropped: ClassVar[bool] = True
     tau: float = ADAPTIVE_TAU
     landmarks: int = ADAPTIVE_LANDMARKS
     sink: bool = True
     window: int = 2
     last: int = LAST_ROWS
+    budget: float = BUDGET
+    rows: int = BUDGET_ROWS
+    means: bool = False
+
+    @property
+    def means_dropped(self) -> bool:  # type: ignore[override]
+        return self.means
 
     def blocks(self, problem: Problem) -> Tensor:
-        sizes = {"key_segment": problem.key_segment, "block_k": problem.block_k}
+        query, key = problem.query, problem.key
+        sizes: dict[str, Any] = {"key_segment": problem.key_segment, "block_k": problem.block_k}
         landmarks = min(self.landmarks, problem.block_k)
-        bits = ops.select_adaptive(
-            problem.query,
-            problem.key,
-            ops.block_representatives(problem.key, landmarks=landmarks, **sizes),
-            scale=problem.scale,
-            q_offset=problem.q_offset,
-            block_q=problem.block_q,
-            tau=self.tau,
-            keep_sink=self.sink,
-            window_slashes=self.window,
-            last_rows=self.last,
-            **sizes,
-        )
+        representatives = ops.block_representatives(key, landmarks=landmarks, **sizes)
+        where: dict[str, Any] = sizes | {
+            "scale": problem.scale,
+            "q_offset": problem.q_offset,
+            "block_q": problem.block_q,
+            "keep_sink": self.sink,
+            "window_slashes": self.window,
+        }
+        bits = ops.select_adaptive(query, key, representatives, **where, tau=self.tau, last_rows=self.last)
+        if self.budget < 1:
+            bits = bits | ops.select_budget(query, key, **where, budget=self.budget, rows=self.rows)
         return unpack_bits(bits, problem.n_key_blocks)

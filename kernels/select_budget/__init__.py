@@ -1,0 +1,4 @@
+"""The op ``select_budget``: sampled rows, and what of their attention may be left out."""
+
+from . import eager as eager
+from . import op as op

@@ -1,0 +1,93 @@
+"""The op in plain PyTorch, fp32; no host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import eager
+from ..blocks import causal_blocks, pack_bits
+from ..shapes import ceil_div, query_block_positions
+from .op import first_row, rows_of_a_block
+
+
+def select_budget(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    budget: float,
+    rows: int,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    q_len, k_len = query.shape[2], key.shape[2]
+    device = query.device
+    key_block = torch.arange(ceil_div(k_len, block_k), device=device)
+    first, _ = query_block_positions(q_len, q_offset, block_q, device)
+    allowed = causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)[None]
+    forced = ((first // block_k)[:, None] - key_block < window_slashes)[None]  # [B|1, n_query_blocks, n]
+    sink = torch.zeros((1, 1), dtype=torch.int64, device=device)
+    if key_segment is not None:
+        visible = eager.blocks_of_keys(key_segment == 0, block_k).any(-1)  # [B|1, n_key_blocks]
+        allowed = allowed & visible[:, None]
+        sink = visible.int().argmax(-1, keepdim=True)
+    if keep_sink:
+        forced = forced | (key_block == sink)[:, None]
+    share = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
+    candidate = (allowed & ~forced)[:, None]
+    kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= budget * budget)
+    return pack_bits(kept & allowed[:, None])
+
+
+def growths(share: Tensor) -> Tensor:
+    """By how much the square of the left-out share grows with each entry [..., n], after all smaller ones."""
+    ordered, order = share.sort(-1)
+    before = ordered.double().cumsum(-1) - ordered
+    return torch.zeros_like(before).scatter(-1, order, ordered * (ordered + 2 * before))
+
+
+def block_shares(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    rows: int,
+) -> Tensor:
+    """Shares of attention that the sampled rows give each block, averaged over those that see a key.
+
+    fp32 [B, Hq, n_query_blocks, n_key_blocks].
+    """
+    batch, heads, q_len, _ = query.shape
+    k_len = key.shape[2]
+    n_query_blocks, n_key_blocks = ceil_div(q_len, block_q), ceil_div(k_len, block_k)
+    count = rows_of_a_block(rows, k_len, block_q)
+    step = block_q // count
+    block = torch.arange(n_query_blocks, device=query.device)
+    sampled = (block * block_q + first_row(block, step))[:, None] + step * torch.arange(
+        count, device=query.device
+    )
+    last = ((block + 1) * block_q).clamp(max=q_len) - 1
+    sampled = torch.minimum(sampled, last[:, None])
+    parts = []
+    at_a_time = max(eager.SCORE_BYTES // (4 * batch * heads * max(k_len, 1) * count), 1)
+    for begin in range(0, n_query_blocks, at_a_time):
+        end = min(begin + at_a_time, n_query_blocks)
+        # Keys behind the last row are seen by none.
+        blocks = min(max(ceil_div(min(end * block_q, q_len) + q_offset, block_k), 0), n_key_blocks)
+        seen = slice(0, min(blocks * block_k, k_len))
+        segment = None if key_segment is None else key_segment[:, seen]
+        chosen = sampled[begin:end].flatten()[None]
+        valid = torch.ones_like(chosen, dtype=torch.bool)
+        mass = eager.block_mass(query, key[:, :, seen], segment, scale, q_offset, chosen, valid, block_k)
+        mass = mass.unflatten(2, (end - begin, count))  # [B, Hq, blocks, count, n_key_blocks]
+        sees = (mass.sum(-1) > 0).sum(-1, keepdim=True)
+        parts.append(F.pad(mass.sum(3) / sees.clamp(min=1), (0, n_key_blocks - blocks)))
+    return torch.cat(parts, 2) if parts else query.new_zeros((batch, heads, 0, n_key_blocks)).float()

@@ -1,0 +1,247 @@
+"""The op on the device: scores of the sampled rows, then one bit a block.
+
+The first kernel takes 128 sampled rows at a time, those of some query blocks side by side, and stores for
+each row and key block the logarithm of its exponentials' sum: nothing is carried from one key block to the
+next. The second finds the rows' totals, averages their shares and searches the share from which on blocks are
+kept. Query blocks come in batches whose logarithms fit in ``SCRATCH_BYTES``. No host synchronisation.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..shapes import WORD_BITS, ceil_div, n_words
+from ..triton.common import batch_stride, floor_div, tile_dim
+from ..triton.visibility import visible_and_sinks
+from .op import rows_of_a_block
+
+LOG2_E = 1.4426950408889634
+SCRATCH_BYTES = 256 << 20
+TILE_ROWS = 128
+HALVINGS = 24  # of the interval in which the share is searched: its width is budget / 2**24
+
+
+@triton.jit
+def _score(
+    query,
+    key,
+    key_segment,
+    logs,  # fp32 [B * Hq, query blocks of the batch * COUNT, n], base 2
+    q_batch,
+    q_head,
+    q_row,
+    k_batch,
+    k_head,
+    k_row,
+    segment_batch,
+    heads,
+    group,
+    q_len,
+    k_len,
+    q_offset,
+    first_query_block,
+    query_blocks,  # of this batch
+    n,
+    scale_log2,
+    HEAD_DIM: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COUNT: tl.constexpr,  # sampled rows of a query block
+    TILE_ROWS: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    sample = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)  # of this batch's
+    block = first_query_block + sample // COUNT
+    step: tl.constexpr = BLOCK_Q // COUNT
+    row = block * BLOCK_Q + (5 * block + 3) % step + sample % COUNT * step
+    row = tl.minimum(row, tl.minimum((block + 1) * BLOCK_Q, q_len) - 1)
+    exists = sample < query_blocks * COUNT
+    position = tl.where(exists, row + q_offset, -1)
+    dim = tl.arange(0, TILE_DIM)
+    q = tl.load(
+        query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
+        mask=exists[:, None] & (dim < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    keys = key + batch * k_batch + head // group * k_head
+    lowest = first_query_block + tile * TILE_ROWS // COUNT
+    highest_sample = tl.minimum((tile + 1) * TILE_ROWS, query_blocks * COUNT) - 1
+    end = tl.minimum((first_query_block + highest_sample // COUNT + 1) * BLOCK_Q, q_len)
+    stop = tl.minimum(floor_div(end - 1 + q_offset, BLOCK_K) + 1, n)
+    clear = floor_div(lowest * BLOCK_Q + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
+    place = logs + (batch_head * query_blocks * COUNT + sample) * n
+    for j in range(0, stop):
+        index = j * BLOCK_K + tl.arange(0, BLOCK_K)
+        k = tl.load(
+            keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
+            mask=(index < k_len)[None, :] & (dim < HEAD_DIM)[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+        if HAS_SEGMENT:
+            segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
+            scores = tl.where((segment == 0)[None, :], scores, float("-inf"))
+        if j >= clear or (j + 1) * BLOCK_K > k_len:
+            seen = (index[None, :] <= position[:, None]) & (index < k_len)[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        highest = tl.max(scores, 1)
+        offset = tl.where(highest == float("-inf"), 0.0, highest)
+        total = tl.sum(tl.exp2(scores - offset[:, None]), 1)
+        tl.store(place + j, offset + tl.log2(total), mask=exists)
+
+
+@triton.jit
+def _write_bits(
+    logs,
+    visible,  # int8 [B|1, n]
+    sinks,  # int32 [B|1]
+    block_mask,  # int32 [B * Hq, n_query_blocks, words]
+    visible_batch,
+    sink_batch,
+    heads,
+    q_len,
+    q_offset,
+    first_query_block,
+    query_blocks,
+    n_query_blocks,
+    n,
+    words,
+    window_slashes,
+    budget,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    COUNT: tl.constexpr,
+    ALL_WORDS: tl.constexpr,  # a power of two, at least `words`
+    WORD_BITS: tl.constexpr,
+    HALVINGS: tl.constexpr,
+):
+    q_block = first_query_block + tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    batch = batch_head // heads
+    j = tl.arange(0, ALL_WORDS * WORD_BITS)
+    own = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
+    last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
+    allowed = (j < n) & (j * BLOCK_K <= last)
+    share = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
+    rows = 0.0
+    place = logs + (batch_head * query_blocks + tl.program_id(0)) * COUNT * n
+    for r in range(0, COUNT):
+        row = tl.load(place + r * n + j, mask=allowed, other=float("-inf"))
+        highest = tl.max(row, 0)
+        masses = tl.exp2(row - tl.where(highest == float("-inf"), 0.0, highest))
+        total = tl.sum(masses, 0)
+        share += masses / tl.where(total > 0.0, total, 1.0)
+        rows += tl.where(total > 0.0, 1.0, 0.0)
+    share = share / tl.maximum(rows, 1.0)
+    allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n, other=0) != 0)
+    forced = (own - j < window_slashes) | (j == tl.load(sinks + batch * sink_batch))
+    share = tl.where(allowed & (forced == 0), share, 0.0)
+    low, high = budget * 0.0, budget
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        left_out = tl.sum(tl.where(share < middle, share, 0.0), 0)
+        enough = middle * (middle + 2.0 * left_out) >= budget * budget
+        high = tl.where(enough, middle, high)
+        low = tl.where(enough, low, middle)
+    keep = ((share >= high) | forced) & allowed
+    word = tl.arange(0, ALL_WORDS)
+    bits = tl.reshape(keep.to(tl.int32) << (j % WORD_BITS), [ALL_WORDS, WORD_BITS])
+    tl.store(
+        block_mask + (batch_head * n_query_blocks + q_block) * words + word,
+        tl.sum(bits, 1),
+        mask=word < words,
+    )
+
+
+def select_budget(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    budget: float,
+    rows: int,
+    keep_sink: bool,
+    window_slashes: int,
+) -> Tensor:
+    """The op ``select_budget``. Two launches a batch of query blocks."""
+    batch, heads, q_len, dim = query.shape
+    heads_kv, k_len = key.shape[1:3]
+    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
+    words = n_words(n)
+    block_mask = query.new_empty((batch, heads, n_query_blocks, words), dtype=torch.int32)
+    if block_mask.numel() == 0:
+        return block_mask
+    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
+    count = rows_of_a_block(rows, k_len, block_q)
+    tiles = ceil_div(TILE_ROWS, count)  # query blocks of a tile of rows
+    per_tile = 4 * batch * heads * tiles * count * max(n, 1)
+    step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
+    logs = query.new_empty((batch * heads, step * count, n), dtype=torch.float32)
+    for first in range(0, n_query_blocks, step):
+        query_blocks = min(step, n_query_blocks - first)
+        _score[(ceil_div(query_blocks * count, TILE_ROWS), batch * heads)](
+            query,
+            key,
+            key_segment,
+            logs,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            batch_stride(key_segment),
+            heads,
+            heads // heads_kv,
+            q_len,
+            k_len,
+            q_offset,
+            first,
+            query_blocks,
+            n,
+            scale * LOG2_E,
+            HEAD_DIM=dim,
+            TILE_DIM=tile_dim(dim),
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            COUNT=count,
+            TILE_ROWS=TILE_ROWS,
+            HAS_SEGMENT=key_segment is not None,
+            PRECISION="ieee",
+            num_warps=8,
+            num_stages=3 if dim <= 128 else 2,
+        )
+        _write_bits[(query_blocks, batch * heads)](
+            logs,
+            visible,
+            sinks,
+            block_mask,
+            batch_stride(visible),
+            batch_stride(sinks),
+            heads,
+            q_len,
+            q_offset,
+            first,
+            query_blocks,
+            n_query_blocks,
+            n,
+            words,
+            window_slashes,
+            budget,
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            COUNT=count,
+            ALL_WORDS=triton.next_power_of_2(words),
+            WORD_BITS=WORD_BITS,
+            HALVINGS=HALVINGS,
+            num_warps=4 if n <= 1024 else 8,
+        )
+    return block_mask

@@ -1,0 +1,133 @@
+"""select_budget against its oracle, and the laws of what is left out."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.attention_inputs import Case, make_inputs
+
+from sa_compile.kernels import blocks, ops
+from sa_compile.kernels.select_budget import eager, reference
+from sa_compile.kernels.select_budget.op import rows_of_a_block
+
+BASE = Case(q_len=200, k_len=200, block_q=32, block_k=16)
+CASES = [
+    pytest.param(BASE, id="fp32"),
+    pytest.param(BASE.but(dtype=torch.bfloat16), id="bf16"),
+    pytest.param(BASE.but(dtype=torch.float16, heads=6, kv_heads=3), id="fp16-gqa"),
+    pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
+    pytest.param(BASE.but(batch=3, segments="right_padding", block_k=32), id="right-padding"),
+    pytest.param(BASE.but(q_len=70, k_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
+    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=123), id="offset-inside-a-block"),
+    pytest.param(BASE.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(BASE.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
+    pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
+    pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
+]
+BUDGET = 0.05
+
+
+def arguments(case, inputs, keep_sink=True, window=2, rows=8):
+    """Arguments of the op around budget: those before it and those after."""
+    before = (
+        inputs.query,
+        inputs.key,
+        inputs.key_segment,
+        case.scale,
+        case.q_offset,
+        case.block_q,
+        case.block_k,
+    )
+    return before, (rows, keep_sink, window)
+
+
+def unpacked(mask, case):
+    return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
+
+
+def assert_equals_the_oracle(kept, before, budget, after):
+    """But for blocks whose growth is nearly the budget's square, of which there are few."""
+    grown, _, _ = reference.growths(*before, *after)
+    expected = reference.select_budget(*before, budget, *after)
+    near = (grown - budget**2).abs() <= 1e-3 * budget**2
+    assert torch.equal(kept | near, expected | near)
+    assert near.float().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    "select",
+    [pytest.param(ops.select_budget_op, id="op"), pytest.param(eager.select_budget, id="eager")],
+)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("sink, window", [(True, 2), (False, 1)], ids=["forced", "diagonal-alone"])
+def test_blocks_equal_the_oracles(select, case, sink, window):
+    inputs = make_inputs(case)
+    before, after = arguments(case, inputs, sink, window)
+    assert_equals_the_oracle(unpacked(select(*before, BUDGET, *after), case), before, BUDGET, after)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_budget_zero_keeps_every_block_that_causality_allows(case):
+    inputs = make_inputs(case)
+    before, after = arguments(case, inputs)
+    _, _, allowed = reference.growths(*before, *after)
+    assert torch.equal(unpacked(ops.select_budget_op(*before, 0.0, *after), case), allowed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 150), st.integers(0, 80), st.integers(0, 2**31), st.floats(0.005, 0.3))
+def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len, before_them, seed, budget):
+    """Each block left out adds less than budget**2 to the square, and a smaller budget leaves out less."""
+    case = BASE.but(q_len=q_len, k_len=q_len + before_them, q_offset=before_them, block_q=16)
+    inputs = make_inputs(case, seed)
+    before, after = arguments(case, inputs, rows=16)
+    kept = unpacked(eager.select_budget(*before, budget, *after), case)
+    less = unpacked(eager.select_budget(*before, budget / 2, *after), case)
+    assert not (kept & ~less).any()
+    share = eager.block_shares(*before, 16)
+    _, _, allowed = reference.growths(*before, *after)
+    out = torch.where(allowed & ~kept, share, 0).double()
+    count = (out > 0).sum(-1)
+    assert (out.sum(-1).square() <= count * budget**2 * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("where", [10, 70, 130])
+def test_no_later_row_is_looked_at(where):
+    """Blocks of the rows before ``where`` stay what they are, whatever comes later."""
+    case = BASE.but(q_len=160, k_len=160, block_q=16)
+    inputs = make_inputs(case)
+    before, after = arguments(case, inputs)
+    kept = unpacked(ops.select_budget_op(*before, BUDGET, *after), case)
+    inputs.query[:, :, where:] *= -7
+    inputs.key[:, :, where:] *= 5
+    changed = unpacked(ops.select_budget_op(*before, BUDGET, *after), case)
+    whole = where // case.block_q
+    assert torch.equal(kept[:, :, :whole], changed[:, :, :whole])
+
+
+@pytest.mark.parametrize(
+    "rows, k_len, expected",
+    [(32, 32768, 32), (32, 32769, 16), (32, 65537, 8), (32, 1 << 20, 4), (2, 1 << 20, 2), (128, 100, 128)],
+)
+def test_long_prompts_sample_fewer_rows(rows, k_len, expected):
+    assert rows_of_a_block(rows, k_len, 128) == expected
+
+
+def test_a_query_block_has_no_more_rows_than_it_has():
+    assert rows_of_a_block(64, 1000, 16) == 16
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("rows", 12, "'rows' must be a power of two, got 12"),
+        ("rows", 0, "'rows' must be a power of two, got 0"),
+        ("budget", -0.1, "'budget' must be >= 0, got -0.1"),
+        ("window_slashes", 0, "'window_slashes' must be >= 1, got 0"),
+        ("block_q", 48, "'block_q' must be one of 16, 32, 64, 128, got 48"),
+    ],
+)
+def test_what_does_not_fit_is_named(name, value, message):
+    inputs = make_inputs(BASE)
+    with pytest.raises(ValueError, match=message):
+        ops.select_budget(inputs.query, inputs.key, **{name: value})
