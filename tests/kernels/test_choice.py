@@ -149,7 +149,7 @@ def test_triton_on_request_must_be_installed(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("op", ["sample_scores", "select_blocks"])
+@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "select_budget"])
 def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
     def says(name):
         return lambda *arguments: (name, len(arguments))
@@ -157,7 +157,7 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
     module, _, by_dtype = cuda_library._SELECTION[op]
     monkeypatch.setitem(cuda_library._SELECTION, op, (module, says("pytorch"), by_dtype))
     triton = types.SimpleNamespace(**{op: says("triton")})
-    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.triton.{module}", triton)
+    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.{module}", triton)
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
     dtype = torch.float32 if op == "select_blocks" else torch.float16  # scores are float32
     for name in ("pytorch", "triton"):
