@@ -338,6 +338,29 @@ def adaptive(head, tau, landmarks):
     return kept
 
 
+def budget(head, most, count):
+    """Of the average attention of sampled rows, what is left out: from the smallest block on, as long as
+    the square of what is left out grows by less than the square of ``most``."""
+    kept = np.zeros((head.blocks_q, head.blocks_k), bool)
+    for i in range(head.blocks_q):
+        rows, step = list(head.rows(i)), head.bq // count
+        sampled = [rows[min(n, len(rows) - 1)] for n in range((5 * i + 3) % step, head.bq, step)]
+        seen = [a for a in map(head.attention, sampled) if a.any()]
+        share = np.mean(seen, 0) if seen else np.zeros(head.n_k)
+        out = 0.0
+        by_size = sorted(range(head.blocks_k), key=lambda j: share[head.keys(j)].sum())
+        for j in by_size:
+            if (
+                j == head.first_block()
+                or head.block_of_first_row(i) - j < 2
+                or (out + share[head.keys(j)].sum()) ** 2 - out**2 >= most**2
+            ):
+                kept[i, j] = True
+            else:
+                out += share[head.keys(j)].sum()
+    return kept
+
+
 def flashprefill(head, alpha, sink, window, last_full):
     kept = np.zeros((head.blocks_q, head.blocks_k), bool)
     for i in range(head.blocks_q):
