@@ -108,7 +108,7 @@ class SampleAttentionConfig:
         "time a prompt of more than 32768 keys doubles, 4 at least (method 'adaptive').",
     )
     means: bool = _option(
-        False,
+        True,
         "Blocks that are left out count by their mean key and value (method 'adaptive'): better on models "
         "trained for retrieval, several times worse on pretrained ones (docs/accuracy.md).",
     )

@@ -18,7 +18,7 @@ from typing import Any
 from sa_compile.fingerprint import Fingerprint
 
 FORMAT = "sa_compile profile"
-VERSION = 2
+VERSION = 1
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..defaults import BUDGET, BUDGET_ROWS
+from ..defaults import BUDGET_ROWS
 from ..shapes import ceil_div, n_words
 
 NAME = "select_budget"
@@ -60,7 +60,7 @@ def select_budget(
     q_offset: int = 0,
     block_q: int = 128,
     block_k: int = 128,
-    budget: float = BUDGET,
+    budget: float,
     rows: int = BUDGET_ROWS,
     keep_sink: bool = True,
     window_slashes: int = 2,

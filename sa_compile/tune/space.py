@@ -127,12 +127,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "adaptive",
-        (
-            axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8),
-            axis("landmarks", 7, 15),
-            (*axis("budget", 0.03, 0.04, 0.05, 0.07), {"budget": 1.0, "means": True}),
-        ),
-        timed=("landmarks", "budget"),
+        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), axis("landmarks", 7, 15)),
+        timed=("landmarks",),
         rule=_adaptive_rule,
     ),
 )

@@ -130,4 +130,4 @@ def test_a_query_block_has_no_more_rows_than_it_has():
 def test_what_does_not_fit_is_named(name, value, message):
     inputs = make_inputs(BASE)
     with pytest.raises(ValueError, match=message):
-        ops.select_budget(inputs.query, inputs.key, **{name: value})
+        ops.select_budget(inputs.query, inputs.key, **{"budget": BUDGET, name: value})

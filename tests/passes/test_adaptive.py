@@ -6,11 +6,8 @@ import torch.nn.functional as F
 from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
 
-OPS = {
-    **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
-    "block_sparse_attention": 1,
-}
-OTHER_OPS = ("sample_scores", "select_blocks", "block_mean_attention")
+OPS = {"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1}
+OTHER_OPS = ("sample_scores", "select_blocks", "block_sparse_attention", "select_budget")
 EXACT = {"method": "adaptive", "tau": 0.0, "min_seq_len": 32}
 
 
@@ -63,16 +60,14 @@ def test_options_reach_the_ops():
     )  # two diagonals of 64 rows are eight of 16 keys
 
 
-def test_budget_and_rows_reach_their_op_and_means_their_attention():
-    options = {"budget": 0.2, "budget_rows": 8, "window_blocks": 3, "keep_sink": False, "means": True}
+def test_a_budget_and_its_rows_reach_their_op_and_without_means_blocks_count_for_nothing():
+    options = {"budget": 0.2, "budget_rows": 8, "window_blocks": 3, "keep_sink": False, "means": False}
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
     assert arguments(backend, "select_budget")[-6:] == (16, 16, 0.2, 8, False, 3)
-    assert emitted(backend)["block_mean_attention"] == 1 and emitted(backend)["block_sparse_attention"] == 0
-
-
-def test_a_budget_of_one_leaves_the_choice_to_tau():
-    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", budget=1.0)
-    assert emitted(backend)["select_budget"] == 0 and emitted(backend)["select_adaptive"] == 1
+    assert emitted(backend) == {
+        **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
+        **{"block_sparse_attention": 1, "block_mean_attention": 0, "sample_scores": 0, "select_blocks": 0},
+    }
 
 
 def test_one_dynamic_graph_serves_later_chunks_of_any_length():

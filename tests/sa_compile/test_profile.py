@@ -130,7 +130,7 @@ BAD_FILES = [
     pytest.param(None, FileNotFoundError, "no such file", id="missing"),
     pytest.param("{", ValueError, "is not JSON", id="not-json"),
     pytest.param({"format": "other"}, ValueError, "is no profile", id="another-format"),
-    pytest.param({"version": 99}, ValueError, "format version 99, this sa_compile reads 2", id="version"),
+    pytest.param({"version": 99}, ValueError, "format version 99, this sa_compile reads 1", id="version"),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),
     pytest.param({"ranges": []}, ValueError, "has no ranges", id="no-ranges"),
     pytest.param(

@@ -32,6 +32,12 @@ CASES = [
     ),
     pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (None, 1), id="stride"),
     pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20", ADAPTIVE, (3, None), id="adaptive"),
+    pytest.param(
+        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=0.1,rows=16,means=0",
+        {**ADAPTIVE, "budget": 0.1, "budget_rows": 16, "means": False},
+        (3, None),
+        id="budget",
+    ),
 ]
 
 

@@ -34,7 +34,7 @@ class Adaptive(Rule):
     last: int = LAST_ROWS
     budget: float = BUDGET
     rows: int = BUDGET_ROWS
-    means: bool = False
+    means: bool = True
 
     @property
     def means_dropped(self) -> bool:  # type: ignore[override]

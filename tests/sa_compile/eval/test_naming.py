@@ -9,20 +9,11 @@ CASES = [
     pytest.param(
         "adaptive",
         {"tau": 0.4, "landmarks": 3, "last": 128},
-        "adaptive:tau=0.4,landmarks=3,budget=1.0,means=1",
-        id="old defaults, before budgets",
+        "adaptive:tau=0.4,landmarks=3",
+        id="old defaults",
     ),
     pytest.param(
-        "adaptive",
-        {"tau": 0.4},
-        "adaptive:tau=0.4,last=0,budget=1.0,means=1",
-        id="before the last rows were kept whole",
-    ),
-    pytest.param(
-        "adaptive",
-        {"tau": 0.4, "budget": 0.1, "means": False, "last": 128},
-        "adaptive:tau=0.4,budget=0.1",
-        id="of today",
+        "adaptive", {"tau": 0.4}, "adaptive:tau=0.4,last=0", id="before the last rows were kept whole"
     ),
     pytest.param(
         "chunked:alpha=0.95",
@@ -36,7 +27,7 @@ CASES = [
         "xattention:tau=0.5+sink+w2",
         id="forced",
     ),
-    pytest.param("adaptive", {"medians": 1}, "adaptive (of its commit)", id="settings that are no more"),
+    pytest.param("adaptive", {"means": 1}, "adaptive (of its commit)", id="settings that are no more"),
 ]
 
 

@@ -35,8 +35,8 @@ def test_every_op_is_timed_for_every_kind_as_often_as_the_model_has_it(monkeypat
     assert (1, 4, 256, 16) in shapes and (1, 2, 256, 24) in shapes
 
 
-@pytest.mark.parametrize("means, dropped", [(True, 1), (False, 0)], ids=["means", "no-means"])
-def test_what_is_paid_at_any_density_includes_the_means_of_all_blocks(means, dropped, monkeypatch):
+@pytest.mark.parametrize("method, dropped", [("adaptive", 1), ("chunked", 0)])
+def test_what_is_paid_at_any_density_includes_the_means_of_all_blocks(method, dropped, monkeypatch):
     masks = []
     real = costs.ops.block_mean_attention
 
@@ -45,9 +45,7 @@ def test_what_is_paid_at_any_density_includes_the_means_of_all_blocks(means, dro
         return real(query, key, value, block_mask, **options)
 
     monkeypatch.setattr(costs.ops, "block_mean_attention", notes)
-    (adaptive,) = (family for family in FAMILIES if family.method == "adaptive")
-    every = candidates([adaptive], [(32, 16)])
-    tried = [c for c in every if c.config.means_dropped == means][:1]
+    tried = [c for c in TRIED if c.family.method == method][:1]
     monkeypatch.setattr(costs, "milliseconds", lambda run, device: float(run() is not None))
     costs.measure_costs(256, KINDS[:1], tried, torch.device("cpu"))
     assert len(masks) == dropped and not any(mask.any() for mask in masks)

@@ -10,7 +10,7 @@ PROFILE = {
             "length": 4096,
             "dense_ms": 8.0,
             "block_ms": {"128x128": 10.0},
-            "selection_ms": {"adaptive landmarks=7 budget=0.04 128x128": 0.5},
+            "selection_ms": {"adaptive landmarks=7 128x128": 0.5},
         }
     ],
 }
@@ -27,7 +27,7 @@ def result(**densities):
     ]
     asked = [["kv", "end", 0], ["kv", "middle", 1]]
     plan = {"rules": rules, "lengths": [4096, 8192], "tasks": ["kv"], "block_q": 128, "block_k": 128}
-    settings = {"full": {}, "adaptive": {"landmarks": 7, "budget": 0.04}, "xattention": {"stride": 8}}
+    settings = {"full": {}, "adaptive": {"landmarks": 7}, "xattention": {"stride": 8}}
     questions = {"4096/0": asked, "8192/0": asked}
     return Results({"plan": plan, "scores": scores, "questions": questions, "settings": settings})
 
