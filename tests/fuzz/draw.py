@@ -112,6 +112,7 @@ def _case(rng: random.Random, number: int, ops: dict[str, str], namesake: str) -
 WRAPPERS = (
     *("checkpoint", "checkpoint reentrant", "checkpoint outside", "checkpoint outside reentrant"),
     *("autocast inside", "autocast outside", "vmap", "nested region", "pinned backend"),
+    *("graph break", "graph break"),
 )
 _BLOCKS = ({"block_q": 16, "block_k": 16}, {"block_q": 32, "block_k": 16}, {"block_q": 64, "block_k": 64}, {})
 
@@ -325,7 +326,9 @@ def _module(rng: random.Random, layer: _Layer, mask: Mask, wrapper: str) -> str:
     inner = ["out = " + call.format(q="q")]
     if rng.random() < 0.3:
         inner += [*_between(rng, mask), "out = out + 2 * " + call.format(q="q + 0.1")]
-    if wrapper == "autocast inside":
+    if wrapper == "graph break":  # the mask is made in one graph and used in the next
+        lines += ["torch._dynamo.graph_break()", *inner]
+    elif wrapper == "autocast inside":
         lines += ['with torch.autocast("cpu", torch.bfloat16):', *(f"    {line}" for line in inner)]
     elif wrapper == "pinned backend":
         lines += ["with sdpa_kernel(SDPBackend.MATH):", *(f"    {line}" for line in inner)]

@@ -128,55 +128,50 @@ def describe(outcome: Outcome) -> str:
 
 
 def _compare(case: Case) -> Outcome:
-    function = _compiled_from(case)
-    inputs = _inputs(case)
+    """Two calls of the same shapes: what the first one compiles must also serve other values and masks."""
+    function, in_float = _function_of(case), _in_float(case)
+    rounds = [_inputs(case, again) for again in (False, True)]
     try:
-        expected = _call(case, function, inputs)
-        in_float = _in_float(case)
-        truth = _call(in_float, _compiled_from(in_float), [_as_float(x) for x in inputs])
+        expected = [_call(case, function, inputs) for inputs in rounds]
+        truth = [_call(in_float, _function_of(in_float), map(_as_float, inputs)) for inputs in rounds]
     except Exception as error:
         return Outcome(case, "eager refuses", message=_short(error))
     with report.collect() as reports:
         try:
-            actual = _call(
-                case,
-                function,
-                inputs,
-                lambda f: torch.compile(f, backend="sampleattn", options=case.options, **_dynamic(case)),
-            )
+            actual = [_call(case, function, inputs, _with_backend) for inputs in rounds]
         except Exception as error:
-            refused = _plain_refuses(case, function, inputs)
-            status = "torch.compile refuses" if refused else "crash"
-            return Outcome(
-                case, status, message=traceback.format_exc()[-3000:] if not refused else _short(error)
-            )
+            text = traceback.format_exc()[-3000:]
+            if _plain_refuses(case, function, rounds[0]):
+                return Outcome(case, "torch.compile refuses", message=_short(error))
+            return Outcome(case, "crash", message=text)
     sites = [(s.spelling, s.outcome, s.reason) for graph in reports for s in graph.sites]
-    error, allowed = _error(case, actual, expected, truth)
+    error, allowed = max(_errors(case, actual, expected, truth), key=lambda pair: pair[0] - pair[1])
     if error <= allowed:
         return Outcome(case, "right", error, sites=sites)
-    plain = _call(
-        case, function, inputs, lambda f: torch.compile(f, backend=case.options["inner"], **_dynamic(case))
-    )
-    if _error(case, plain, expected, truth)[0] > allowed:
+    plain = [_call(case, function, inputs, _without_backend) for inputs in rounds]
+    if any(wrong > right for wrong, right in _errors(case, plain, expected, truth)):
         return Outcome(case, "torch.compile differs", error, sites=sites)
     return Outcome(case, "wrong", error, f"allowed {allowed:.1e}", sites)
+
+
+def _with_backend(case: Case, function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, backend="sampleattn", options=case.options, **_dynamic(case))
+
+
+def _without_backend(case: Case, function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, backend=case.options["inner"], **_dynamic(case))
 
 
 def _plain_refuses(case: Case, function: Callable[..., Any], inputs: list[Any]) -> bool:
     torch._dynamo.reset()
     try:
-        _call(
-            case,
-            function,
-            inputs,
-            lambda f: torch.compile(f, backend=case.options["inner"], **_dynamic(case)),
-        )
+        _call(case, function, inputs, _without_backend)
     except Exception:
         return True
     return False
 
 
-def _compiled_from(case: Case) -> Callable[..., Any]:
+def _function_of(case: Case) -> Callable[..., Any]:
     name = f"<fuzz {case.number}>"
     linecache.cache[name] = (len(case.source), None, case.source.splitlines(True), name)
     namespace: dict[str, Any] = {
@@ -191,8 +186,11 @@ def _compiled_from(case: Case) -> Callable[..., Any]:
     return lambda *args: torch.func.vmap(forward, in_dims=in_dims)(*args)
 
 
-def _inputs(case: Case) -> list[Any]:
-    generator = torch.Generator().manual_seed(case.number)
+def _inputs(case: Case, again: bool) -> list[Any]:
+    """Tensors of the case's sizes; ``again``: others, with padding, segments and an offset that differ."""
+    generator = torch.Generator().manual_seed(2 * case.number + again)
+    padding = {"left": "right", "right": "none", "none": "both", "both": "left"}[case.padding]
+    padding = padding if again else case.padding
     sizes, dtype = case.sizes, getattr(torch, case.dtype)
     lead = (2,) if case.wrapper == "vmap" else ()
 
@@ -205,14 +203,19 @@ def _inputs(case: Case) -> list[Any]:
 
     pad = torch.ones(sizes["batch"], sizes["k"], dtype=torch.int64)
     amount = min(3, sizes["k"] - 1)
-    if amount and case.padding in ("left", "both"):
+    if amount and padding in ("left", "both"):
         pad[0, :amount] = 0
-    if amount and case.padding in ("right", "both"):
+    if amount and padding in ("right", "both"):
         pad[-1, -amount:] = 0
-    ids = (torch.arange(sizes["k"]) // max(1, sizes["k"] // 2)).expand(sizes["batch"], -1).contiguous()
+    ids = (
+        (torch.arange(sizes["k"]) // max(1, sizes["k"] // (3 if again else 2)))
+        .expand(sizes["batch"], -1)
+        .contiguous()
+    )
     noise = torch.randn(sizes["k"], generator=generator)
     tensors = [tensor("heads", "q"), tensor("kv_heads", "k"), tensor("kv_heads", "k")]
-    return [*tensors, pad, ids, torch.tensor(sizes["k"] - sizes["q"]), noise, torch.arange(sizes["heads"])]
+    offset = torch.tensor((sizes["k"] - sizes["q"]) // (2 if again else 1))
+    return [*tensors, pad, ids, offset, noise, torch.arange(sizes["heads"])]
 
 
 def _subclassed(case: Case, tensor: Tensor) -> Tensor:
@@ -246,8 +249,8 @@ def _as_float(tensor: Tensor) -> Tensor:
 def _call(
     case: Case,
     function: Callable[..., Any],
-    inputs: list[Any],
-    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    inputs: Iterable[Any],
+    compiled: Callable[[Case, Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> list[Tensor]:
     """The results, and under "training" the gradients of query, key and value."""
     training = case.grad == "training"
@@ -255,7 +258,7 @@ def _call(
     if case.dynamic == "marked" and compiled:
         for tensor in inputs[:3]:
             torch._dynamo.maybe_mark_dynamic(tensor, tensor.dim() - 2)
-    called = compiled(function) if compiled else function
+    called = compiled(case, function) if compiled else function
     if case.wrapper.startswith("checkpoint outside"):
         reentrant = case.wrapper.endswith("reentrant")
         inner = called
@@ -279,6 +282,10 @@ def _plain(tensor: Tensor) -> Tensor:
     if isinstance(tensor, namesakes.ByDispatch):
         return tensor.inner
     return tensor.as_subclass(Tensor)
+
+
+def _errors(case: Case, *rounds: list[list[Tensor]]) -> list[tuple[float, float]]:
+    return [_error(case, *one) for one in zip(*rounds, strict=True)]
 
 
 def _error(
