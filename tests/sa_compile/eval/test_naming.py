@@ -27,7 +27,7 @@ CASES = [
         "xattention:tau=0.5+sink+w2",
         id="forced",
     ),
-    pytest.param("adaptive", {"means": 1}, "adaptive (of its commit)", id="settings that are no more"),
+    pytest.param("adaptive", {"medians": 1}, "adaptive (of its commit)", id="settings that are no more"),
 ]
 
 
