@@ -6,6 +6,7 @@ ALPHA = 0.95
 ADAPTIVE_TAU = 0.2
 ADAPTIVE_LANDMARKS = 15
 BUDGET = 1.0  # not looked at
+BUDGET_TAU = 0.08
 BUDGET_ROWS = 32
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128

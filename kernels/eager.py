@@ -261,16 +261,29 @@ def block_mass(
 
     ``rows`` int64 and ``valid`` bool [B|1, R].
     """
+    weights = row_weights(query, key, key_segment, scale, q_offset, rows, valid)
+    mass = blocks_of_keys(weights, block_k).sum(-1)
+    total = mass.sum(-1, keepdim=True)
+    return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
+
+
+def row_weights(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    rows: Tensor,
+    valid: Tensor,
+) -> Tensor:
+    """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk]; 0 where nothing is seen."""
     k_len = key.shape[2]
     allowed = (_allowed(rows + q_offset, k_len, True, 0) & valid[..., None])[:, None]
     if key_segment is not None:
         allowed = allowed & (key_segment == 0)[:, None, None]
     scores = torch.where(allowed, _scores(_rows_of(query, rows), key, scale), -torch.inf)
     row_max = scores.amax(-1, keepdim=True) if k_len else scores.new_zeros(())
-    weights = torch.where(allowed, torch.exp(scores - row_max), 0)
-    mass = blocks_of_keys(weights, block_k).sum(-1)
-    total = mass.sum(-1, keepdim=True)
-    return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
+    return torch.where(allowed, torch.exp(scores - row_max), 0)
 
 
 def blocks_of_keys(x: Tensor, block_k: int) -> Tensor:

@@ -212,6 +212,7 @@ class _Writer:
             config.block_q,
             config.block_k,
             config.budget,
+            config.budget_tau,
             config.budget_rows,
             config.keep_sink,
             forced_slashes(config),

@@ -16,6 +16,7 @@ from sa_compile.kernels.defaults import (
     ALPHA,
     BUDGET,
     BUDGET_ROWS,
+    BUDGET_TAU,
     LAST_ROWS,
 )
 from sa_compile.profile import LengthRange, Profile, load_profile
@@ -30,6 +31,7 @@ _METHODS_OF = {
     "tau": ("adaptive",),
     "landmarks": ("adaptive",),
     "budget": ("adaptive",),
+    "budget_tau": ("adaptive",),
     "budget_rows": ("adaptive",),
     "means": ("adaptive",),
     "window_blocks": ("chunked", "adaptive"),
@@ -102,10 +104,15 @@ class SampleAttentionConfig:
         "share on, as long as a share times (itself and twice what went before it) stays below this squared; "
         "in [0, 1], 1: this is not looked at, and 'tau' alone decides.",
     )
+    budget_tau: float = _option(
+        BUDGET_TAU,
+        "A block is kept, too, if the shares of its keys on the rows that 'budget' samples reach this in "
+        "their 2-norm (method 'adaptive'), in [0, 1].",
+    )
     budget_rows: int = _option(
         BUDGET_ROWS,
         "Rows of a query block whose attention 'budget' is measured on, a power of two; half as many each "
-        "time a prompt of more than 32768 keys doubles, 4 at least (method 'adaptive').",
+        "time a prompt of more than 16384 keys doubles, 4 at least (method 'adaptive').",
     )
     means: bool = _option(
         True,
@@ -165,8 +172,9 @@ class SampleAttentionConfig:
         for name in ("alpha_c", "alpha_s", "r_w", "r_row"):
             self._share(name)
         self._in_range("tau", (int, float), 0, 1)
-        self._in_range("budget", (int, float), 0, 1)
-        for name in ("tau", "budget"):
+        for name in ("budget", "budget_tau"):
+            self._in_range(name, (int, float), 0, 1)
+        for name in ("tau", "budget", "budget_tau"):
             object.__setattr__(self, name, float(getattr(self, name)))
         self._at_least("budget_rows", 1)
         if self.budget_rows & (self.budget_rows - 1):

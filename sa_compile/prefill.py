@@ -112,7 +112,7 @@ def _select_by_rows(
     )
     if config.budget < 1:
         block_mask = block_mask | ops.select_budget(
-            query, key, **where, budget=config.budget, rows=config.budget_rows
+            query, key, **where, budget=config.budget, tau=config.budget_tau, rows=config.budget_rows
         )
     return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
 

@@ -21,6 +21,7 @@ def select_budget(
     block_q: int,
     block_k: int,
     budget: float,
+    tau: float,
     rows: int,
     keep_sink: bool,
     window_slashes: int,
@@ -38,9 +39,10 @@ def select_budget(
         sink = visible.int().argmax(-1, keepdim=True)
     if keep_sink:
         forced = forced | (key_block == sink)[:, None]
-    share = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
+    share, squares = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
     candidate = (allowed & ~forced)[:, None]
     kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= budget * budget)
+    kept = kept | (squares >= tau * tau)
     return pack_bits(kept & allowed[:, None])
 
 
@@ -60,10 +62,11 @@ def block_shares(
     block_q: int,
     block_k: int,
     rows: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Shares of attention that the sampled rows give each block, averaged over those that see a key.
 
-    fp32 [B, Hq, n_query_blocks, n_key_blocks].
+    And the squares of its keys' shares, as they would sum up over ``block_q`` rows like those. Both fp32
+    [B, Hq, n_query_blocks, n_key_blocks].
     """
     batch, heads, q_len, _ = query.shape
     k_len = key.shape[2]
@@ -76,7 +79,7 @@ def block_shares(
     )
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
-    parts = []
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
     at_a_time = max(eager.SCORE_BYTES // (4 * batch * heads * max(k_len, 1) * count), 1)
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
@@ -86,8 +89,15 @@ def block_shares(
         segment = None if key_segment is None else key_segment[:, seen]
         chosen = sampled[begin:end].flatten()[None]
         valid = torch.ones_like(chosen, dtype=torch.bool)
-        mass = eager.block_mass(query, key[:, :, seen], segment, scale, q_offset, chosen, valid, block_k)
-        mass = mass.unflatten(2, (end - begin, count))  # [B, Hq, blocks, count, n_key_blocks]
-        sees = (mass.sum(-1) > 0).sum(-1, keepdim=True)
-        parts.append(F.pad(mass.sum(3) / sees.clamp(min=1), (0, n_key_blocks - blocks)))
-    return torch.cat(parts, 2) if parts else query.new_zeros((batch, heads, 0, n_key_blocks)).float()
+        weights = eager.row_weights(query, key[:, :, seen], segment, scale, q_offset, chosen, valid)
+        total = weights.sum(-1, keepdim=True)
+        shares = weights / torch.where(total > 0, total, 1)
+        sees = (total > 0).unflatten(2, (end - begin, count)).sum(3).clamp(min=1)  # [B, Hq, blocks, 1]
+        for part, x, number in ((parts[0], shares, 1), (parts[1], shares.square(), block_q)):
+            by_block = eager.blocks_of_keys(x, block_k).sum(-1).unflatten(2, (end - begin, count))
+            part.append(F.pad(by_block.sum(3) * number / sees, (0, n_key_blocks - blocks)))
+    if not parts[0]:
+        empty = query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)
+        return empty, empty
+    share, squares = (torch.cat(part, 2) for part in parts)
+    return share, squares

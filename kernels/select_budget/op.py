@@ -12,11 +12,11 @@ from ..shapes import ceil_div, n_words
 NAME = "select_budget"
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, "
-    "float budget, int rows, bool keep_sink, int window_slashes) -> Tensor"
+    "float budget, float tau, int rows, bool keep_sink, int window_slashes) -> Tensor"
 )
 
 # Up to so many keys the rows asked for are sampled; from there on half as many each time that keys double.
-FULL_KEYS = 32768
+FULL_KEYS = 16384
 LEAST_ROWS = 4
 
 
@@ -29,6 +29,7 @@ def check(
     block_q: int,
     block_k: int,
     budget: float,
+    tau: float,
     rows: int,
     keep_sink: bool,
     window_slashes: int,
@@ -37,7 +38,7 @@ def check(
     checks.check_qkv(NAME, query, key)
     checks.check_block_size(NAME, block_q=block_q, block_k=block_k)
     checks.check_segment(NAME, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(NAME, 0, budget=budget)
+    checks.check_at_least(NAME, 0, budget=budget, tau=tau)
     checks.check_at_least(NAME, 1, window_slashes=window_slashes)
     checks.check_power_of_two(NAME, rows=rows)
 
@@ -61,22 +62,26 @@ def select_budget(
     block_q: int = 128,
     block_k: int = 128,
     budget: float,
+    tau: float,
     rows: int = BUDGET_ROWS,
     keep_sink: bool = True,
     window_slashes: int = 2,
 ) -> Tensor:
     """Per query block, the key blocks that sampled rows give too much attention to be left out.
 
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D] in float32, bfloat16 or float16. The shares of attention of
-    ``rows`` rows of a query block, exact and averaged, are left out from the smallest on, as long as a share
+    query [B, Hq, Sq, D], key [B, Hkv, Sk, D] in float32, bfloat16 or float16. The attention of ``rows`` rows
+    of a query block is exact. Their shares, averaged, are left out from the smallest on, as long as a share
     times (itself and twice what was left out before it) stays below ``budget`` squared: the square of what is
-    left out grows by that. Prompts of more than 32768 keys sample half as many rows each time they double, 4
-    at least. The sink block and ``window_slashes`` >= 1 block diagonals are always kept; ``budget`` 0 keeps
-    every block that causality allows. Returns int32 [B, Hq, n_query_blocks, n_words]. Source:
-    docs/accuracy.md. Raises ValueError for arguments that do not fit.
+    left out grows by that. A block is kept, too, if the shares of its keys reach ``tau`` in their 2-norm over
+    rows, ``block_q`` of them for those that were sampled. Prompts of more than 16384 keys sample half as many
+    rows each time they double, 4 at least. The sink block and ``window_slashes`` >= 1 block diagonals are
+    always kept; ``budget`` 0 or ``tau`` 0 keeps every block that causality allows. Returns int32
+    [B, Hq, n_query_blocks, n_words]. Source: docs/pretrained.md. Raises ValueError for arguments that do not
+    fit.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    arguments = (key_segment, scale, q_offset, block_q, block_k, budget, rows, keep_sink, window_slashes)
+    where = (key_segment, scale, q_offset, block_q, block_k)
+    arguments = (*where, budget, tau, rows, keep_sink, window_slashes)
     check(query, key, *arguments)
     return torch.ops.sampleattn.select_budget.default(query, key, *arguments)
 

@@ -20,15 +20,17 @@ def growths(
     rows: int,
     keep_sink: bool,
     window_slashes: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Per block, by how much the square of the left-out share grows if it goes, after all smaller ones.
 
-    float64 [B, Hq, n_query_blocks, n_key_blocks], and two bool of that shape: forced, allowed.
+    And the squares of its keys' shares, over ``block_q`` rows. float64 [B, Hq, n_query_blocks,
+    n_key_blocks], and two bool of that shape: forced, allowed.
     """
     batch, heads, q_len, _ = query.shape
     k_len, group = key.shape[2], heads // key.shape[1]
     n_query_blocks, n_key_blocks = -(-q_len // block_q), -(-k_len // block_k)
     grown = torch.zeros(batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device)
+    squares = torch.zeros_like(grown)
     forced, allowed = torch.zeros_like(grown, dtype=torch.bool), torch.zeros_like(grown, dtype=torch.bool)
     count = rows_of_a_block(rows, k_len, block_q)
     step = block_q // count
@@ -49,12 +51,15 @@ def growths(
             for h in range(heads):
                 scores = scale * (query[b, h, sampled].double() @ key[b, h // group].double().nan_to_num().T)
                 weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)[visible.any(-1)]
-                by_block = torch.stack([part.sum(-1) for part in weights.split(block_k, -1)], -1)
-                share = by_block.mean(0) if len(by_block) else by_block.new_zeros(n_key_blocks)
+                share = grown.new_zeros(n_key_blocks)
+                if len(weights):
+                    parts = weights.split(block_k, -1)
+                    share = torch.stack([part.sum(-1).mean() for part in parts])
+                    squares[b, h, i] = torch.stack([block_q * part.square().sum(-1).mean() for part in parts])
                 for j in set(visible_blocks) - set(near):
                     smaller = [k for k in set(visible_blocks) - set(near) if share[k] < share[j]]
                     grown[b, h, i, j] = share[j] * (share[j] + 2 * share[smaller].sum())
-    return grown, forced, allowed
+    return grown, squares, forced, allowed
 
 
 def select_budget(
@@ -66,11 +71,12 @@ def select_budget(
     block_q: int,
     block_k: int,
     budget: float,
+    tau: float,
     rows: int,
     keep_sink: bool,
     window_slashes: int,
 ) -> Tensor:
     """Bool [B, Hq, n_query_blocks, n_key_blocks]."""
     where = (key_segment, scale, q_offset, block_q, block_k, rows, keep_sink, window_slashes)
-    grown, forced, allowed = growths(query, key, *where)
-    return (forced | (grown >= budget**2)) & allowed
+    grown, squares, forced, allowed = growths(query, key, *where)
+    return (forced | (grown >= budget**2) | (squares >= tau**2)) & allowed

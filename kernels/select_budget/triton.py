@@ -1,9 +1,10 @@
 """The op on the device: scores of the sampled rows, then one bit a block.
 
 The first kernel takes 128 sampled rows at a time, those of some query blocks side by side, and stores for
-each row and key block the logarithm of its exponentials' sum: nothing is carried from one key block to the
-next. The second finds the rows' totals, averages their shares and searches the share from which on blocks are
-kept. Query blocks come in batches whose logarithms fit in ``SCRATCH_BYTES``. No host synchronisation.
+each row and key block the logarithms of its exponentials' sum and of their 2-norm: nothing is carried from
+one key block to the next. The second finds the rows' totals, averages their shares and searches the share
+from which on blocks are kept. Query blocks come in batches whose logarithms fit in ``SCRATCH_BYTES``. No
+host synchronisation.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def _score(
     query,
     key,
     key_segment,
-    logs,  # fp32 [B * Hq, query blocks of the batch * COUNT, n], base 2
+    logs,  # fp32 [2: sums, 2-norms; B * Hq, n, query blocks of the batch * COUNT], base 2
+    norms,  # the second half of logs
     q_batch,
     q_head,
     q_row,
@@ -77,7 +79,8 @@ def _score(
     end = tl.minimum((first_query_block + highest_sample // COUNT + 1) * BLOCK_Q, q_len)
     stop = tl.minimum(floor_div(end - 1 + q_offset, BLOCK_K) + 1, n)
     clear = floor_div(lowest * BLOCK_Q + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
-    place = logs + (batch_head * query_blocks * COUNT + sample) * n
+    all_rows = query_blocks * COUNT
+    place = batch_head * n * all_rows + sample
     for j in range(0, stop):
         index = j * BLOCK_K + tl.arange(0, BLOCK_K)
         k = tl.load(
@@ -94,13 +97,16 @@ def _score(
             scores = tl.where(seen, scores, float("-inf"))
         highest = tl.max(scores, 1)
         offset = tl.where(highest == float("-inf"), 0.0, highest)
-        total = tl.sum(tl.exp2(scores - offset[:, None]), 1)
-        tl.store(place + j, offset + tl.log2(total), mask=exists)
+        weights = tl.exp2(scores - offset[:, None])
+        tl.store(logs + place, offset + tl.log2(tl.sum(weights, 1)), mask=exists)
+        tl.store(norms + place, offset + 0.5 * tl.log2(tl.sum(weights * weights, 1)), mask=exists)
+        place += all_rows
 
 
 @triton.jit
 def _write_bits(
-    logs,
+    logs,  # as _score writes them
+    norms,
     visible,  # int8 [B|1, n]
     sinks,  # int32 [B|1]
     block_mask,  # int32 [B * Hq, n_query_blocks, words]
@@ -116,6 +122,7 @@ def _write_bits(
     words,
     window_slashes,
     budget,
+    tau,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     COUNT: tl.constexpr,
@@ -131,16 +138,23 @@ def _write_bits(
     last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
     allowed = (j < n) & (j * BLOCK_K <= last)
     share = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
+    squares = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     rows = 0.0
-    place = logs + (batch_head * query_blocks + tl.program_id(0)) * COUNT * n
+    place = (batch_head * n + j) * (query_blocks * COUNT) + tl.program_id(0) * COUNT
     for r in range(0, COUNT):
-        row = tl.load(place + r * n + j, mask=allowed, other=float("-inf"))
+        row = tl.load(logs + place + r, mask=allowed, other=float("-inf"))
+        norm = tl.load(norms + place + r, mask=allowed, other=float("-inf"))
         highest = tl.max(row, 0)
-        masses = tl.exp2(row - tl.where(highest == float("-inf"), 0.0, highest))
+        offset = tl.where(highest == float("-inf"), 0.0, highest)
+        masses = tl.exp2(row - offset)
         total = tl.sum(masses, 0)
-        share += masses / tl.where(total > 0.0, total, 1.0)
+        total_or_one = tl.where(total > 0.0, total, 1.0)
+        share += masses / total_or_one
+        largest = tl.exp2(norm - offset) / total_or_one
+        squares += largest * largest
         rows += tl.where(total > 0.0, 1.0, 0.0)
     share = share / tl.maximum(rows, 1.0)
+    squares = squares * (BLOCK_Q / tl.maximum(rows, 1.0))
     allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n, other=0) != 0)
     forced = (own - j < window_slashes) | (j == tl.load(sinks + batch * sink_batch))
     share = tl.where(allowed & (forced == 0), share, 0.0)
@@ -151,7 +165,7 @@ def _write_bits(
         enough = middle * (middle + 2.0 * left_out) >= budget * budget
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle)
-    keep = ((share >= high) | forced) & allowed
+    keep = ((share >= high) | (squares >= tau * tau) | forced) & allowed
     word = tl.arange(0, ALL_WORDS)
     bits = tl.reshape(keep.to(tl.int32) << (j % WORD_BITS), [ALL_WORDS, WORD_BITS])
     tl.store(
@@ -170,6 +184,7 @@ def select_budget(
     block_q: int,
     block_k: int,
     budget: float,
+    tau: float,
     rows: int,
     keep_sink: bool,
     window_slashes: int,
@@ -186,9 +201,9 @@ def select_budget(
     visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
     count = rows_of_a_block(rows, k_len, block_q)
     tiles = ceil_div(TILE_ROWS, count)  # query blocks of a tile of rows
-    per_tile = 4 * batch * heads * tiles * count * max(n, 1)
+    per_tile = 8 * batch * heads * tiles * count * max(n, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
-    logs = query.new_empty((batch * heads, step * count, n), dtype=torch.float32)
+    logs, norms = query.new_empty((2, batch * heads, n, step * count), dtype=torch.float32)
     for first in range(0, n_query_blocks, step):
         query_blocks = min(step, n_query_blocks - first)
         _score[(ceil_div(query_blocks * count, TILE_ROWS), batch * heads)](
@@ -196,6 +211,7 @@ def select_budget(
             key,
             key_segment,
             logs,
+            norms,
             *query.stride()[:3],
             *key.stride()[:3],
             batch_stride(key_segment),
@@ -221,6 +237,7 @@ def select_budget(
         )
         _write_bits[(query_blocks, batch * heads)](
             logs,
+            norms,
             visible,
             sinks,
             block_mask,
@@ -236,6 +253,7 @@ def select_budget(
             words,
             window_slashes,
             budget,
+            tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             COUNT=count,

@@ -103,6 +103,7 @@ def _adaptive_rule(config: SampleAttentionConfig) -> str:
         window=forced_slashes(config),
         last=config.last_rows,
         budget=config.budget,
+        rows_tau=config.budget_tau,
         rows=config.budget_rows,
         means=config.means,
     )

@@ -84,7 +84,7 @@ def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -
         check_replay(lambda: ops.block_representatives(key, key_segment=segment))
         terms = ops.block_representatives(key, key_segment=segment)
         check_replay(lambda: (ops.select_adaptive(query, key, terms, key_segment=segment),))
-        check_replay(lambda: (ops.select_budget(query, key, key_segment=segment, budget=0.04),))
+        check_replay(lambda: (ops.select_budget(query, key, key_segment=segment, budget=0.04, tau=0.08),))
 
 
 @pytest.mark.parametrize("segments", ["none", "left_padding", "packed"])

@@ -149,12 +149,13 @@ def test_select_budget(
     monkeypatch.setattr(budget_triton, "SCRATCH_BYTES", 4 * 2 * 2 * 128 * 45)  # some query blocks a batch
     before = (query, key, key_segment, 0.2, q_offset, block_q, block_k)
     for rows, keep_sink, window in ((8, True, 2), (16, False, 1)):
-        grown, _, _ = budget_reference.growths(*before, rows, keep_sink, window)
-        for budget in (0.0, 0.03, 0.2):
-            after = (budget, rows, keep_sink, window)
+        grown, squares, _, _ = budget_reference.growths(*before, rows, keep_sink, window)
+        for budget, tau in ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3)):
+            after = (budget, tau, rows, keep_sink, window)
             kept = blocks.unpack_bits(budget_triton.select_budget(*before, *after), -(-k_len // block_k))
             exact = budget_reference.select_budget(*before, *after)
             near = (grown - budget**2).abs() <= 2e-3 * budget**2
+            near |= (squares - tau**2).abs() <= 2e-3 * tau**2
             assert torch.equal(kept | near, exact | near)
 
 

@@ -54,7 +54,7 @@ def calls():
             20,
         )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
-        budget = (x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 8, True, 2)
+        budget = (x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
         yield f"select_budget-{name}", ops.select_budget_op, budget
 
 
@@ -91,7 +91,7 @@ def attend(query, key, value):
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
     terms = ops.block_representatives_op(key, None, 32, 4)
     adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
-    budget = ops.select_budget_op(query, key, None, 0.2, 0, 64, 32, 0.1, 8, True, 2)
+    budget = ops.select_budget_op(query, key, None, 0.2, 0, 64, 32, 0.1, 0.3, 8, True, 2)
     return out, lse, *means, mask, window, mass, *terms, adaptive, budget
 
 

@@ -24,11 +24,12 @@ CASES = [
     pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
     pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
 ]
-BUDGET = 0.05
+BUDGET, TAU = 0.05, 0.4
+NONE = 100.0  # more than there is: nothing is kept for it
 
 
 def arguments(case, inputs, keep_sink=True, window=2, rows=8):
-    """Arguments of the op around budget: those before it and those after."""
+    """Arguments of the op around budget and tau: those before them and those after."""
     before = (
         inputs.query,
         inputs.key,
@@ -45,11 +46,12 @@ def unpacked(mask, case):
     return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
 
 
-def assert_equals_the_oracle(kept, before, budget, after):
-    """But for blocks whose growth is nearly the budget's square, of which there are few."""
-    grown, _, _ = reference.growths(*before, *after)
-    expected = reference.select_budget(*before, budget, *after)
+def assert_equals_the_oracle(kept, before, budget, tau, after):
+    """But for blocks of which a number is nearly at its bound; there are few."""
+    grown, squares, _, _ = reference.growths(*before, *after)
+    expected = reference.select_budget(*before, budget, tau, *after)
     near = (grown - budget**2).abs() <= 1e-3 * budget**2
+    near |= (squares - tau**2).abs() <= 1e-3 * tau**2
     assert torch.equal(kept | near, expected | near)
     assert near.float().mean() < 0.02
 
@@ -63,15 +65,18 @@ def assert_equals_the_oracle(kept, before, budget, after):
 def test_blocks_equal_the_oracles(select, case, sink, window):
     inputs = make_inputs(case)
     before, after = arguments(case, inputs, sink, window)
-    assert_equals_the_oracle(unpacked(select(*before, BUDGET, *after), case), before, BUDGET, after)
+    for budget, tau in ((BUDGET, TAU), (BUDGET, NONE), (NONE, TAU)):
+        kept = unpacked(select(*before, budget, tau, *after), case)
+        assert_equals_the_oracle(kept, before, budget, tau, after)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_budget_zero_keeps_every_block_that_causality_allows(case):
+@pytest.mark.parametrize("bounds", [(0.0, NONE), (NONE, 0.0)], ids=["budget", "tau"])
+def test_zero_keeps_every_block_that_causality_allows(case, bounds):
     inputs = make_inputs(case)
     before, after = arguments(case, inputs)
-    _, _, allowed = reference.growths(*before, *after)
-    assert torch.equal(unpacked(ops.select_budget_op(*before, 0.0, *after), case), allowed)
+    *_, allowed = reference.growths(*before, *after)
+    assert torch.equal(unpacked(ops.select_budget_op(*before, *bounds, *after), case), allowed)
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,11 +86,11 @@ def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len
     case = BASE.but(q_len=q_len, k_len=q_len + before_them, q_offset=before_them, block_q=16)
     inputs = make_inputs(case, seed)
     before, after = arguments(case, inputs, rows=16)
-    kept = unpacked(eager.select_budget(*before, budget, *after), case)
-    less = unpacked(eager.select_budget(*before, budget / 2, *after), case)
+    kept = unpacked(eager.select_budget(*before, budget, NONE, *after), case)
+    less = unpacked(eager.select_budget(*before, budget / 2, NONE, *after), case)
     assert not (kept & ~less).any()
-    share = eager.block_shares(*before, 16)
-    _, _, allowed = reference.growths(*before, *after)
+    share, _ = eager.block_shares(*before, 16)
+    *_, allowed = reference.growths(*before, *after)
     out = torch.where(allowed & ~kept, share, 0).double()
     count = (out > 0).sum(-1)
     assert (out.sum(-1).square() <= count * budget**2 * (1 + 1e-4)).all()
@@ -97,17 +102,17 @@ def test_no_later_row_is_looked_at(where):
     case = BASE.but(q_len=160, k_len=160, block_q=16)
     inputs = make_inputs(case)
     before, after = arguments(case, inputs)
-    kept = unpacked(ops.select_budget_op(*before, BUDGET, *after), case)
+    kept = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), case)
     inputs.query[:, :, where:] *= -7
     inputs.key[:, :, where:] *= 5
-    changed = unpacked(ops.select_budget_op(*before, BUDGET, *after), case)
+    changed = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), case)
     whole = where // case.block_q
     assert torch.equal(kept[:, :, :whole], changed[:, :, :whole])
 
 
 @pytest.mark.parametrize(
     "rows, k_len, expected",
-    [(32, 32768, 32), (32, 32769, 16), (32, 65537, 8), (32, 1 << 20, 4), (2, 1 << 20, 2), (128, 100, 128)],
+    [(32, 16384, 32), (32, 16385, 16), (32, 65536, 8), (32, 1 << 20, 4), (2, 1 << 20, 2), (128, 100, 128)],
 )
 def test_long_prompts_sample_fewer_rows(rows, k_len, expected):
     assert rows_of_a_block(rows, k_len, 128) == expected
@@ -123,6 +128,7 @@ def test_a_query_block_has_no_more_rows_than_it_has():
         ("rows", 12, "'rows' must be a power of two, got 12"),
         ("rows", 0, "'rows' must be a power of two, got 0"),
         ("budget", -0.1, "'budget' must be >= 0, got -0.1"),
+        ("tau", -1.0, "'tau' must be >= 0, got -1.0"),
         ("window_slashes", 0, "'window_slashes' must be >= 1, got 0"),
         ("block_q", 48, "'block_q' must be one of 16, 32, 64, 128, got 48"),
     ],
@@ -130,4 +136,4 @@ def test_a_query_block_has_no_more_rows_than_it_has():
 def test_what_does_not_fit_is_named(name, value, message):
     inputs = make_inputs(BASE)
     with pytest.raises(ValueError, match=message):
-        ops.select_budget(inputs.query, inputs.key, **{"budget": BUDGET, name: value})
+        ops.select_budget(inputs.query, inputs.key, **{"budget": BUDGET, "tau": TAU, name: value})

@@ -61,9 +61,16 @@ def test_options_reach_the_ops():
 
 
 def test_a_budget_and_its_rows_reach_their_op_and_without_means_blocks_count_for_nothing():
-    options = {"budget": 0.2, "budget_rows": 8, "window_blocks": 3, "keep_sink": False, "means": False}
+    options = {
+        "budget": 0.2,
+        "budget_tau": 0.3,
+        "budget_rows": 8,
+        "window_blocks": 3,
+        "keep_sink": False,
+        "means": False,
+    }
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
-    assert arguments(backend, "select_budget")[-6:] == (16, 16, 0.2, 8, False, 3)
+    assert arguments(backend, "select_budget")[-7:] == (16, 16, 0.2, 0.3, 8, False, 3)
     assert emitted(backend) == {
         **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
         **{"block_sparse_attention": 1, "block_mean_attention": 0, "sample_scores": 0, "select_blocks": 0},

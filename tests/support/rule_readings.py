@@ -338,15 +338,16 @@ def adaptive(head, tau, landmarks):
     return kept
 
 
-def budget(head, most, count):
+def budget(head, most, tau, count):
     """Of the average attention of sampled rows, what is left out: from the smallest block on, as long as
-    the square of what is left out grows by less than the square of ``most``."""
+    the square of what is left out grows by less than the square of ``most``; none whose keys reach tau."""
     kept = np.zeros((head.blocks_q, head.blocks_k), bool)
     for i in range(head.blocks_q):
         rows, step = list(head.rows(i)), head.bq // count
         sampled = [rows[min(n, len(rows) - 1)] for n in range((5 * i + 3) % step, head.bq, step)]
         seen = [a for a in map(head.attention, sampled) if a.any()]
         share = np.mean(seen, 0) if seen else np.zeros(head.n_k)
+        square = head.bq * np.mean(np.square(seen), 0) if seen else np.zeros(head.n_k)
         out = 0.0
         by_size = sorted(range(head.blocks_k), key=lambda j: share[head.keys(j)].sum())
         for j in by_size:
@@ -358,6 +359,7 @@ def budget(head, most, count):
                 kept[i, j] = True
             else:
                 out += share[head.keys(j)].sum()
+            kept[i, j] |= square[head.keys(j)].sum() >= tau**2
     return kept
 
 

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.blocks import unpack_bits
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, BUDGET, BUDGET_ROWS, LAST_ROWS
+from sa_compile.kernels.defaults import (
+    ADAPTIVE_LANDMARKS,
+    ADAPTIVE_TAU,
+    BUDGET,
+    BUDGET_ROWS,
+    BUDGET_TAU,
+    LAST_ROWS,
+)
 
 from .base import Problem, Rule
 
@@ -21,9 +28,10 @@ class Adaptive(Rule):
     A block is kept if the shares of attention that the query block's rows are estimated to give its keys
     reach ``tau`` in their 2-norm, every key block represented by ``landmarks`` of its keys, large ones in
     different directions, and the mean of the others; or if ``rows`` sampled rows give it more than may be
-    left out within ``budget`` (1: not looked at). The sink block (``sink``) and ``window`` block diagonals
-    are kept, as are all blocks of the last ``last`` rows. With ``means`` the others count by their mean key
-    and value. Source: ours; docs/accuracy.md.
+    left out within ``budget`` (1: sampled rows are not looked at), or its keys shares that reach ``rows_tau``
+    in their 2-norm. The sink block (``sink``) and ``window`` block diagonals are kept, as are all blocks of
+    the last ``last`` rows. With ``means`` the others count by their mean key and value. Source: ours;
+    docs/pretrained.md.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -33,6 +41,7 @@ class Adaptive(Rule):
     window: int = 2
     last: int = LAST_ROWS
     budget: float = BUDGET
+    rows_tau: float = BUDGET_TAU
     rows: int = BUDGET_ROWS
     means: bool = True
 
@@ -54,5 +63,6 @@ class Adaptive(Rule):
         }
         bits = ops.select_adaptive(query, key, representatives, **where, tau=self.tau, last_rows=self.last)
         if self.budget < 1:
-            bits = bits | ops.select_budget(query, key, **where, budget=self.budget, rows=self.rows)
+            sampled = {"budget": self.budget, "tau": self.rows_tau, "rows": self.rows}
+            bits = bits | ops.select_budget(query, key, **where, **sampled)
         return unpack_bits(bits, problem.n_key_blocks)

@@ -81,8 +81,11 @@ READINGS = {
     "adaptive:tau=0.1,landmarks=2,last=0": lambda head: readings.adaptive(head, 0.1, 2),
     "adaptive:tau=0.4,last=0": lambda head: readings.adaptive(head, 0.4, 16),
     "adaptive:tau=0.4,last=16": lambda head: readings.adaptive(head, 0.4, 16) | head.last_rows(16),
-    "adaptive:tau=1,last=0,budget=0.2,rows=8": lambda head: (
-        readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 8)
+    "adaptive:tau=1,last=0,budget=0.2,rows_tau=9,rows=8": lambda head: (
+        readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 9, 8)
+    ),
+    "adaptive:tau=1,last=0,budget=0.9,rows_tau=0.4,rows=8": lambda head: (
+        readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.9, 0.4, 8)
     ),
     "xattention:stride=4,tau=0.8+last20": lambda head: readings.xattention(head, 4, 0.8) | head.last_rows(20),
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1": lambda head: readings.flashprefill(
