@@ -74,6 +74,13 @@ def test_bindings_work_list_and_a_kernel_of_each_architecture_compile(tmp_path):
     assert built.returncode == 0, built.stdout
 
 
+def test_bindings_use_no_macro_that_the_oldest_torch_lacks():
+    """The build says torch >= 2.11; its headers, unlike those that are here, have no such macro."""
+    csrc = ROOT / "kernels" / "csrc"
+    sources = [path for kind in ("*.h", "*.cu", "*.cpp") for path in csrc.rglob(kind)]
+    assert not [str(path) for path in sources if "STABLE_TORCH_ERROR_CODE_CHECK(" in path.read_text()]
+
+
 def test_an_unknown_architecture_is_named(tmp_path):
     configured = configure(tmp_path, "75,90a")
     assert configured.returncode != 0

@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include "sampleattn/cuda/arguments.h"
 #include "sampleattn/cuda/error.h"
@@ -41,7 +42,8 @@ inline Tensor workspace(Tensor const& like, int64_t elements) {
 
 inline cudaStream_t current_stream(int device) {
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  // STABLE_TORCH_ERROR_CODE_CHECK says more of the error, but torch 2.11 does not have it.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   return static_cast<cudaStream_t>(stream);
 }
 
