@@ -36,6 +36,7 @@ for _module in ("trials", "generating", "distributed"):  # in the order of the t
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGE = ROOT / "docs" / "compatibility.md"
+FUZZ = ROOT / "benchmarks" / "results" / "cpu_fuzz_graphs.json"
 PACKAGES = ("peft", "torchao", "accelerate", "optimum-quanto")
 
 
@@ -125,6 +126,7 @@ def page(data: dict[str, Any]) -> str:
         versions=versions,
         device=data["device"],
         models=", ".join(dict.fromkeys(record["model"] for record in data["records"])),
+        fuzz=_fuzz(json.loads(FUZZ.read_text())),
         table=tabulate(rows, headers, tablefmt="github", disable_numparse=True),
         **{status: sum(r["status"] == status for r in data["records"]) for status in _STATUSES},
     )
@@ -144,7 +146,35 @@ a training step, of the loss and all gradients.
 {right} trials right, {wrong} wrong, {fails} failing, {SKIPPED} skipped.
 
 {table}
+
+## Random graphs
+
+{fuzz}
 """
+
+_FUZZ = """`python tests/fuzz/graphs.py --count {count} --seed 0` (run in parts) draws small attentions
+(spelling, mask, dtype, padding, offset, in-place writes, functions named like torch's, checkpoint, autocast,
+vmap) and compares each, compiled, with the same function uncompiled, for two sets of values. Of {count}
+([counts](../{path}), commit {revision:.7})
+{right} are right, {wrong} wrong, and {crash} fail where plain `torch.compile` does not; of their attentions
+{sampled} are sampled, {exact} exact and {kept} kept. The rest has no verdict: {refused} that raise an error
+uncompiled (*eager refuses*), {fails} that plain `torch.compile`, without our passes, fails on
+(*torch.compile refuses*), and {differs} that it, too, computes otherwise (*torch.compile differs*)."""
+
+
+def _fuzz(data: dict[str, Any]) -> str:
+    """What the committed run of random graphs came to."""
+    statuses = {"wrong": 0, "crash": 0, **data["statuses"]}
+    return _FUZZ.format(
+        count=sum(statuses.values()),
+        path=FUZZ.relative_to(ROOT),
+        revision=data["revision"],
+        refused=statuses["eager refuses"],
+        fails=statuses["torch.compile refuses"],
+        differs=statuses["torch.compile differs"],
+        **{status: statuses[status] for status in ("right", "wrong", "crash")},
+        **data["outcomes"],
+    )
 
 
 def _row(subject: str, how: str, records: list[dict[str, Any]]) -> tuple[str, ...]:
