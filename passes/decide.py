@@ -283,7 +283,9 @@ def _late_mask(
     sizes = _Sizes(site)
     if sizes.holds(sympy.Eq(sizes.q_len, 1)):
         return _kept("decode: one query row")
-    decision = _late(site, sizes, config, training, device, "if the mask, read when it runs, is causal")
+    decision = _late(
+        site, sizes, config, training, device, "if the mask, read when it runs, is causal without a window"
+    )
     if decision.outcome == "kept":
         return _kept(f"mask not proven: {mask.not_proven}; {decision.reason}")
     return decision

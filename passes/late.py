@@ -7,6 +7,8 @@ Before, with a mask that another graph made::
     %read = sampleattn.read_mask(%mask, "model.layers.0.self_attn")  # once for all layers that read it
     %late = sampleattn.late_attention(%q, %k, %v, %mask, %read[0], %read[1], scale, options)
 
+What was found of a mask is an output of the graph too, for the report (``outputs.py``).
+
 With an offset that a static cache holds there is no mask any more::
 
     %start = %cumulative_length.to("cpu", torch.int64, copy=True)
@@ -54,13 +56,12 @@ def emit_late_attention(
 ) -> fx.Node:
     """The op at an offset that the graph finds out: a node of its outputs, attention and stats.
 
-    ``offset``: the part of the predicate's offset that is a size. Reads of a mask are shared by its readers.
+    ``offset``: the part of the predicate's offset that is a size.
     """
     scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
     known: tuple[fx.Node | None, ...]  # mask, found, key_valid
     if isinstance(mask, LateMask):
-        read = _read_before(mask.mask) or emitter.function(ops.read_mask_op, mask.mask, site.module_path)
-        known = (mask.mask, emitter.item(read, 0), emitter.item(read, 1))
+        known = (mask.mask, *_read(emitter, site, mask))
     else:
         start = emitter.function(operator.add, mask.start, offset) if offset != 0 else mask.start
         known = (None, start, mask.key_valid)
@@ -68,6 +69,16 @@ def emit_late_attention(
     return emitter.function(ops.late_attention_op, *arguments)
 
 
-def _read_before(mask: fx.Node) -> fx.Node | None:
-    """Attentions are rewritten in their order: what reads the mask by now stands before the next one."""
-    return next((reader for reader in mask.users if reader.target is ops.read_mask_op), None)
+def found_in_mask(late: fx.Node) -> fx.Node | None:
+    """The node of what the graph found of the mask that this op reads; None without a mask."""
+    return late.args[4] if late.args[3] is not None else None  # type: ignore[return-value]
+
+
+def _read(emitter: Emitter, site: AttentionSite, late: LateMask) -> tuple[fx.Node, ...]:
+    """The two outputs of read_mask, shared by all readers of the mask. Attentions are rewritten in their
+    order: what reads the mask by now stands before the next one."""
+    read = next((reader for reader in late.mask.users if reader.target is ops.read_mask_op), None)
+    if read is not None:
+        return tuple(read.users)
+    read = emitter.function(ops.read_mask_op, late.mask, site.module_path)
+    return emitter.item(read, 0), emitter.item(read, 1)

@@ -26,11 +26,11 @@ from .late import readable
 from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .mask.prove import prove_mask
 from .mask.scan import GraphScan
+from .outputs import add_outputs
 from .record import SiteRecord, record
-from .rewrite import SharedNodes, rewrite
+from .rewrite import SharedNodes, Written, rewrite
 from .site import AttentionSite
 from .sizes import SizeNotAvailable
-from .stats import add_outputs
 from .training import Training, hidden_sign, recording_nodes, training_step
 
 __all__ = ["SiteRecord", "run"]
@@ -62,6 +62,7 @@ class _Run:
         self.records: list[SiteRecord] = []
         self.shared = SharedNodes()
         self.stats: list[fx.Node] = []
+        self.found: list[fx.Node] = []  # of the masks that are read when the graph runs, one each
         self.replaced_by: dict[fx.Node, fx.Node] = {}
         self.scan = GraphScan(gm, (child.parent, child.calls[0]) if child is not None else None)
         read_inputs = [node for node in gm.graph.find_nodes(op="placeholder") if node.users]
@@ -72,8 +73,8 @@ class _Run:
             *(node for node in gm.graph.nodes if node not in self.scan.captured),
             *self._score_shaped(),
         ]
-        if self.stats:
-            add_outputs(gm.graph, self.stats)
+        if self.stats or self.found:
+            add_outputs(gm.graph, [*self.stats, *self.found])
         remove_unused(gm.graph, replaced, unread)
         self.dropped = child.drop_inputs(read_inputs) if child and changed else []
         if changed:
@@ -106,21 +107,29 @@ class _Run:
         device = value(site.output).device.type
         decision = decide(site, mask, self.config, lambda: self._training(site), device)
         config = decision.config or self.config
-        stats = None
+        written = None
         if decision.rewrites:
             assert not isinstance(mask, NotProven)
             predicate = from_parent.hand_over() if from_parent else mask
             collect_stats = config.stats and self.child is None
             try:
-                out, stats = rewrite(site, predicate, decision, config, self.shared, collect_stats)
-                self.replaced_by[site.output] = out
-                self.scan.mutations.replaced(site.output, out)
+                written = rewrite(site, predicate, decision, config, self.shared, collect_stats)
+                self.replaced_by[site.output] = written.out
+                self.scan.mutations.replaced(site.output, written.out)
             except SizeNotAvailable as error:
                 decision = Decision("kept", "", str(error))
-        if stats is not None:
-            self.stats.append(stats)
-        self.records.append(record(site, mask, decision, config, has_stats=stats is not None))
+        has_stats, mask_read = self._outputs(written) if written is not None else (False, None)
+        self.records.append(record(site, mask, decision, config, has_stats, mask_read))
         return list(site.covered) if decision.rewrites else []
+
+    def _outputs(self, written: Written) -> tuple[bool, int | None]:
+        """Note what the graph gives out for a site: has it stats, and which of the masks it read."""
+        if written.stats is not None:
+            self.stats.append(written.stats)
+        if written.found is not None and written.found not in self.found:
+            self.found.append(written.found)
+        mask_read = self.found.index(written.found) if written.found is not None else None
+        return written.stats is not None, mask_read
 
     def _training(self, site: AttentionSite) -> Training | None:
         return training_step(

@@ -37,6 +37,9 @@ class SiteRecord:
     has_stats: bool = False  # the graph has an output for this site's stats (stats.py)
     value_head_dim: int | str = "?"
     profile_range: str = ""  # the range of the tuned profile that it took its settings from
+    mask_read: int | None = (
+        None  # which of the masks that the graph reads, and says what they are (outputs.py)
+    )
 
     @property
     def rewritten(self) -> bool:
@@ -50,6 +53,7 @@ def record(
     decision: Decision,
     config: SampleAttentionConfig,
     has_stats: bool = False,
+    mask_read: int | None = None,
 ) -> SiteRecord:
     """The row of one site."""
     batch: int | str = "?"
@@ -75,6 +79,7 @@ def record(
         has_stats=has_stats,
         value_head_dim=value_head_dim,
         profile_range=decision.profile_range,
+        mask_read=mask_read,
     )
 
 

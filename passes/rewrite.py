@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -37,7 +37,7 @@ from .decide import Decision
 from .examples import KnownExamples
 from .fx_utils import Emitter, fixed, same_shape, shape, value
 from .graph.operations import calls
-from .late import emit_late_attention
+from .late import emit_late_attention, found_in_mask
 from .mask.predicate import LateMask, MaskPredicate
 from .repeats import permutation
 from .segments import emit_segments
@@ -62,6 +62,15 @@ class SharedNodes:
         return self._nodes[key]
 
 
+@dataclass(frozen=True)
+class Written:
+    """The node that is read now, and those of what the site measures and finds out."""
+
+    out: fx.Node
+    stats: fx.Node | None  # if they are collected
+    found: fx.Node | None  # of a mask that is read when the graph runs
+
+
 def rewrite(
     site: AttentionSite,
     mask: MaskPredicate | LateMask,
@@ -69,12 +78,11 @@ def rewrite(
     config: SampleAttentionConfig,
     shared: SharedNodes,
     collect_stats: bool = False,
-) -> tuple[fx.Node, fx.Node | None]:
+) -> Written:
     """Emit what ``decision.form`` says in front of ``site.output`` and let its readers read that instead.
 
-    Returns the node that is read now, and the node of the site's stats if they are collected. The old nodes
-    stay, without readers; the graph is neither linted nor recompiled. Raises ``SizeNotAvailable`` if a size
-    of the predicate is not at hand, before anything was changed for good.
+    The old nodes stay, without readers; the graph is neither linted nor recompiled. Raises
+    ``SizeNotAvailable`` if a size of the predicate is not at hand, before anything was changed for good.
     """
     writer = _Writer(site, mask, config, shared, collect_stats)
     form = {
@@ -86,7 +94,7 @@ def rewrite(
     }[decision.form]
     out = writer.like_output(form())
     site.output.replace_all_uses_with(out)
-    return out, writer.stats
+    return Written(out, writer.stats, writer.found)
 
 
 class _Writer:
@@ -108,6 +116,7 @@ class _Writer:
         self.shared = shared
         self.collect_stats = collect_stats
         self.stats: fx.Node | None = None
+        self.found: fx.Node | None = None
         self.emitter = Emitter(site.output, shared.examples.get)
         self.operands = (site.query, site.key, site.value)
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
@@ -133,6 +142,7 @@ class _Writer:
         options = options_text(replace(self.config, stats=self.collect_stats))
         offset = self._size(self.mask.causal_offset)
         late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
+        self.found = found_in_mask(late)
         if self.collect_stats:
             self.stats = self.emitter.item(late, 1)
         return self.emitter.item(late, 0)

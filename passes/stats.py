@@ -1,21 +1,19 @@
-"""``stats=True``: density and measured CRA of every sampled attention, as further outputs of the graph.
+"""``stats=True``: density and measured CRA of every sampled attention, as further outputs of the graph
+(``outputs.py``).
 
 Each sampled site of a top-level graph adds one output behind the captured ones: float32 [Hq, 3] with the
 columns density (kept blocks / blocks that the mask allows, mean over the batch), smallest CRA and mean CRA
 over the batch (CRA: kept share of the softmax mass, smallest over the sampled rows). Nothing the model
-computes reads them. ``with_stats`` takes them off again. Outputs, not buffers: they are functional, so
-Inductor, its caches and CUDA graphs treat them like any result. Sites in child graph modules have none.
+computes reads them. Sites in child graph modules have none.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import fx
 
 from sa_compile.kernels import ops
 
@@ -23,8 +21,6 @@ from .fx_utils import Emitter, value
 
 COLUMNS = ("density", "cra_min", "cra_mean")
 _BITS = 32
-
-Compiled = Callable[..., Sequence[Any]]
 
 
 def emit_stats(
@@ -43,30 +39,6 @@ def emit_stats(
     density = emitter.method("mean", emitter.function(operator.truediv, kept, allowed), 0)
     columns = [density, emitter.method("amin", mass, 0), emitter.method("mean", mass, 0)]
     return emitter.function(torch.stack, columns, 1)
-
-
-def add_outputs(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
-    """Append ``nodes`` to what the graph returns."""
-    (output,) = graph.find_nodes(op="output")
-    output.args = ((*output.args[0], *nodes),)
-
-
-def with_stats(compiled: Compiled, count: int, sink: Callable[[Sequence[Tensor]], None]) -> Compiled:
-    """The compiled graph without its last ``count`` outputs, which go to ``sink`` in order of the sampled
-    sites.
-
-    ``sink`` must copy what it keeps: under CUDA graphs the next run overwrites it. A run with fake tensors,
-    as DDPOptimizer makes one, measures nothing.
-    """
-
-    def run(*arguments: Any) -> Sequence[Any]:
-        outputs = compiled(*arguments)
-        if not any(isinstance(output, FakeTensor) for output in outputs[-count:]):
-            sink(outputs[-count:])
-        return outputs[:-count]
-
-    run._boxed_call = getattr(compiled, "_boxed_call", False)  # type: ignore[attr-defined]
-    return run
 
 
 def _popcount(emitter: Emitter, block_mask: fx.Node) -> fx.Node:

@@ -15,6 +15,7 @@ from torch import fx
 from sa_compile import inner, recompiles, report
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import check_graph
+from sa_compile.late.seen import MasksSeen
 from sa_compile.measured import Gathered, register
 from sa_compile.passes import pipeline
 from sa_compile.passes.record import SiteRecord
@@ -61,13 +62,14 @@ def compile_graph(
     last_graph = recompiles.last_graph()
     if last_graph:
         warnings.warn(f"sampleattn: this is {last_graph}", stacklevel=2)
-    graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked, last_graph)
+    masks = MasksSeen(records)
+    graph_report = report.GraphReport(gm, tuple(records), config, gathered, checked, last_graph, masks)
     report.publish(graph_report)
     report.warn_of_training_mode(records, config.min_seq_len)
     if trace:
         trace.after(gm, graph_report)
     compiled = inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
-    return gathered.wrap(compiled)
+    return gathered.wrap(masks.wrap(compiled))
 
 
 def _check_profile(

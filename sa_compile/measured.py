@@ -12,7 +12,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from sa_compile.passes import stats as stats_outputs
+from sa_compile.passes.outputs import without_outputs
 from sa_compile.passes.record import SiteRecord
 
 
@@ -86,7 +86,7 @@ class Gathered:
         """The compiled graph, whose stats outputs come here instead of to its caller."""
         if not self.paths:
             return compiled
-        return stats_outputs.with_stats(compiled, len(self.paths), self.add)
+        return without_outputs(compiled, len(self.paths), self.add)
 
     def add(self, outputs: Sequence[Tensor]) -> None:
         """One call: a tensor [Hq, 3] of density, smallest and mean CRA for each site."""

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tabulate import tabulate
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.late.seen import MasksSeen
 from sa_compile.measured import Gathered, Stats
 from sa_compile.passes.record import SiteRecord
 from sa_compile.passes.training import MODULE_TRAINS
@@ -44,11 +45,17 @@ class GraphReport:
     """
 
     graph: fx.GraphModule | None
-    sites: tuple[SiteRecord, ...]
+    records: tuple[SiteRecord, ...]
     config: SampleAttentionConfig
     gathered: Gathered
     profile_checked: str = ""  # what of the profile's model was compared with this graph
     last_graph: str = ""  # of a function that has as many graphs as Dynamo makes: what that means
+    masks: MasksSeen = field(default_factory=MasksSeen)
+
+    @property
+    def sites(self) -> tuple[SiteRecord, ...]:
+        """The records; where the graph reads a mask, with what that was when it last ran."""
+        return tuple(map(self.masks.as_run, self.records))
 
 
 @dataclass(frozen=True)

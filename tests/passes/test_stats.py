@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
 
-from sa_compile.passes.stats import COLUMNS, with_stats
+from sa_compile.passes.outputs import without_outputs
+from sa_compile.passes.stats import COLUMNS
 
 
 def two_layers(q, k, v):
@@ -27,7 +28,7 @@ def collect(function, *args, **options):
     def backend(gm, example_inputs):
         compiled = passes(gm, example_inputs)
         count = sum(record.has_stats for record in passes.records)
-        return with_stats(compiled, count, lambda stats: collected.append([s.clone() for s in stats]))
+        return without_outputs(compiled, count, lambda stats: collected.append([s.clone() for s in stats]))
 
     with torch.no_grad():
         result = torch.compile(function, backend=backend)(*args)

@@ -22,8 +22,8 @@ def language_sites(reports):
     return [site for graph in reports for site in graph.sites if site.q_heads == SHAPE["num_attention_heads"]]
 
 
-def check(model, compiled, inputs):
-    """The compiled model's logits are the model's, and its language layers were sampled."""
+def check(model, compiled, inputs, outcomes=("sampled", "sampled")):
+    """The compiled model's logits are the model's, and this became of its language layers."""
     with torch.no_grad():
         expected = model(**inputs).logits
         with report.collect() as reports:
@@ -31,9 +31,9 @@ def check(model, compiled, inputs):
     seen = inputs["attention_mask"].bool()
     torch.testing.assert_close(actual[seen], expected[seen], atol=1e-4, rtol=1e-4)
     sites = language_sites(reports)
-    assert len(sites) == SHAPE["num_hidden_layers"]
-    assert {site.outcome for site in sites} == {"sampled"}
+    assert tuple(site.outcome for site in sites) == outcomes
     assert "late" in {site.form for site in sites}
+    return sites
 
 
 def whole(model):
@@ -137,7 +137,12 @@ def gemma3():
 @pytest.mark.parametrize("lengths", [[80, 80], [80, 71]], ids=["whole", "padded"])
 def test_gemma3_with_token_types_of_text(lengths):
     inputs = left_padded("cpu", lengths)
-    check(gemma3(), whole, {**inputs, "token_type_ids": torch.zeros_like(inputs["input_ids"])})
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+    # What was sampled, and under the window exact, is known when it has run, and the report says it.
+    full, sliding = check(gemma3(), whole, inputs, ("sampled", "exact"))
+    padding = " & key_valid" if lengths[1] < 80 else ""
+    assert (full.mask, sliding.mask) == ("causal" + padding, "causal & window(24)" + padding)
+    assert sliding.reason == f"not plain causal: {sliding.mask}, read when it last ran"
 
 
 @pytest.mark.filterwarnings("default:sampleattn")
@@ -145,7 +150,8 @@ def test_gemma3_with_an_image_says_that_its_mask_is_not_causal():
     inputs, types = with_image(left_padded("cpu", [80, 80]))
     image = {"pixel_values": torch.randn(2, 3, 16, 16), "token_type_ids": types}
     with pytest.warns(UserWarning, match="read when it ran, is not causal"):
-        check(gemma3(), whole, {**inputs, **image})
+        sites = check(gemma3(), whole, {**inputs, **image}, ("kept", "kept"))
+    assert {site.mask for site in sites} == {"not causal"}
 
 
 def test_a_mask_of_the_callers_own():

@@ -12,6 +12,7 @@ from support.models import LOSSLESS
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.late.seen import MasksSeen
 from sa_compile.passes import pipeline
 from sa_compile.passes.graph.operations import label
 from sa_compile.passes.invariants import score_shaped_nodes
@@ -39,9 +40,10 @@ class PassesBackend:
 
     def __call__(self, gm, example_inputs):
         self.before.append(copy.deepcopy(gm))
+        before = len(self.records)
         self.records += pipeline.run(gm, SampleAttentionConfig(**{**LOSSLESS, **self.options}))
         self.after.append(gm)
-        return gm.forward
+        return MasksSeen(self.records[before:]).wrap(gm.forward)
 
     def ops(self, graph=-1):
         """How often each op of attention is in the rewritten graph (children included)."""
