@@ -10,6 +10,7 @@
 
 #include "sampleattn/cpu/adaptive.h"
 #include "sampleattn/cpu/attention.h"
+#include "sampleattn/cpu/budget.h"
 #include "sampleattn/cpu/representatives.h"
 #include "sampleattn/cpu/sampling.h"
 #include "sampleattn/cpu/selection.h"
@@ -277,6 +278,34 @@ Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Ten
   return mask;
 }
 
+Tensor select_budget_cpu(Tensor query, Tensor key, OptionalTensor key_segment, double scale, int64_t q_offset,
+                         int64_t block_q, int64_t block_k, double budget, double tau, int64_t rows, bool keep_sink,
+                         int64_t window_slashes) {
+  const char* op = "select_budget";
+  const Sizes sizes = sizes_of(op, query, key, block_q, block_k);
+  STD_TORCH_CHECK(rows >= 1 && window_slashes >= 1, op, ": 'rows' and 'window_slashes' must be >= 1, got ", rows,
+                  " and ", window_slashes);
+  query = last_dim_contiguous(query);
+  key = last_dim_contiguous(key);
+  const Dtype dtype = dtype_of(op, query);
+  const BudgetArguments args{sizes,
+                             view(query, dtype),
+                             view(key, dtype),
+                             segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
+                             static_cast<float>(scale),
+                             q_offset,
+                             budget,
+                             tau,
+                             rows,
+                             keep_sink,
+                             window_slashes};
+  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())},
+                      ScalarType::Int);
+  select_budget(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
+                reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
+  return mask;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
@@ -286,4 +315,5 @@ STABLE_TORCH_LIBRARY_IMPL(sampleattn, CPU, library) {
   library.impl("attention_mass", TORCH_BOX(&attention_mass_cpu));
   library.impl("block_representatives", TORCH_BOX(&block_representatives_cpu));
   library.impl("select_adaptive", TORCH_BOX(&select_adaptive_cpu));
+  library.impl("select_budget", TORCH_BOX(&select_budget_cpu));
 }

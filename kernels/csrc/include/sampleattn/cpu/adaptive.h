@@ -14,6 +14,7 @@
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/rows.h"
 #include "sampleattn/cpu/selection.h"
+#include "sampleattn/cpu/strip_sums.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/visibility.h"
 #include "sampleattn/cpu/work.h"
@@ -57,24 +58,6 @@ struct PackedRepresentatives {
   Buffer keys, representatives, log2_weights, half_spreads;
 };
 
-// Which key blocks of a batch entry hold a valid key, the first of them, and where its rows end.
-struct VisibleBlocks {
-  VisibleBlocks(const AdaptiveArguments& args, int64_t b)
-      : words(mask_words(args.sizes.key_blocks()), 0),
-        end(row_end(args.key_segment, b, args.sizes.q_len, args.sizes.k_len, args.q_offset)) {
-    const int32_t* ids = args.key_segment.row(b);
-    for (int64_t k = 0; k < args.sizes.k_len; ++k) {
-      if (ids && ids[k] != 0) continue;
-      if (args.keep_sink && sink < 0) sink = k / args.sizes.block_k;
-      set_bit(words.data(), k / args.sizes.block_k);
-    }
-  }
-
-  std::vector<uint32_t> words;
-  int64_t sink = -1;  // -1: none is forced
-  int64_t end;
-};
-
 // The terms of one member in units of log2, for queries that are scaled by scale * log2(e).
 inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentatives& packed, int64_t pair, int64_t b,
                        int64_t h, int64_t m) {
@@ -91,14 +74,15 @@ inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentative
 class AdaptiveWorker {
  public:
   AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
-      : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes), columns_(columns),
-        query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim), scores_(kStripRows * sizes_.block_k),
+      : args_(args), isa_(isa), sizes_(args.sizes), columns_(columns), sums_(sizes_, isa, segments),
+        query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim),
         member_scores_(args.members * kStripRows * columns), squares_(columns) {}
 
-  void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t h,
-           int64_t query_block, uint32_t* words) {
+  // rows_end: where the batch entry's rows end.
+  void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t rows_end, int64_t pair, int64_t b,
+           int64_t h, int64_t query_block, uint32_t* words) {
     const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
-    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, visible.end, args_.last_rows);
+    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, rows_end, args_.last_rows);
     const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
     const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
     const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
@@ -110,7 +94,7 @@ class AdaptiveWorker {
       set_prefix(words, stop);
     } else {
       for (int64_t j = end; j < stop; ++j) set_bit(words, j);
-      if (visible.sink >= 0 && visible.sink < stop) set_bit(words, visible.sink);
+      if (args_.keep_sink && visible.first >= 0 && visible.first < stop) set_bit(words, visible.first);
       if (end > 0) {
         score(packed, pair, b, h, first_row, rows, own, stop);
         const float threshold = static_cast<float>(args_.tau * args_.tau);
@@ -139,7 +123,10 @@ class AdaptiveWorker {
           std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
           [&](int64_t r) { return first_row + at + r + args_.q_offset; }, [](int64_t) { return 0; });
       const float* query = query_.get() + at * sizes_.head_dim;
-      for (int64_t e = 0; e < n_exact; ++e) add_exact(packed, pair, b, query, own + e, e, n_exact);
+      for (int64_t e = 0; e < n_exact; ++e) {
+        sums_.run(strip_, query, packed.key(pair, own + e), b, own + e, maximum_.data() + e, sum_.data() + e, nullptr,
+                  n_exact);
+      }
       isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
                               packed.member(pair, 0), args_.members, columns_, own, packed.log2_weight(pair, 0),
                               packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact,
@@ -147,35 +134,15 @@ class AdaptiveWorker {
     }
   }
 
-  // Of `block`, the query block's e-th own one.
-  void add_exact(const PackedRepresentatives& packed, int64_t pair, int64_t b, const float* query, int64_t block,
-                 int64_t e, int64_t n_exact) {
-    const int64_t first_key = block * sizes_.block_k;
-    const Visible visible = strip_.visible(first_key, sizes_.block_k, segments_, b, block);
-    if (visible == Visible::none) {
-      for (int64_t r = 0; r < strip_.padded_rows; ++r) {
-        maximum_[r * n_exact + e] = -__builtin_inff();
-        sum_[r * n_exact + e] = 0.0f;
-      }
-      return;
-    }
-    BlockMaskedRows masked;
-    if (visible == Visible::some) masked = mask_.relative(strip_, first_key, sizes_.block_k, segments_.row(b));
-    isa_.block_sums(strip_.padded_rows, query, sizes_.head_dim, packed.key(pair, block), sizes_.block_k,
-                    visible == Visible::some ? &masked : nullptr, scores_.get(), maximum_.data() + e, sum_.data() + e,
-                    n_exact);
-  }
-
   const AdaptiveArguments& args_;
   const Isa& isa_;
-  const KeySegments& segments_;
   const Sizes& sizes_;
   int64_t columns_;
-  Buffer query_, scores_, member_scores_, squares_;
+  StripSums sums_;
+  Buffer query_, member_scores_, squares_;
   std::vector<float> maximum_, sum_;  // of the exact blocks, [kStripRows, n_exact]
   std::vector<int64_t> row_index_;
   Strip strip_;
-  StripMask mask_;
 };
 
 }  // namespace detail
@@ -192,7 +159,8 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
   const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
                              args.key_segment.data != nullptr);
   std::vector<VisibleBlocks> visible;
-  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args, b);
+  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args.key_segment, b, sizes.k_len, sizes.block_k);
+  const std::vector<int64_t> ends = row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.k_len, args.q_offset);
   const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
   const int64_t step = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(pair_floats, 1), 1, pairs);
   const PackedRepresentatives packed(sizes, isa, args.members, step);
@@ -223,7 +191,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
         const int64_t pair = head / sizes.group();
         const int64_t b = (first + pair) / sizes.kv_heads;
         const int64_t h = (first + pair) % sizes.kv_heads * sizes.group() + head % sizes.group();
-        worker.run(packed, visible[b], pair, b, h, query_block,
+        worker.run(packed, visible[b], ends[b], pair, b, h, query_block,
                    block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words);
       };
     });

@@ -35,12 +35,14 @@ struct Isa {
   // out = state.out / state.sum, lse = natural log; rows without keys give 0 and -inf.
   void (*finish)(const RowState& state, int rows, int64_t v_dim, int64_t v_columns, const View& out, int64_t b,
                  int64_t h, int64_t first_row, float* lse);
-  // Maximum and sum of exp2(score - maximum) of each row of a strip over one key block.
+  // Maximum, sum of exp2(score - maximum) and sum of its squares of each row of a strip over one key block; squares may
+  // be nullptr.
   void (*block_sums)(int rows, const float* query, int64_t head_dim, const float* keys, int64_t block_k,
-                     const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, int64_t row_stride);
-  // Turns the maxima and sums of a row's n blocks into shares of the row's softmax, in place of the sums; false if
-  // the row has no visible key.
-  bool (*normalise)(const float* maximum, float* sum, int64_t n);
+                     const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, float* squares,
+                     int64_t row_stride);
+  // Turns the maxima and sums of a row's n blocks into shares of the row's softmax, in place of the sums, and the sums
+  // of squares, unless nullptr, into those of the keys' shares; false if the row has no visible key.
+  bool (*normalise)(const float* maximum, float* sum, float* squares, int64_t n);
   // Adds to squares[j], for every column j < end, the squared share that column j's members have of the attention of
   // each row of a strip. packed: a head_dim x columns matrix for each member; log2_weights and half_spreads (in units of
   // log2): [members, columns]. The rest of a row's attention comes as the maxima and sums of n_exact blocks,

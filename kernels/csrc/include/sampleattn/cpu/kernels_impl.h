@@ -202,7 +202,8 @@ void finish(const RowState& state, int rows, int64_t v_dim, int64_t v_columns, c
 }
 
 void block_sums(int rows, const float* query, int64_t head_dim, const float* keys, int64_t block_k,
-                const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, int64_t row_stride) {
+                const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, float* squares,
+                int64_t row_stride) {
   Range range{0, block_k};
   if (masked) range = visible_range(*masked, rows, block_k);
   if (range.begin < range.end) {
@@ -215,30 +216,40 @@ void block_sums(int rows, const float* query, int64_t head_dim, const float* key
     const float* row = scores + r * block_k;
     const float m = row_maximum(row, begin, range.end);
     const Vec reference = splat(m == -kInf ? 0.0f : m);
-    Vec total{};
-    for (int64_t j = begin; j < range.end; j += kLanes) total += exp2_nonpositive(load(row + j) - reference);
+    Vec total{}, squared{};
+    for (int64_t j = begin; j < range.end; j += kLanes) {
+      const Vec weight = exp2_nonpositive(load(row + j) - reference);
+      total += weight;
+      squared += weight * weight;
+    }
     maximum[r * row_stride] = m;
     sum[r * row_stride] = reduce_sum(total);
+    if (squares) squares[r * row_stride] = reduce_sum(squared);
   }
 }
 
-bool normalise(const float* maximum, float* sum, int64_t n) {
+bool normalise(const float* maximum, float* sum, float* squares, int64_t n) {
   float m = -kInf;
   for (int64_t j = 0; j < n; ++j) m = maximum[j] > m ? maximum[j] : m;
   if (m == -kInf) return false;
   float total = 0.0f;
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) {
-    const Vec share = load(sum + j) * exp2_nonpositive(load(maximum + j) - m);
+    const Vec weight = exp2_nonpositive(load(maximum + j) - m);
+    const Vec share = load(sum + j) * weight;
     store(sum + j, share);
+    if (squares) store(squares + j, load(squares + j) * weight * weight);
     total += reduce_sum(share);
   }
   for (; j < n; ++j) {
-    sum[j] *= exp2_nonpositive(splat(maximum[j] - m))[0];
+    const float weight = exp2_nonpositive(splat(maximum[j] - m))[0];
+    sum[j] *= weight;
     total += sum[j];
+    if (squares) squares[j] *= weight * weight;
   }
   const float factor = 1.0f / total;
   for (j = 0; j < n; ++j) sum[j] *= factor;
+  for (j = 0; squares && j < n; ++j) squares[j] *= factor * factor;
   return true;
 }
 

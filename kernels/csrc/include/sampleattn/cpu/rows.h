@@ -51,4 +51,20 @@ inline std::vector<int64_t> sampled_rows(int64_t end, int64_t chunk_n, int64_t s
   return rows;
 }
 
+// How many rows of a query block select_budget samples: fewer for long prompts. As kernels/select_budget/op.py.
+inline int64_t rows_of_a_block(int64_t rows, int64_t k_len, int64_t block_q) {
+  const int64_t least = std::min<int64_t>(4, rows);
+  for (int64_t keys = 16384; rows > least && k_len > keys; keys *= 2) rows /= 2;
+  return std::min(rows, block_q);
+}
+
+// Every so many rows from one that moves from block to block; past a prompt's end it is the last row, once more.
+inline void sample_block(int64_t block, int64_t block_q, int64_t q_len, std::vector<int64_t>& rows) {
+  const int64_t step = block_q / static_cast<int64_t>(rows.size());
+  const int64_t first = block * block_q, last = std::min(first + block_q, q_len) - 1;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i] = std::min(first + (5 * block + 3) % step + static_cast<int64_t>(i) * step, last);
+  }
+}
+
 }  // namespace sampleattn::cpu

@@ -11,6 +11,7 @@
 #include "sampleattn/cpu/attention.h"
 #include "sampleattn/cpu/isa.h"
 #include "sampleattn/cpu/rows.h"
+#include "sampleattn/cpu/strip_sums.h"
 #include "sampleattn/cpu/types.h"
 #include "sampleattn/cpu/visibility.h"
 #include "sampleattn/cpu/work.h"
@@ -65,8 +66,8 @@ struct RowGroup {
 class SamplingWorker {
  public:
   SamplingWorker(const SamplingArguments& args, const Isa& isa, const KeySegments& segments)
-      : args_(args), isa_(isa), segments_(segments), keys_(args.sizes.head_dim * args.sizes.block_k),
-        scores_(kStripRows * args.sizes.block_k) {}
+      : args_(args), isa_(isa), segments_(segments), sums_(args.sizes, isa, segments),
+        keys_(args.sizes.head_dim * args.sizes.block_k) {}
 
   // query: packed rows of head h at h * query_stride; maximum and sum: [rows, n_key_blocks] of head h likewise.
   void run(int64_t b, int64_t kv_head, int64_t block, const std::vector<Strip>& strips, const float* query,
@@ -78,23 +79,11 @@ class SamplingWorker {
                    segments_.row(b));
     const int64_t n_blocks = sizes.key_blocks();
     for (size_t s = 0; s < strips.size(); ++s) {
-      const Strip& strip = strips[s];
-      const Visible visible = strip.visible(first_key, sizes.block_k, segments_, b, block);
-      BlockMaskedRows masked;
-      if (visible == Visible::some) masked = mask_.relative(strip, first_key, sizes.block_k, segments_.row(b));
       const int64_t row = static_cast<int64_t>(s) * kStripRows;
       for (int64_t g = 0; g < sizes.group(); ++g) {
         const int64_t at = g * share_stride + row * n_blocks + block;
-        if (visible == Visible::none) {
-          for (int64_t r = 0; r < strip.padded_rows; ++r) {
-            maximum[at + r * n_blocks] = -__builtin_inff();
-            sum[at + r * n_blocks] = 0.0f;
-          }
-          continue;
-        }
-        isa_.block_sums(strip.padded_rows, query + g * query_stride + row * sizes.head_dim, sizes.head_dim,
-                        keys_.get(), sizes.block_k, visible == Visible::some ? &masked : nullptr, scores_.get(),
-                        maximum + at, sum + at, n_blocks);
+        sums_.run(strips[s], query + g * query_stride + row * sizes.head_dim, keys_.get(), b, block, maximum + at,
+                  sum + at, nullptr, n_blocks);
       }
     }
   }
@@ -103,8 +92,8 @@ class SamplingWorker {
   const SamplingArguments& args_;
   const Isa& isa_;
   const KeySegments& segments_;
-  Buffer keys_, scores_;
-  StripMask mask_;
+  StripSums sums_;
+  Buffer keys_;
 };
 
 // Calls visit(b, h, row, shares) for every sampled row, where shares [n_key_blocks] sum to 1, or is nullptr for a row
@@ -150,7 +139,7 @@ void for_each_sampled_row(const SamplingArguments& args, const Isa& isa, const P
         const RowGroup& group = group_of(item / sizes.q_heads);
         for (int64_t r = 0; r < group.count; ++r) {
           const int64_t at = (item * step + r) * n_blocks;
-          const bool any = isa.normalise(maximum.get() + at, sum.get() + at, n_blocks);
+          const bool any = isa.normalise(maximum.get() + at, sum.get() + at, nullptr, n_blocks);
           visit(item / sizes.q_heads, item % sizes.q_heads, group.rows[r], any ? sum.get() + at : nullptr);
         }
       };

@@ -48,6 +48,22 @@ inline void set_prefix(uint32_t* words, int64_t end) {
   if (end % 32) words[end / 32] |= (uint32_t{1} << (end % 32)) - 1;
 }
 
+// Which key blocks of a batch entry hold a valid key, and the first of them.
+struct VisibleBlocks {
+  VisibleBlocks(const Segments& key_segment, int64_t b, int64_t k_len, int64_t block_k)
+      : words(mask_words(ceil_div(k_len, block_k)), 0) {
+    const int32_t* ids = key_segment.row(b);
+    for (int64_t k = 0; k < k_len; ++k) {
+      if (ids && ids[k] != 0) continue;
+      if (first < 0) first = k / block_k;
+      set_bit(words.data(), k / block_k);
+    }
+  }
+
+  std::vector<uint32_t> words;
+  int64_t first = -1;  // -1: there is none
+};
+
 }  // namespace detail
 
 // block_mask: [B, Hq, n_query_blocks, n_words] contiguous.
@@ -61,24 +77,14 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
   const bool everything = args.alpha_c >= 1.0 || args.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {
-      std::vector<uint32_t> visible(n_words, 0), columns(n_words, 0);
-      if (const int32_t* ids = args.key_segment.row(item / args.heads)) {
-        for (int64_t k = 0; k < args.k_len; ++k) {
-          if (ids[k] == 0) set_bit(visible.data(), k / args.block_k);
-        }
-      } else {
-        set_prefix(visible.data(), n_key_blocks);
-      }
+      const VisibleBlocks visible(args.key_segment, item / args.heads, args.k_len, args.block_k);
+      std::vector<uint32_t> columns(n_words, 0);
       const float* column_scores = args.column_scores + item * n_key_blocks;
       const float* slash_scores = args.slash_scores + item * n_key_blocks;
       const std::vector<int64_t> slashes = fewest_reaching(slash_scores, n_key_blocks, args.alpha_s);
       for (int64_t j : fewest_reaching(column_scores, n_key_blocks, args.alpha_c)) set_bit(columns.data(), j);
       if (everything) set_prefix(columns.data(), n_key_blocks);
-      if (args.keep_sink) {
-        int64_t sink = 0;
-        while (sink < n_key_blocks && !(visible[sink / 32] >> (sink % 32) & 1)) ++sink;
-        if (sink < n_key_blocks) set_bit(columns.data(), sink);
-      }
+      if (args.keep_sink && visible.first >= 0) set_bit(columns.data(), visible.first);
       std::vector<uint32_t> causal(n_words);
       for (int64_t i = 0; i < n_query_blocks; ++i) {
         uint32_t* row = block_mask + (item * n_query_blocks + i) * n_words;
@@ -99,7 +105,7 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
         }
         std::fill(causal.begin(), causal.end(), 0);
         set_prefix(causal.data(), std::clamp<int64_t>(high + 1, 0, n_key_blocks));
-        for (int64_t w = 0; w < n_words; ++w) row[w] &= causal[w] & visible[w];
+        for (int64_t w = 0; w < n_words; ++w) row[w] &= causal[w] & visible.words[w];
       }
     };
   });
