@@ -10,8 +10,9 @@ import torch
 
 PROGRAM = """
 import torch
-from sa_compile.kernels import ops, reference
+from sa_compile.kernels import blocks, ops, reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
+from support.budget_oracle import assert_equals_the_oracle
 base = Case(heads=4, kv_heads=2, q_len=150, k_len=150, batch=2)
 for case in (
     base,
@@ -30,6 +31,12 @@ for case in (
             reference.sample_scores(inputs.query, inputs.key, *rest),
         ):
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=3e-6)
+        first = (x if x is None else x[:1] for x in (inputs.query, inputs.key, inputs.key_segment))
+        before = (*first, case.scale, 0, case.block_q, case.block_k)
+        after = (8, True, 1)
+        kept = ops.select_budget_op(*before, 0.05, 0.4, *after)
+        kept = blocks.unpack_bits(kept, -(-case.k_len // case.block_k))
+        assert_equals_the_oracle(kept, before, 0.05, 0.4, after)
 """
 # Higher ones are what the other tests use where the machine has them.
 LIMITS = ["default", "avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else ["default"]

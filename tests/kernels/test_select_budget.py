@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import Case, make_inputs
+from support.budget_oracle import assert_equals_the_oracle
 
 from sa_compile.kernels import blocks, ops
 from sa_compile.kernels.select_budget import eager, reference
@@ -23,6 +24,8 @@ CASES = [
     pytest.param(BASE.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
     pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
     pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
+    pytest.param(BASE.but(heads=17, q_len=40, k_len=60, q_offset=20), id="more-rows-of-a-kv-head-than-are-scored-at-once"),
+    pytest.param(BASE.but(batch=2, heads=6, kv_heads=3, q_len=64, k_len=64), id="several-kv-heads"),
 ]
 BUDGET, TAU = 0.05, 0.4
 NONE = 100.0  # more than there is: nothing is kept for it
@@ -46,14 +49,10 @@ def unpacked(mask, case):
     return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
 
 
-def assert_equals_the_oracle(kept, before, budget, tau, after):
-    """But for blocks of which a number is nearly at its bound; there are few."""
-    grown, squares, _, _ = reference.growths(*before, *after)
-    expected = reference.select_budget(*before, budget, tau, *after)
-    near = (grown - budget**2).abs() <= 1e-3 * budget**2
-    near |= (squares - tau**2).abs() <= 1e-3 * tau**2
-    assert torch.equal(kept | near, expected | near)
-    assert near.float().mean() < 0.02
+def test_the_cpu_has_a_kernel_of_its_own():
+    """So what the tests below call the op is the C++ one."""
+    assert ops.HAS_CPU_LIBRARY
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("sampleattn::select_budget", "CPU")
 
 
 @pytest.mark.parametrize(
@@ -108,6 +107,27 @@ def test_no_later_row_is_looked_at(where):
     changed = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), case)
     whole = where // case.block_q
     assert torch.equal(kept[:, :, :whole], changed[:, :, :whole])
+
+
+@pytest.mark.parametrize("select", [ops.select_budget_op, eager.select_budget], ids=["op", "eager"])
+def test_few_rows_of_many_keys(select):
+    """Past 16384 keys fewer rows are sampled than asked for."""
+    case = BASE.but(q_len=64, k_len=33000, q_offset=32936, block_q=64, block_k=128, heads=1)
+    inputs = make_inputs(case)
+    before, after = arguments(case, inputs, rows=16)
+    kept = unpacked(select(*before, BUDGET, TAU, *after), case)
+    assert_equals_the_oracle(kept, before, BUDGET, TAU, after)
+    assert rows_of_a_block(16, case.k_len, case.block_q) == 4
+
+
+def test_a_key_that_is_not_a_number_leaves_what_is_forced():
+    inputs = make_inputs(BASE)
+    inputs.key[:, :, 40] = torch.nan
+    before, after = arguments(BASE, inputs)
+    *_, forced, allowed = reference.growths(*before, *after)
+    kept = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), BASE)
+    assert torch.equal(kept[:, :, 2:], (forced & allowed)[:, :, 2:])
+    assert torch.equal(kept, unpacked(eager.select_budget(*before, BUDGET, TAU, *after), BASE))
 
 
 @pytest.mark.parametrize(
