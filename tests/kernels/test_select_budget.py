@@ -24,7 +24,7 @@ CASES = [
     pytest.param(BASE.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
     pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
     pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
-    pytest.param(BASE.but(heads=17, q_len=40, k_len=60, q_offset=20), id="more-rows-of-a-kv-head-than-are-scored-at-once"),
+    pytest.param(BASE.but(heads=17, q_len=40, k_len=60, q_offset=20), id="more-rows-than-at-once"),
     pytest.param(BASE.but(batch=2, heads=6, kv_heads=3, q_len=64, k_len=64), id="several-kv-heads"),
 ]
 BUDGET, TAU = 0.05, 0.4
