@@ -5,9 +5,10 @@ ALPHA = 0.95
 # Method C.
 ADAPTIVE_TAU = 0.2
 ADAPTIVE_LANDMARKS = 15
-BUDGET = 1.0  # not looked at
+BUDGET = 0.025
 BUDGET_TAU = 0.08
 BUDGET_ROWS = 32
+MEANS = False
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

@@ -18,6 +18,7 @@ from sa_compile.kernels.defaults import (
     BUDGET_ROWS,
     BUDGET_TAU,
     LAST_ROWS,
+    MEANS,
 )
 from sa_compile.profile import LengthRange, Profile, load_profile
 
@@ -64,7 +65,7 @@ class SampleAttentionConfig:
         "adaptive",
         "Selection rule: 'adaptive' scores all rows against a few keys of every block and keeps what they "
         "look for, wherever in the prompt, and what sampled rows give too much attention to be left out "
-        "(docs/accuracy.md); 'chunked' "
+        "(docs/pretrained.md); 'chunked' "
         "samples the tail rows of chunk_n chunks and keeps columns and slashes (arXiv 2406.15486v3), for "
         "questions that close the prompt; "
         "'stride' samples rows at a stride and keeps columns and a window (v2).",
@@ -102,7 +103,7 @@ class SampleAttentionConfig:
         BUDGET,
         "What may be left out of a query block's attention (method 'adaptive'): blocks go from the smallest "
         "share on, as long as a share times (itself and twice what went before it) stays below this squared; "
-        "in [0, 1], 1: this is not looked at, and 'tau' alone decides.",
+        "in [0, 1], 1: neither this nor 'budget_tau' is looked at, and 'tau' alone decides.",
     )
     budget_tau: float = _option(
         BUDGET_TAU,
@@ -115,9 +116,9 @@ class SampleAttentionConfig:
         "time a prompt of more than 16384 keys doubles, 4 at least (method 'adaptive').",
     )
     means: bool = _option(
-        True,
+        MEANS,
         "Blocks that are left out count by their mean key and value (method 'adaptive'): better on models "
-        "trained for retrieval, several times worse on pretrained ones (docs/accuracy.md).",
+        "trained for retrieval, several times worse on pretrained ones (docs/pretrained.md).",
     )
     block_q: int = _option(128, "Rows of a query block: one of 16, 32, 64, 128.")
     block_k: int = _option(128, "Keys of a key block: one of 16, 32, 64, 128; at most block_q.")

@@ -233,7 +233,7 @@ def select_budget(
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
             num_warps=8,
-            num_stages=3 if dim <= 128 else 2,
+            num_stages=2,
         )
         _write_bits[(query_blocks, batch * heads)](
             logs,

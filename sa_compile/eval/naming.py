@@ -12,7 +12,7 @@ from typing import Any
 from sa_compile.eval.rules import RULES
 
 # Settings that rules were given since, with what stood for them before.
-_BEFORE = {"last": 0}
+_BEFORE = {"last": 0, "budget": 1.0, "means": True}
 
 
 def with_present_names(result: dict[str, Any]) -> dict[str, Any]:

@@ -113,6 +113,16 @@ def _adaptive_rule(config: SampleAttentionConfig) -> str:
 # Columns and slashes need not share an alpha: columns carry what is looked up, slashes what is near.
 _ALPHAS = ((0.8, 0.8), (0.85, 0.85), (0.9, 0.9), (0.95, 0.95), (0.98, 0.98), (0.95, 0.8), (0.98, 0.9))
 
+# What sampled rows add to tau: nothing, with the means of what is left out, or a budget.
+_SAMPLED = (
+    {"budget": 1.0, "means": True},
+    {"budget": 0.02, "means": False},
+    {"budget": 0.03, "means": False},
+    {"budget": 0.03, "budget_rows": 8, "means": False},
+    {"budget": 0.045, "means": False},
+    {"budget": 0.07, "budget_rows": 8, "means": False},
+)
+
 FAMILIES: tuple[Family, ...] = (
     Family(
         "chunked",
@@ -128,8 +138,8 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "adaptive",
-        (axis("tau", 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8), axis("landmarks", 7, 15)),
-        timed=("landmarks",),
+        (axis("tau", 0.1, 0.2, 0.3, 0.5, 0.8), axis("landmarks", 7, 15), _SAMPLED),
+        timed=("landmarks", "budget", "budget_rows"),
         rule=_adaptive_rule,
     ),
 )

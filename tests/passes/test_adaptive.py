@@ -6,8 +6,11 @@ import torch.nn.functional as F
 from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
 
-OPS = {"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1}
-OTHER_OPS = ("sample_scores", "select_blocks", "block_sparse_attention", "select_budget")
+OPS = {
+    **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
+    "block_sparse_attention": 1,
+}
+OTHER_OPS = ("sample_scores", "select_blocks", "block_mean_attention")
 EXACT = {"method": "adaptive", "tau": 0.0, "min_seq_len": 32}
 
 
@@ -60,20 +63,24 @@ def test_options_reach_the_ops():
     )  # two diagonals of 64 rows are eight of 16 keys
 
 
-def test_a_budget_and_its_rows_reach_their_op_and_without_means_blocks_count_for_nothing():
+def test_a_budget_and_its_rows_reach_their_op():
     options = {
         "budget": 0.2,
         "budget_tau": 0.3,
         "budget_rows": 8,
         "window_blocks": 3,
         "keep_sink": False,
-        "means": False,
     }
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
     assert arguments(backend, "select_budget")[-7:] == (16, 16, 0.2, 0.3, 8, False, 3)
+
+
+def test_without_a_budget_tau_decides_alone_and_means_may_stand_for_what_is_left_out():
+    options = {"method": "adaptive", "budget": 1.0, "means": True}
+    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
     assert emitted(backend) == {
-        **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
-        **{"block_sparse_attention": 1, "block_mean_attention": 0, "sample_scores": 0, "select_blocks": 0},
+        **{"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1},
+        **{"block_sparse_attention": 0, "select_budget": 0, "sample_scores": 0, "select_blocks": 0},
     }
 
 

@@ -32,7 +32,7 @@ def test_tau_zero_gives_the_models_own_logits(long_tokens, inner, padding):
 def test_density_falls_as_tau_grows_and_the_report_names_method_and_settings(long_tokens):
     densities = []
     for tau in (0.0, 0.35, 1.0):
-        options = {**OPTIONS, "tau": tau, "landmarks": 4, "window_blocks": 1, "stats": True}
+        options = {**OPTIONS, "tau": tau, "landmarks": 4, "budget": 1.0, "window_blocks": 1, "stats": True}
         report = sa_compile.explain(tiny_llama(), long_tokens, options=options)
         assert {site.outcome for site in report.sites} == {"sampled"}
         described = report.to_dict()["options"]
@@ -47,7 +47,8 @@ def test_density_falls_as_tau_grows_and_the_report_names_method_and_settings(lon
 def test_density_falls_as_the_budget_grows(long_tokens):
     densities = []
     for budget in (0.0, 0.3, 1.0):
-        options = {**OPTIONS, "tau": 1.0, "budget": budget, "window_blocks": 1, "stats": True}
+        options = {**OPTIONS, "tau": 1.0, "budget": budget, "budget_tau": 1.0, "window_blocks": 1}
+        options["stats"] = True
         report = sa_compile.explain(tiny_llama(), long_tokens, options=options)
         densities.append(report.stats().density)
     assert densities[0] == pytest.approx(1.0) and densities[0] > densities[1] > densities[2]
@@ -57,7 +58,7 @@ def test_density_falls_as_the_budget_grows(long_tokens):
 def test_other_settings_are_compiled_anew(long_tokens):
     """Tau is part of the graph, so a cache keyed on the graph can not mix up two settings."""
     model = tiny_llama()
-    options = {**OPTIONS, "inner": "aot_eager", "window_blocks": 1}
+    options = {**OPTIONS, "inner": "aot_eager", "window_blocks": 1, "budget": 1.0}
     exact = torch.compile(model, backend="sampleattn", options={**options, "tau": 0.0})(long_tokens).logits
     sparse = torch.compile(model, backend="sampleattn", options={**options, "tau": 1.0})(long_tokens).logits
     assert (exact - sparse).abs().max() > 1e-4

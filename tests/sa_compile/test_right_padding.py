@@ -11,7 +11,8 @@ MODEL = ROOT / "examples" / "model"
 LONG, SHORT = 640, 300
 OPTIONS = {"min_seq_len": 256, "inner": "eager", "block_q": 32, "block_k": 32}
 METHODS = {
-    "adaptive": {"tau": 0.3, "landmarks": 7, "last_rows": 64},
+    "adaptive": {"tau": 0.3, "landmarks": 7, "last_rows": 64, "budget": 1.0, "means": True},
+    "budget": {"tau": 1.0, "landmarks": 7, "last_rows": 64, "budget": 0.05, "budget_tau": 0.3},
     "chunked": {"alpha_c": 0.8, "alpha_s": 0.8, "sample_rows": 32, "last_rows": 64},
 }
 
@@ -31,8 +32,9 @@ def tokens():
 @torch.no_grad()
 def test_a_padded_prompts_divergence_is_that_of_the_prompt_alone(method, model, tokens):
     torch._dynamo.reset()
+    kind = "chunked" if method == "chunked" else "adaptive"
     compiled = torch.compile(
-        model, backend="sampleattn", options={**OPTIONS, "method": method, **METHODS[method]}
+        model, backend="sampleattn", options={**OPTIONS, "method": kind, **METHODS[method]}
     )
     long, short = tokens[:LONG], tokens[LONG:]
     batch = torch.stack([torch.nn.functional.pad(short, (0, LONG - SHORT)), long])

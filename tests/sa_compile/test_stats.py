@@ -60,7 +60,9 @@ def test_everything_kept_is_density_one_and_cra_one(llama, tokens):
 def test_fewer_blocks_keep_less_of_the_attention(tokens):
     model = tiny_llama()
     tokens = tokens.repeat(1, 4)
-    sparse = sa_compile.explain(model, tokens, options={**SMALL_BLOCKS, "tau": 1.0, "stats": True})
+    sparse = sa_compile.explain(
+        model, tokens, options={**SMALL_BLOCKS, "tau": 1.0, "budget": 1.0, "stats": True}
+    )
     assert sparse.stats().density < 0.9
     assert sparse.stats().cra_min < 1.0
 

@@ -31,10 +31,15 @@ CASES = [
         "chunked:alpha=0.6,sample_rows=40,last=0", {**ALPHAS, "sample_rows": 40}, (2, 40), id="rows"
     ),
     pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (None, 1), id="stride"),
-    pytest.param("adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20", ADAPTIVE, (3, None), id="adaptive"),
     pytest.param(
-        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=0.1,rows=16,means=0",
-        {**ADAPTIVE, "budget": 0.1, "budget_rows": 16, "means": False},
+        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=1,means=1",
+        {**ADAPTIVE, "budget": 1.0, "means": True},
+        (3, None),
+        id="adaptive",
+    ),
+    pytest.param(
+        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=0.1,rows_tau=0.3,rows=16",
+        {**ADAPTIVE, "budget": 0.1, "budget_tau": 0.3, "budget_rows": 16},
         (3, None),
         id="budget",
     ),

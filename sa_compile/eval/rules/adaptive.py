@@ -16,6 +16,7 @@ from sa_compile.kernels.defaults import (
     BUDGET_ROWS,
     BUDGET_TAU,
     LAST_ROWS,
+    MEANS,
 )
 
 from .base import Problem, Rule
@@ -43,7 +44,7 @@ class Adaptive(Rule):
     budget: float = BUDGET
     rows_tau: float = BUDGET_TAU
     rows: int = BUDGET_ROWS
-    means: bool = True
+    means: bool = MEANS
 
     @property
     def means_dropped(self) -> bool:  # type: ignore[override]

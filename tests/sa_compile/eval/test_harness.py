@@ -55,7 +55,11 @@ def test_full_attention_scores_as_the_plain_model_does(model, document):
 
 @pytest.mark.parametrize(
     "spec, means",
-    [("adaptive:last=0", True), ("adaptive:last=20+sink+w3", True), ("adaptive:last=0,means=0", False)],
+    [
+        ("adaptive:last=0,budget=1,means=1", True),
+        ("adaptive:last=20,budget=1,means=1+sink+w3", True),
+        ("adaptive:last=0,budget=1", False),
+    ],
 )
 def test_a_rule_attends_as_its_method_does(spec, means):
     random = torch.Generator().manual_seed(0)

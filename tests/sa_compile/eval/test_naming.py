@@ -9,11 +9,14 @@ CASES = [
     pytest.param(
         "adaptive",
         {"tau": 0.4, "landmarks": 3, "last": 128},
-        "adaptive:tau=0.4,landmarks=3",
+        "adaptive:tau=0.4,landmarks=3,budget=1.0,means=1",
         id="old defaults",
     ),
     pytest.param(
-        "adaptive", {"tau": 0.4}, "adaptive:tau=0.4,last=0", id="before the last rows were kept whole"
+        "adaptive",
+        {"tau": 0.4},
+        "adaptive:tau=0.4,last=0,budget=1.0,means=1",
+        id="before the last rows were kept whole",
     ),
     pytest.param(
         "chunked:alpha=0.95",

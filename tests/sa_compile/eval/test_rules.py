@@ -78,9 +78,9 @@ READINGS = {
     "flexprefill:min_budget=512": lambda head: readings.flexprefill(head, 0.95, 0.1, 512),
     "xattention:stride=4,tau=0.8": lambda head: readings.xattention(head, 4, 0.8),
     "xattention:stride=8,tau=0.95": lambda head: readings.xattention(head, 8, 0.95),
-    "adaptive:tau=0.1,landmarks=2,last=0": lambda head: readings.adaptive(head, 0.1, 2),
-    "adaptive:tau=0.4,last=0": lambda head: readings.adaptive(head, 0.4, 16),
-    "adaptive:tau=0.4,last=16": lambda head: readings.adaptive(head, 0.4, 16) | head.last_rows(16),
+    "adaptive:tau=0.1,landmarks=2,last=0,budget=1": lambda head: readings.adaptive(head, 0.1, 2),
+    "adaptive:tau=0.4,last=0,budget=1": lambda head: readings.adaptive(head, 0.4, 16),
+    "adaptive:tau=0.4,last=16,budget=1": lambda head: readings.adaptive(head, 0.4, 16) | head.last_rows(16),
     "adaptive:tau=1,last=0,budget=0.2,rows_tau=9,rows=8": lambda head: (
         readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 9, 8)
     ),
