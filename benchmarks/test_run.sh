@@ -1,58 +1,66 @@
 #!/usr/bin/env bash
-# The fourth, fifth, sixth or seventh test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules,
-# then the report. Run from the repository's root, with sa_compile[eval] installed. A second call goes on where the
-# first stopped (--resume). A run itself is made once.
+# A test run of docs/accuracy.md, in processes that share the GPUs: documents first, then rules, then the report.
+# Run from the repository's root, with sa_compile[eval] installed. A second call goes on where the first stopped
+# (--resume). A run itself is made once.
 #
-# FOLDER has to outlast the machine: results are read from there.
+# FOLDER has to outlast the machine: results are read from there. smollm2 and gemma need what `fetch-model` and
+# `fetch-texts` write, in models/smollm2-135m, models/gemma3-270m and texts.
 #
-#   RUN=fifth benchmarks/test_run.sh FOLDER [PROCESSES] [MINUTES A STAGE] [REVISION]
+#   RUN=smollm2 benchmarks/test_run.sh FOLDER [PROCESSES] [MINUTES A STAGE] [REVISION]
 set -euo pipefail
 folder=${1:?"give a folder for documents, results and logs"}
 processes=${2:-8}
 minutes=${3:-30}
 revision=${4:-$(git rev-parse HEAD)}
 python=${PYTHON:-python}
-lengths="4096 8192 16384 32768"
-tasks="needle multikey kv vt0 vt1 vt2 babi1"
+recall="--corpus texts --tasks recall_number recall_word recall_place"
+retrieval="--tasks needle multikey kv vt0 vt1 vt2 babi1 --lengths 4096 8192 16384 32768 --texts 12"
+means="budget=1,means=1"  # blocks that are left out count by their mean: the default before
 others=""
-count=200
-case ${RUN:?"say which: fourth, fifth, sixth or seventh"} in
-  fourth)  # claims first, then the other peers
-    seed=3
-    claims="adaptive:tau=0.1,landmarks=7 adaptive:tau=0.2,landmarks=7 adaptive:tau=0.3,landmarks=7 adaptive:tau=0.4,landmarks=7
-      adaptive:tau=0.1 adaptive:tau=0.2 adaptive:tau=0.3 adaptive:tau=0.4
-      chunked chunked:alpha=0.9
-      oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
-      xattention:tau=0.9+sink+w2+last128 xattention:tau=0.95+sink+w2+last128 xattention:tau=0.98+sink+w2+last128"
-    others="peers" ;;
-  fifth)
-    seed=5
-    claims="adaptive adaptive:tau=0.1 adaptive:tau=0.3 adaptive:tau=0.4
-      adaptive:tau=0.1,landmarks=7 adaptive:tau=0.4,landmarks=7 chunked" ;;
-  sixth)
-    seed=7
-    claims="adaptive adaptive:tau=0.4,landmarks=7 adaptive:tau=0.5,landmarks=7" ;;
+sparsity=0
+case ${RUN:?"say which: smollm2, gemma, example, seventh or peers"} in
+  smollm2)
+    model=models/smollm2-135m
+    plan="--seed 52 --lengths 4096 8192 --count 90 --texts 8 $recall"
+    claims=adaptive ;;
+  gemma)
+    model=models/gemma3-270m
+    plan="--seed 52 --lengths 8192 16384 32768 --count 60 --texts 6 $recall"
+    claims=adaptive ;;
+  example)
+    model=examples/model
+    plan="--seed 52 --lengths 4096 8192 16384 32768 --count 80 --texts 4"
+    claims=adaptive ;;
   seventh)
-    seed=9
-    count=800
-    claims="adaptive adaptive:tau=0.5,landmarks=7 chunked" ;;
-  *) echo "RUN must be fourth, fifth, sixth or seventh, got '$RUN'" >&2; exit 2 ;;
+    model=examples/model
+    plan="--seed 9 --count 800 $retrieval"
+    sparsity=1
+    claims="adaptive:$means adaptive:tau=0.5,landmarks=7,$means chunked" ;;
+  peers)  # ours first, then the others
+    model=examples/model
+    plan="--seed 3 --count 200 $retrieval"
+    sparsity=1
+    claims="chunked chunked:alpha=0.9 oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
+      xattention:tau=0.9+sink+w2+last128 xattention:tau=0.95+sink+w2+last128 xattention:tau=0.98+sink+w2+last128"
+    for tau in 0.1 0.2 0.3 0.4; do claims="$claims adaptive:tau=$tau,landmarks=7,$means adaptive:tau=$tau,$means"; done
+    others="peers" ;;
+  *) echo "RUN must be smollm2, gemma, example, seventh or peers, got '$RUN'" >&2; exit 2 ;;
 esac
-documents=(--model examples/model --split test --seed $seed --lengths $lengths --tasks $tasks --count $count --texts 12)
+plan="--model $model --split test $plan"
 export OMP_NUM_THREADS=1
 gpus=$(nvidia-smi --list-gpus | wc -l)
 
 stage() {  # rules
   for ((shard = 1; shard <= processes; shard++)); do
-    CUDA_VISIBLE_DEVICES=$((shard % gpus)) "$python" -m sa_compile eval "${documents[@]}" --documents "$folder/documents.npz" --shard "$shard/$processes" \
-      --rules $1 --minutes "$minutes" --sparsity 1 --resume --revision "$revision" \
+    CUDA_VISIBLE_DEVICES=$((shard % gpus)) "$python" -m sa_compile eval $plan --documents "$folder/documents.npz" --shard "$shard/$processes" \
+      --rules $1 --sparsity $sparsity --minutes "$minutes" --resume --revision "$revision" \
       --json "$folder/shard-$shard.json" > "$folder/shard-$shard.log" 2>&1 &
   done
   wait
 }
 
 mkdir -p "$folder"
-[ -e "$folder/documents.npz" ] || "$python" -m sa_compile eval-documents "${documents[@]}" --out "$folder/documents.npz"
+[ -e "$folder/documents.npz" ] || "$python" -m sa_compile eval-documents $plan --out "$folder/documents.npz"
 stage "$claims"
 [ -z "$others" ] || stage "$claims $others"
 "$python" -m sa_compile eval-report "$folder"/shard-*.json --out "$folder/report" --merged "$folder/test.json"
