@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .blocks import causal_blocks, pack_bits, slash_blocks, unpack_bits
-from .rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
+from .blocks import pack_bits, slash_blocks, unpack_bits
+from .rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows, seen_blocks
 from .shapes import ceil_div, query_block_positions
 
 SCORE_BYTES = 128 << 20
@@ -84,7 +84,7 @@ def select_blocks(
     first, _ = query_block_positions(q_len, q_offset, block_q, device)
     kept = kept | ((first // block_k)[:, None] - key_block < window_slashes)
     kept = kept | blocks_of_last_rows(ends, q_len, block_q, last_rows)[:, None, :, None]
-    kept = kept & causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)
+    kept = kept & seen_blocks(stops, k_len, q_offset, block_k)[:, None]
     if visible is not None:
         kept = kept & visible[:, None, None]
     return pack_bits(kept)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .blocks import causal_blocks, pack_bits
+from .blocks import pack_bits
 from .defaults import LANDMARK_GROUPS
 from .defaults import LANDMARK_TAKEN as TAKEN
-from .rows import block_stops, blocks_of_last_rows, row_ends
+from .rows import block_stops, blocks_of_last_rows, row_ends, seen_blocks
 from .shapes import ceil_div, query_block_positions
 
 
@@ -90,7 +90,8 @@ def select_adaptive(
     )
     kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
     kept = kept | blocks_of_last_rows(blocks.ends, query.shape[2], block_q, last_rows)[:, None, :, None]
-    kept = kept & causal_blocks(query.shape[2], key.shape[2], q_offset, block_q, block_k, query.device)
+    stops = block_stops(blocks.ends, query.shape[2], block_q)
+    kept = kept & seen_blocks(stops, key.shape[2], q_offset, block_k)[:, None]
     if blocks.visible is not None:
         kept = kept & blocks.visible[:, None, None]
     return pack_bits(kept)

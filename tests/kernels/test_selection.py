@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import Case, make_inputs, make_segments
 
@@ -38,6 +38,21 @@ def random_scores(n_key_blocks, seed, ties):
     padding=st.sampled_from(["none", "left_padding", "right_padding"]),
     ties=st.booleans(),
     seed=st.integers(0, 100),
+)
+@example(
+    q_len=2,
+    k_len=3,
+    q_offset=-1,
+    block_q=16,
+    block_k=16,
+    alpha_c=1.0,
+    alpha_s=0.0,
+    keep_sink=False,
+    window_slashes=0,
+    last_rows=0,
+    padding="left_padding",
+    ties=False,
+    seed=0,
 )
 @settings(max_examples=60, deadline=None)
 def test_selection_equals_its_definition(
