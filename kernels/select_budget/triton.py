@@ -21,8 +21,39 @@ from .op import rows_of_a_block
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
-TILE_ROWS = 128
+TILE_ROWS, WARPS, STAGES = 128, 8, 2
 HALVINGS = 24  # of the interval in which the share is searched: its width is budget / 2**24
+
+
+@triton.jit
+def _sums_of_a_block(
+    q, keys, key_segment, position, dim, block, k_row, k_len, scale_log2,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASKED: tl.constexpr,  # not every row sees every key of the block
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Logarithms of the sum and of the 2-norm of the exponentials of the rows' scores with a block's keys."""
+    index = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    places = keys + index[None, :].to(tl.int64) * k_row + dim[:, None]
+    if MASKED:
+        k = tl.load(places, mask=(index < k_len)[None, :] & (dim < HEAD_DIM)[:, None], other=0.0)
+    elif dim.shape[0] != HEAD_DIM:
+        k = tl.load(places, mask=(dim < HEAD_DIM)[:, None], other=0.0)
+    else:
+        k = tl.load(places)
+    scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+    if MASKED:
+        seen = (index[None, :] <= position[:, None]) & (index < k_len)[None, :]
+        if HAS_SEGMENT:
+            segment = tl.load(key_segment + index, mask=index < k_len, other=-1)
+            seen = seen & (segment == 0)[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
+    highest = tl.max(scores, 1)
+    offset = tl.where(highest == float("-inf"), 0.0, highest)
+    weights = tl.exp2(scores - offset[:, None])
+    return offset + tl.log2(tl.sum(weights, 1)), offset + 0.5 * tl.log2(tl.sum(weights * weights, 1))
 
 
 @triton.jit
@@ -81,25 +112,24 @@ def _score(
     clear = floor_div(lowest * BLOCK_Q + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
     all_rows = query_blocks * COUNT
     place = batch_head * n * all_rows + sample
-    for j in range(0, stop):
-        index = j * BLOCK_K + tl.arange(0, BLOCK_K)
-        k = tl.load(
-            keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
-            mask=(index < k_len)[None, :] & (dim < HEAD_DIM)[:, None],
-            other=0.0,
-        )
-        scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
-        if HAS_SEGMENT:
-            segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
-            scores = tl.where((segment == 0)[None, :], scores, float("-inf"))
-        if j >= clear or (j + 1) * BLOCK_K > k_len:
-            seen = (index[None, :] <= position[:, None]) & (index < k_len)[None, :]
-            scores = tl.where(seen, scores, float("-inf"))
-        highest = tl.max(scores, 1)
-        offset = tl.where(highest == float("-inf"), 0.0, highest)
-        weights = tl.exp2(scores - offset[:, None])
-        tl.store(logs + place, offset + tl.log2(tl.sum(weights, 1)), mask=exists)
-        tl.store(norms + place, offset + 0.5 * tl.log2(tl.sum(weights * weights, 1)), mask=exists)
+    segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
+    whole = tl.minimum(clear, k_len // BLOCK_K)  # blocks that hold keys alone, of which all rows see all
+    whole = 0 if HAS_SEGMENT else tl.maximum(tl.minimum(whole, stop), 0)
+    for j in range(0, whole):
+        total, norm = _sums_of_a_block(
+            q, keys, segments, position, dim, j, k_row, k_len, scale_log2,
+            HEAD_DIM, BLOCK_K, False, False, PRECISION,
+        )  # fmt: skip
+        tl.store(logs + place, total, mask=exists)
+        tl.store(norms + place, norm, mask=exists)
+        place += all_rows
+    for j in range(whole, stop):
+        total, norm = _sums_of_a_block(
+            q, keys, segments, position, dim, j, k_row, k_len, scale_log2,
+            HEAD_DIM, BLOCK_K, True, HAS_SEGMENT, PRECISION,
+        )  # fmt: skip
+        tl.store(logs + place, total, mask=exists)
+        tl.store(norms + place, norm, mask=exists)
         place += all_rows
 
 
@@ -232,8 +262,8 @@ def select_budget(
             TILE_ROWS=TILE_ROWS,
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
-            num_warps=8,
-            num_stages=2,
+            num_warps=WARPS,
+            num_stages=STAGES,
         )
         _write_bits[(query_blocks, batch * heads)](
             logs,
