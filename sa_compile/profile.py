@@ -18,7 +18,9 @@ from typing import Any
 from sa_compile.fingerprint import Fingerprint
 
 FORMAT = "sa_compile profile"
-VERSION = 1
+VERSION = 2
+# What method "adaptive" did before it had these options, as files of version 1 mean it.
+_OF_VERSION_1 = {"budget": 1.0, "means": True}
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,29 @@ def load_profile(path: str) -> Profile:
         raise ValueError(f"profile {path!r} is not JSON: {error}") from None
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path!r} is no profile: 'format' must be {FORMAT!r}")
-    if data.get("version") != VERSION:
+    version = data.get("version")
+    if version not in (1, VERSION):
         raise ValueError(
-            f"profile {path!r} has format version {data.get('version')!r}, this sa_compile reads {VERSION}: "
+            f"profile {path!r} has format version {version!r}, this sa_compile reads 1 and {VERSION}: "
             "tune again"
         )
     try:
         model = Fingerprint.from_dict(data["model"])
-        ranges = tuple(LengthRange(row["first"], row["last"], row["options"]) for row in data["ranges"])
+        ranges = tuple(
+            LengthRange(row["first"], row["last"], _options(row["options"], version))
+            for row in data["ranges"]
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"profile {path!r} is incomplete: {error!r}") from None
     _check_ranges(path, ranges)
     return Profile(path, hashlib.sha256(content).hexdigest(), model, ranges)
+
+
+def _options(options: Any, version: int) -> Any:
+    """A range's options as this version means them."""
+    if version == 1 and isinstance(options, Mapping) and options.get("method", "adaptive") == "adaptive":
+        return {**_OF_VERSION_1, **options}
+    return options
 
 
 def _check_ranges(path: str, ranges: tuple[LengthRange, ...]) -> None:

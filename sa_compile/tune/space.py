@@ -23,17 +23,18 @@ BLOCKS = ((128, 128), (128, 64))  # rows and keys of a block
 
 @dataclass(frozen=True)
 class Family:
-    """A method's settings. ``axes``: one entry of each is taken; ``timed``: options that the time of
-    selection depends on, beside the block sizes; ``rule``: the harness's name of the settings."""
+    """A method's settings. ``axes``: one entry of each is taken; ``timed``: of options, or of a rule's
+    settings, what the time of selection depends on, beside the block sizes; ``rule``: the harness's name of
+    the settings."""
 
     method: str
     axes: tuple[Axis, ...]
-    timed: tuple[str, ...]
+    timed: Callable[[Mapping[str, Any]], dict[str, Any]]
     rule: Callable[[SampleAttentionConfig], str]
 
     def timed_as(self, settings: Mapping[str, Any], blocks: str) -> str:
         """What selection's time depends on, as text: a key for its measured cost."""
-        options = "".join(f" {name}={settings[name]}" for name in self.timed)
+        options = "".join(f" {name}={value}" for name, value in self.timed(settings).items())
         return f"{self.method}{options} {blocks}"
 
 
@@ -91,6 +92,22 @@ def _chunked_rule(config: SampleAttentionConfig) -> str:
     return rule.spec
 
 
+def _one(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Selection's time depends on this option alone."""
+    return lambda settings: {name: settings[name]}
+
+
+def _adaptive_timed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The landmarks, and how many rows a budget samples. Settings that are older than it have none, and take
+    what is left out by its means."""
+    found = {"landmarks": settings["landmarks"]}
+    if settings.get("budget", 1.0) < 1:
+        found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]
+    if settings.get("means", True) != ("rows" not in found):
+        found["means"] = settings.get("means", True)
+    return found
+
+
 def _stride_rule(config: SampleAttentionConfig) -> str:
     return Stride(config.alpha_c, config.r_row, config.r_w, config.keep_sink).spec
 
@@ -116,10 +133,11 @@ _ALPHAS = ((0.8, 0.8), (0.85, 0.85), (0.9, 0.9), (0.95, 0.95), (0.98, 0.98), (0.
 # What sampled rows add to tau: nothing, with the means of what is left out, or a budget.
 _SAMPLED = (
     {"budget": 1.0, "means": True},
-    {"budget": 0.02, "means": False},
-    {"budget": 0.03, "means": False},
-    {"budget": 0.03, "budget_rows": 8, "means": False},
-    {"budget": 0.045, "means": False},
+    {"budget": 0.018, "means": False},
+    {"budget": 0.025, "means": False},
+    {"budget": 0.025, "budget_rows": 8, "means": False},
+    {"budget": 0.035, "means": False},
+    {"budget": 0.05, "means": False},
     {"budget": 0.07, "budget_rows": 8, "means": False},
 )
 
@@ -127,19 +145,19 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "chunked",
         (tuple({"alpha_c": c, "alpha_s": s} for c, s in _ALPHAS), axis("chunk_n", 1, 2, 4)),
-        timed=("chunk_n",),
+        timed=_one("chunk_n"),
         rule=_chunked_rule,
     ),
     Family(
         "stride",
         (axis("alpha_c", 0.9, 0.95, 0.98), axis("r_row", 0.02, 0.05)),
-        timed=("r_row",),
+        timed=_one("r_row"),
         rule=_stride_rule,
     ),
     Family(
         "adaptive",
         (axis("tau", 0.1, 0.2, 0.3, 0.5, 0.8), axis("landmarks", 7, 15), _SAMPLED),
-        timed=("landmarks", "budget", "budget_rows"),
+        timed=_adaptive_timed,
         rule=_adaptive_rule,
     ),
 )

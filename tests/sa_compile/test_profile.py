@@ -12,6 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 import sa_compile
 from sa_compile import SampleAttentionConfig
 from sa_compile.fingerprint import WrongModel
+from sa_compile.profile import load_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -122,6 +123,17 @@ def test_settings_of_a_range_may_change_the_block_sizes(llama, tmp_path, known):
     assert 0 < report.stats().density < 1
 
 
+@pytest.mark.parametrize("version, budget, means", [(1, 1.0, True), (2, 0.025, False)])
+def test_a_file_from_before_the_budget_means_what_it_meant(version, budget, means, known, tmp_path):
+    data = profile_data(known, [(32, 63, {"tau": 0.3}), (64, None, {"method": "stride"})])
+    path = tmp_path / "profile.json"
+    path.write_text(json.dumps({**data, "version": version}))
+    first, second = (one.options for one in load_profile(str(path)).ranges)
+    found = SampleAttentionConfig.from_options(first)
+    assert (found.tau, found.budget, found.means) == (0.3, budget, means)
+    assert second == {"method": "stride"}
+
+
 def changed(model, **overrides):
     return {**model, **overrides}
 
@@ -130,7 +142,9 @@ BAD_FILES = [
     pytest.param(None, FileNotFoundError, "no such file", id="missing"),
     pytest.param("{", ValueError, "is not JSON", id="not-json"),
     pytest.param({"format": "other"}, ValueError, "is no profile", id="another-format"),
-    pytest.param({"version": 99}, ValueError, "format version 99, this sa_compile reads 1", id="version"),
+    pytest.param(
+        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 and 2", id="version"
+    ),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),
     pytest.param({"ranges": []}, ValueError, "has no ranges", id="no-ranges"),
     pytest.param(

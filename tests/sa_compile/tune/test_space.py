@@ -47,3 +47,12 @@ def test_a_candidates_rule_says_what_its_options_say():
 
 def test_a_further_value_is_one_entry():
     assert axis("chunk_n", 1, 2) == ({"chunk_n": 1}, {"chunk_n": 2})
+
+
+def test_costs_from_before_the_budget_are_of_selection_without_one():
+    adaptive = next(family for family in FAMILIES if family.method == "adaptive")
+    config = SampleAttentionConfig(method="adaptive", landmarks=7, budget=1.0, means=True)
+    before = adaptive.timed_as({"tau": 0.2, "landmarks": 7}, "128x128")
+    assert before == Candidate(adaptive, config).timed_as == "adaptive landmarks=7 128x128"
+    rule = parse_rule(Candidate(adaptive, SampleAttentionConfig()).rule)
+    assert adaptive.timed_as(vars(rule), "128x128") == "adaptive landmarks=15 rows=32 128x128"
