@@ -8,12 +8,15 @@ Sampled, before and after::
     %bits = sampleattn.select_blocks(%scores[0], %scores[1], %key_segment, q_len, k_len, q_offset, ...)
     %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
 
-With method "adaptive" the bits come from every row instead of sampled ones, and blocks that were dropped are
-taken by their means::
+With method "adaptive" the bits come from every row, and from sampled ones::
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
-    %bits = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, scale, ...)
-    %attention = sampleattn.block_mean_attention(%q, %k, %v, %bits, %key_segment, scale, ...)
+    %looked_for = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, ...)
+    %used = sampleattn.select_budget(%q, %k, %key_segment, scale, q_offset, block_q, block_k, budget, ...)
+    %bits = bitwise_or(%looked_for, %used)
+    %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
+
+or, with the option ``means``, ``block_mean_attention``, which takes what was dropped by its means.
 
 What computed the mask and the repeated heads has no reader any more; ``dead_code`` removes it.
 """
