@@ -27,7 +27,7 @@ class Counts:
             patch.object(fx.Graph, "nodes", property(self._counted("walks", nodes))),
             self._count("write_checks", mutation, "written_arguments"),
             self._count("mask_elements", interpreter, "_apply"),
-            self._count("fakes", op_checks, "check_block_mean_attention"),
+            self._count("fakes", op_checks, "check_block_sparse_attention"),
         ]
         for one in self._patches:
             one.start()

@@ -18,7 +18,10 @@ from sa_compile.passes.graph.operations import label
 from sa_compile.passes.invariants import score_shaped_nodes
 from sa_compile.passes.record import SiteRecord
 
-SAMPLED_OPS = {"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1}
+SAMPLED_OPS = {
+    **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
+    "block_sparse_attention": 1,
+}
 BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}
 SDPA_OPS = {"scaled_dot_product_attention": 1}
 _ATTENTION_OPS = (
