@@ -1,10 +1,10 @@
 """The op on the device: scores of the sampled rows, then one bit a block.
 
-The first kernel takes 128 sampled rows at a time, those of some query blocks side by side, and stores for
-each row and key block the logarithms of its exponentials' sum and of their 2-norm: nothing is carried from
-one key block to the next. The second finds the rows' totals, averages their shares and searches the share
-from which on blocks are kept. Query blocks come in batches whose logarithms fit in ``SCRATCH_BYTES``. No
-host synchronisation.
+The first kernel takes 128 sampled rows at a time (64 where those do not fit), those of some query blocks
+side by side, and stores for each row and key block the logarithms of its exponentials' sum and of their
+2-norm: nothing is carried from one key block to the next. The second finds the rows' totals, averages their
+shares and searches the share from which on blocks are kept. Query blocks come in batches whose logarithms fit
+in ``SCRATCH_BYTES``. No host synchronisation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .op import rows_of_a_block
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
-TILE_ROWS, WARPS, STAGES = 128, 8, 2
+# Sampled rows of a tile, warps and stages: the first that the device's shared memory holds.
+TILES = ((128, 8, 2), (64, 4, 2), (64, 4, 1))
 HALVINGS = 24  # of the interval in which the share is searched: its width is budget / 2**24
 
 
@@ -205,6 +206,18 @@ def _write_bits(
     )
 
 
+def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
+    """An entry of TILES for 16-bit elements, rows and keys of ``dim`` columns and ``shared`` bytes."""
+    fitting = (tile for tile in TILES if 2 * dim * (tile[0] + tile[2] * block_k) + 1024 <= shared)
+    return next(fitting, TILES[-1])
+
+
+def _shared_memory(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 232448  # in Triton's interpreter: as on Hopper
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def select_budget(
     query: Tensor,
     key: Tensor,
@@ -230,13 +243,14 @@ def select_budget(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
     count = rows_of_a_block(rows, k_len, block_q)
-    tiles = ceil_div(TILE_ROWS, count)  # query blocks of a tile of rows
+    tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, _shared_memory(query.device))
+    tiles = ceil_div(tile_rows, count)  # query blocks of a tile of rows
     per_tile = 8 * batch * heads * tiles * count * max(n, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
     logs, norms = query.new_empty((2, batch * heads, n, step * count), dtype=torch.float32)
     for first in range(0, n_query_blocks, step):
         query_blocks = min(step, n_query_blocks - first)
-        _score[(ceil_div(query_blocks * count, TILE_ROWS), batch * heads)](
+        _score[(ceil_div(query_blocks * count, tile_rows), batch * heads)](
             query,
             key,
             key_segment,
@@ -259,11 +273,11 @@ def select_budget(
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             COUNT=count,
-            TILE_ROWS=TILE_ROWS,
+            TILE_ROWS=tile_rows,
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
-            num_warps=WARPS,
-            num_stages=STAGES,
+            num_warps=warps,
+            num_stages=stages,
         )
         _write_bits[(query_blocks, batch * heads)](
             logs,

@@ -159,6 +159,25 @@ def test_select_budget(
             assert torch.equal(kept | near, exact | near)
 
 
+@pytest.mark.parametrize(
+    "dim, shared, expected",
+    [
+        (128, 232448, (128, 8, 2)),
+        (256, 232448, (128, 8, 2)),
+        (256, 166912, (64, 4, 2)),
+        (256, 101376, (64, 4, 1)),
+    ],
+    ids=["H200", "H200-wide", "A100-wide", "smaller"],
+)
+def test_the_tile_of_sampled_rows_fits_into_shared_memory(
+    dim: int, shared: int, expected: tuple[int, int, int]
+) -> None:
+    pytest.importorskip("triton")
+    from sa_compile.kernels.select_budget import triton as budget_triton
+
+    assert budget_triton.tile_that_fits(dim, 128, shared) == expected
+
+
 MEANS = {
     "whole_blocks": {},
     "ragged": {"q_len": 101, "k_len": 101},
