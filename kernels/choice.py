@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -246,7 +247,8 @@ def _capability(device: torch.device) -> Capability:
 @lru_cache
 def _shared_memory(device: torch.device) -> int:
     """Bytes that a thread block can have."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field
+    return properties.shared_memory_per_block_optin
 
 
 def _allowed(value: object, allowed: tuple | None) -> bool:

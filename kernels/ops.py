@@ -312,8 +312,9 @@ def select_adaptive(
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.
     """
-    rest = (block_q, block_k, tau, window_slashes, last_rows)
-    op_checks.check_select_adaptive(query, key, *representatives, key_segment, *rest)
+    op_checks.check_select_adaptive(
+        query, key, *representatives, key_segment, block_q, block_k, tau, window_slashes, last_rows
+    )
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     offset = (key_segment, scale, q_offset)
     return select_adaptive_op(

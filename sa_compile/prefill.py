@@ -76,7 +76,7 @@ def select(
         return _select_by_rows(query, key, config, where)
     q_len, k_len = query.shape[2], key.shape[2]
     chosen = selection_arguments(config, sympy.Integer(q_len), sympy.Integer(k_len))
-    rows = {"chunk_n": int(chosen.chunk_n), "sample_rows": chosen.sample_rows}
+    rows: dict[str, Any] = {"chunk_n": int(chosen.chunk_n), "sample_rows": chosen.sample_rows}
     scores = ops.sample_scores(query, key, **where, **rows, block_k=config.block_k)
     block_mask = ops.select_blocks(
         *scores,

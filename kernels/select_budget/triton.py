@@ -9,6 +9,8 @@ in ``SCRATCH_BYTES``. No host synchronisation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -215,7 +217,8 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
 def _shared_memory(device: torch.device) -> int:
     if device.type != "cuda":
         return 232448  # in Triton's interpreter: as on Hopper
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field
+    return properties.shared_memory_per_block_optin
 
 
 def select_budget(

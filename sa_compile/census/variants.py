@@ -209,7 +209,7 @@ def _left(reports: list[report.GraphReport]) -> list[str]:
     """Nodes of the shape of a score matrix in graphs of which every attention was rewritten."""
     left: list[str] = []
     for graph in reports:
-        if all(site.rewritten for site in graph.sites):
+        if graph.graph is not None and all(site.rewritten for site in graph.sites):
             left += [str(node) for node in invariants.score_shaped_nodes(graph.graph, graph.sites)]
     return left
 

@@ -78,7 +78,7 @@ class SparsePrefill:
         self.masks.append(mask.expand(*query.shape[:2], -1, -1))
         self._lengths.append((q_len, k_len))
         if self.cra_chunks:
-            rows = {"chunk_n": self.cra_chunks, "sample_rows": self.cra_rows}
+            rows: dict[str, Any] = {"chunk_n": self.cra_chunks, "sample_rows": self.cra_rows}
             whole = self.masks[-1].contiguous()
             self.cras.append(ops.attention_mass(query, key, whole, scale=scale, **rows, **blocks))
         if self.theorem:

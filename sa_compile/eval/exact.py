@@ -30,7 +30,7 @@ def output_error(
         ops.block_sparse_attention(query, key, value, m, scale=scale, **blocks)[0] for m in (whole, every)
     ]
     change = (outputs[0] - outputs[1]).abs().sum(-1).amax(-1)
-    rows = {"chunk_n": 1, "sample_rows": query.shape[2]}
+    rows: dict[str, Any] = {"chunk_n": 1, "sample_rows": query.shape[2]}
     kept = ops.attention_mass(query, key, whole, scale=scale, **rows, **blocks)
     largest = value.abs().sum(-1).amax(-1).repeat_interleave(query.shape[1] // key.shape[1], 1)
     return change, 2 * (1 - kept).clamp(min=0) * largest

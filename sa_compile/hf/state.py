@@ -35,7 +35,9 @@ class Site:
         key = (record.outcome, record.form, record.reason, record.mask, record.q_len == 1)
         before = self.records.get(key)
         if before is not None:
-            lengths = {name: _span(getattr(before, name), getattr(record, name)) for name in _LENGTHS}
+            lengths: dict[str, Any] = {
+                name: _span(getattr(before, name), getattr(record, name)) for name in _LENGTHS
+            }
             record = replace(record, **lengths)
         self.records[key] = record
 

@@ -61,7 +61,7 @@ def measure_costs(
 
         costs.dense_ms += timed(partial(_dense, query, key, value))
         for block_q, block_k in sorted(sizes):
-            blocks = {"block_q": block_q, "block_k": block_k}
+            blocks: dict[str, Any] = {"block_q": block_q, "block_k": block_k}
             every = ops.mask_blocks(query, key, **blocks).expand(1, kind.q_heads, -1, -1).contiguous()
             name = blocks_text((block_q, block_k))
             attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
@@ -80,7 +80,7 @@ def _with_and_without_means(
     query: Tensor, key: Tensor, value: Tensor, candidate: Candidate
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """Attention that keeps no block, with the means of all of them and without."""
-    blocks = {"block_q": candidate.blocks[0], "block_k": candidate.blocks[1]}
+    blocks: dict[str, Any] = {"block_q": candidate.blocks[0], "block_k": candidate.blocks[1]}
     none = torch.zeros_like(ops.mask_blocks(query, key, **blocks)).expand(1, query.shape[1], -1, -1)
     arguments = (query, key, value, none.contiguous())
     return (

@@ -64,6 +64,6 @@ class Adaptive(Rule):
         }
         bits = ops.select_adaptive(query, key, representatives, **where, tau=self.tau, last_rows=self.last)
         if self.budget < 1:
-            sampled = {"budget": self.budget, "tau": self.rows_tau, "rows": self.rows}
+            sampled: dict[str, Any] = {"budget": self.budget, "tau": self.rows_tau, "rows": self.rows}
             bits = bits | ops.select_budget(query, key, **where, **sampled)
         return unpack_bits(bits, problem.n_key_blocks)

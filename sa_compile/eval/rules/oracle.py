@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,11 @@ def all_block_mass(problem: Problem) -> Tensor:
         from sa_compile.eval.block_mass import block_mass
 
         query, key = problem.query, problem.key
-        blocks = {"q_offset": problem.q_offset, "block_q": problem.block_q, "block_k": problem.block_k}
+        blocks: dict[str, Any] = {
+            "q_offset": problem.q_offset,
+            "block_q": problem.block_q,
+            "block_k": problem.block_k,
+        }
         every = ops.mask_blocks(query, key, **blocks)
         _, lse = ops.block_sparse_attention(query, key, key, every, scale=problem.scale, **blocks)
         return block_mass(query, key, lse, scale=problem.scale, **blocks)
