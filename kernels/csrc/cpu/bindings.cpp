@@ -64,7 +64,8 @@ Sizes sizes_of(const char* op, const Tensor& query, const Tensor& key, int64_t b
   check_4d(op, "key", key, query);
   STD_TORCH_CHECK(key.size(0) == query.size(0) && key.size(3) == query.size(3) && key.size(1) > 0 &&
                       query.size(1) % key.size(1) == 0,
-                  op, ": 'key' must have query's batch and head_dim, and heads that divide query's; query ", shape(query), ", key ", shape(key));
+                  op, ": 'key' must have query's batch and head_dim, and heads that divide query's; query ",
+                  shape(query), ", key ", shape(key));
   check_block_sizes(op, block_q, block_k);
   return {query.size(0), query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), 0, block_q, block_k};
 }
@@ -230,9 +231,8 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives_cpu(Tensor key, Optiona
 }
 
 Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
-                           OptionalTensor key_segment, double scale, int64_t q_offset, int64_t block_q,
-                           int64_t block_k, double tau, bool keep_sink, int64_t window_slashes,
-                           int64_t last_rows) {
+                           OptionalTensor key_segment, double scale, int64_t q_offset, int64_t block_q, int64_t block_k,
+                           double tau, bool keep_sink, int64_t window_slashes, int64_t last_rows) {
   const char* op = "select_adaptive";
   const Sizes sizes = sizes_of(op, query, key, block_q, block_k);
   const int64_t members = representatives.dim() == 5 ? representatives.size(2) : 0;
@@ -256,23 +256,23 @@ Tensor select_adaptive_cpu(Tensor query, Tensor key, Tensor representatives, Ten
   key = last_dim_contiguous(key);
   const Dtype dtype = dtype_of(op, query);
   const int64_t head = members * sizes.key_blocks() * sizes.head_dim;
-  const AdaptiveArguments args{sizes,
-                               view(query, dtype),
-                               view(key, dtype),
-                               {static_cast<char*>(representatives.data_ptr()), dtype, sizes.kv_heads * head, head,
-                                sizes.head_dim},
-                               log_weights.const_data_ptr<float>(),
-                               spreads.const_data_ptr<float>(),
-                               members,
-                               segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
-                               static_cast<float>(scale),
-                               q_offset,
-                               tau,
-                               keep_sink,
-                               window_slashes,
-                               last_rows};
-  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())},
-                      ScalarType::Int);
+  const AdaptiveArguments args{
+      sizes,
+      view(query, dtype),
+      view(key, dtype),
+      {static_cast<char*>(representatives.data_ptr()), dtype, sizes.kv_heads * head, head, sizes.head_dim},
+      log_weights.const_data_ptr<float>(),
+      spreads.const_data_ptr<float>(),
+      members,
+      segments_of(op, "key_segment", key_segment, sizes.batch, sizes.k_len),
+      static_cast<float>(scale),
+      q_offset,
+      tau,
+      keep_sink,
+      window_slashes,
+      last_rows};
+  Tensor mask =
+      empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())}, ScalarType::Int);
   select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
                   reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
   return mask;
@@ -299,8 +299,8 @@ Tensor select_budget_cpu(Tensor query, Tensor key, OptionalTensor key_segment, d
                              rows,
                              keep_sink,
                              window_slashes};
-  Tensor mask = empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())},
-                      ScalarType::Int);
+  Tensor mask =
+      empty(query, {sizes.batch, sizes.q_heads, sizes.query_blocks(), mask_words(sizes.key_blocks())}, ScalarType::Int);
   select_budget(args, select_isa(), parallel_for, torch::stable::get_num_threads(),
                 reinterpret_cast<uint32_t*>(mask.mutable_data_ptr<int32_t>()));
   return mask;

@@ -15,8 +15,8 @@ namespace {
 
 using namespace sampleattn;
 
-std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::optional<Tensor> key_segment,
-                                                         int64_t block_k, int64_t landmarks) {
+std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::optional<Tensor> key_segment, int64_t block_k,
+                                                         int64_t landmarks) {
   using torch::headeronly::ScalarType;
   int const device = key.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
@@ -80,8 +80,7 @@ Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream
 
 Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
                        std::optional<Tensor> key_segment, double scale, int64_t q_offset, int64_t block_q,
-                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes,
-                       int64_t last_rows) {
+                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes, int64_t last_rows) {
   using torch::headeronly::ScalarType;
   int const device = query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
@@ -129,8 +128,8 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.item_count = args.items();
   args.quad_count = args.quads();
 
-  Tensor const block_mask = torch::stable::new_empty(
-      query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
+  Tensor const block_mask =
+      torch::stable::new_empty(query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
   if (args.item_count == 0) return block_mask;
 

@@ -143,8 +143,7 @@ template <Forward forward>
 std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
                                                   std::optional<Tensor> query_segment,
                                                   std::optional<Tensor> key_segment, double scale, bool causal,
-                                                  int64_t q_offset, int64_t window, int64_t block_q,
-                                                  int64_t block_k) {
+                                                  int64_t q_offset, int64_t window, int64_t block_q, int64_t block_k) {
   return attend(forward, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
                 window, block_q, block_k);
 }
@@ -161,7 +160,7 @@ std::tuple<Tensor, Tensor> block_mean_attention(Tensor query, Tensor key, Tensor
 }  // namespace
 
 // A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
-#define SAMPLEATTN_SCHEMA                                                                                 \
+#define SAMPLEATTN_SCHEMA                                                                                    \
   "(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, Tensor? key_segment, " \
   "float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> (Tensor, Tensor)"
 

@@ -36,7 +36,8 @@ struct Rows {
 
   __device__ Rows(void const* tensor, Strides const& strides, int batch, int head, int first, int end, int dim,
                   int32_t const* segment)
-      : vectors(dim / kVector), groups(kThreads / vectors), vector(threadIdx.x % vectors), group(threadIdx.x / vectors) {
+      : vectors(dim / kVector), groups(kThreads / vectors), vector(threadIdx.x % vectors),
+        group(threadIdx.x / vectors) {
     auto const* column =
         static_cast<Element const*>(tensor) + batch * strides.batch + head * strides.head + vector * kVector;
 #pragma unroll
@@ -48,9 +49,7 @@ struct Rows {
     }
   }
 
-  __device__ float at(int i, int element) const {
-    return float(reinterpret_cast<Element const*>(&loaded[i])[element]);
-  }
+  __device__ float at(int i, int element) const { return float(reinterpret_cast<Element const*>(&loaded[i])[element]); }
 
   // Leaves the mean of all rows in shared.mean.
   __device__ void average(Shared& shared, float inverse) const {

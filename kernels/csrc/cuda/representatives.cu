@@ -51,12 +51,7 @@ struct Represent {
   Element const* block_keys;
 
   __device__ Represent(RepresentativeArguments const& args, Memory& shared)
-      : args(args),
-        shared(shared),
-        thread(threadIdx.x),
-        lane(thread % 32),
-        warp(thread / 32),
-        block(blockIdx.x),
+      : args(args), shared(shared), thread(threadIdx.x), lane(thread % 32), warp(thread / 32), block(blockIdx.x),
         batch(blockIdx.y / args.heads_kv),
         segment(args.key_segment ? args.key_segment + batch * args.key_segment_stride : nullptr),
         block_keys(static_cast<Element const*>(args.key) + batch * args.key_strides.batch +
@@ -153,7 +148,7 @@ struct Represent {
         int const m = i / 16, n = i % 16 / 4, half = i % 4 / 2;
         int const row = warp * 32 + m * 16 + half * 8 + lane / 4;
         int const column = (warp + step) % kWarps * 32 + n * 8 + lane % 4 * 2;
-        float const *pair = product[step][m] + i % 16;
+        float const* pair = product[step][m] + i % 16;
         *reinterpret_cast<float2*>(shared.products + row * Memory::kStride + column) = make_float2(pair[0], pair[1]);
         if (step == 0) continue;
         shared.products[column * Memory::kStride + row] = pair[0];

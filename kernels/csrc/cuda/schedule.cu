@@ -65,8 +65,7 @@ __global__ void sort_tiles(const __grid_constant__ Arguments args, int tiles_per
 }
 
 // One warp a run of rows: the range of its segment ids.
-__global__ void find_segment_ranges(int32_t const* segment, int64_t stride, int length, int run,
-                                    SegmentRange* ranges) {
+__global__ void find_segment_ranges(int32_t const* segment, int64_t stride, int length, int run, SegmentRange* ranges) {
   int const lane = threadIdx.x % 32;
   int const index = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
   int const runs = (length + run - 1) / run;

@@ -24,7 +24,7 @@ namespace sampleattn::cpu {
 struct AdaptiveArguments {
   Sizes sizes;
   View query, key;
-  View representatives;      // [B, Hkv, members * n_key_blocks, D]
+  View representatives;  // [B, Hkv, members * n_key_blocks, D]
   const float* log_weights;  // [B, Hkv, members, n_key_blocks] contiguous, as are spreads
   const float* spreads;
   int64_t members;
@@ -48,9 +48,7 @@ struct PackedRepresentatives {
         log2_weights(pairs * members * columns), half_spreads(pairs * members * columns) {}
 
   float* key(int64_t pair, int64_t block) const { return keys.get() + (pair * blocks + block) * key_floats; }
-  float* member(int64_t pair, int64_t m) const {
-    return representatives.get() + (pair * members + m) * member_floats;
-  }
+  float* member(int64_t pair, int64_t m) const { return representatives.get() + (pair * members + m) * member_floats; }
   float* log2_weight(int64_t pair, int64_t m) const { return log2_weights.get() + (pair * members + m) * columns; }
   float* half_spread(int64_t pair, int64_t m) const { return half_spreads.get() + (pair * members + m) * columns; }
 
@@ -86,8 +84,9 @@ class AdaptiveWorker {
     const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
     const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
     const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
-    const int64_t end = std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
-    const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);        // the first block that is scored exactly
+    const int64_t end =
+        std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
+    const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);  // the first block that is scored exactly
     const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);  // of the causal ones
     std::fill_n(words, n_words, 0);
     if (args_.tau <= 0.0 || own_rows.holds_last) {
@@ -129,8 +128,8 @@ class AdaptiveWorker {
       }
       isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
                               packed.member(pair, 0), args_.members, columns_, own, packed.log2_weight(pair, 0),
-                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact,
-                              member_scores_.get(), squares_.get());
+                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact, member_scores_.get(),
+                              squares_.get());
     }
   }
 

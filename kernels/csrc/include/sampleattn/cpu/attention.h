@@ -177,10 +177,10 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
         const int64_t first_key = block * sizes.block_k;
         const int64_t n_keys = std::min(sizes.block_k, sizes.k_len - first_key);
         const int32_t* ids = segments.row(b);
-        isa.pack_keys(packed.key(pair, block), args.key, b, kv_head, first_key, n_keys, sizes.block_k,
-                      sizes.head_dim, ids);
-        packed.finite[pair * key_blocks + block] = isa.pack_values(
-            packed.value(pair, block), args.value, b, kv_head, first_key, n_keys, sizes.block_k, sizes.v_dim, ids);
+        isa.pack_keys(packed.key(pair, block), args.key, b, kv_head, first_key, n_keys, sizes.block_k, sizes.head_dim,
+                      ids);
+        packed.finite[pair * key_blocks + block] = isa.pack_values(packed.value(pair, block), args.value, b, kv_head,
+                                                                   first_key, n_keys, sizes.block_k, sizes.v_dim, ids);
       };
     });
     std::iota(order.begin(), order.end(), int64_t{0});

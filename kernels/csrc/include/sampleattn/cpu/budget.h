@@ -142,8 +142,8 @@ class BudgetWorker {
     for (const auto& [sum, j] : ascending_) {
       const double share = sum / rows;
       const double squares = static_cast<double>(sizes_.block_q) * head.squares[j] / rows;
-      const bool kept = share * (share + 2.0 * before) >= args_.budget * args_.budget ||
-                        squares >= args_.tau * args_.tau;
+      const bool kept =
+          share * (share + 2.0 * before) >= args_.budget * args_.budget || squares >= args_.tau * args_.tau;
       if (!kept) words[j / 32] &= ~(uint32_t{1} << (j % 32));
       before += share;
     }
@@ -190,8 +190,7 @@ void select_budget(const BudgetArguments& args, const Isa& isa, const ParallelFo
         const int64_t pair = item % count, block = item / count;
         const int64_t b = (first + pair) / sizes.kv_heads, first_key = block * sizes.block_k;
         isa.pack_keys(packed.key(pair, block), args.key, b, (first + pair) % sizes.kv_heads, first_key,
-                      std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.head_dim,
-                      segments.row(b));
+                      std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.head_dim, segments.row(b));
       };
     });
     // Late query blocks have the most blocks behind them: they come first.

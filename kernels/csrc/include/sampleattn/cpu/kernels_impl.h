@@ -72,8 +72,8 @@ void pack_keys(float* packed, const View& key, int64_t b, int64_t h, int64_t fir
   }
 }
 
-bool pack_values(float* packed, const View& value, int64_t b, int64_t h, int64_t first, int64_t n_keys,
-                 int64_t block_k, int64_t v_dim, const int32_t* segment) {
+bool pack_values(float* packed, const View& value, int64_t b, int64_t h, int64_t first, int64_t n_keys, int64_t block_k,
+                 int64_t v_dim, const int32_t* segment) {
   const int64_t columns = round_up(v_dim, kLanes);
   uint32_t not_finite = 0;
   for (int64_t j = 0; j < block_k; ++j) {
@@ -145,15 +145,15 @@ inline void add_visible_values(float* out, int64_t v_columns, const float* weigh
 }
 
 void attend(const RowState& state, int rows, const float* query, int64_t head_dim, const float* keys,
-            const float* values, bool finite_values, int64_t block_k, int64_t v_columns,
-            const BlockMaskedRows* masked, float* scores) {
+            const float* values, bool finite_values, int64_t block_k, int64_t v_columns, const BlockMaskedRows* masked,
+            float* scores) {
   Range range{0, block_k};
   if (masked) {
     range = visible_range(*masked, rows, block_k);
     if (range.begin >= range.end) return;
   }
-  product(rows, query, head_dim, head_dim, 0, head_dim, keys, block_k, range.begin / kPanel * kPanel, range.end,
-          scores, block_k, nullptr);
+  product(rows, query, head_dim, head_dim, 0, head_dim, keys, block_k, range.begin / kPanel * kPanel, range.end, scores,
+          block_k, nullptr);
   if (masked) apply_mask(scores, block_k, rows, range, *masked);
   const int64_t begin = range.begin / kLanes * kLanes;
   float maximum[kStripRows], correction[kStripRows];

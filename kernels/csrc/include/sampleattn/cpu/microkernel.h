@@ -61,9 +61,9 @@ inline void panel_product(int rows, const float* a, int64_t lda, int64_t depth, 
 
 // Product with columns [begin, end) of a packed matrix of `columns` columns (a multiple of kLanes) and
 // `packed_depth` rows, of which rows [depth_begin, depth_end) take part; begin is a multiple of kPanel.
-inline void product(int rows, const float* a, int64_t lda, int64_t packed_depth, int64_t depth_begin,
-                    int64_t depth_end, const float* packed, int64_t columns, int64_t begin, int64_t end, float* c,
-                    int64_t ldc, const float* correction) {
+inline void product(int rows, const float* a, int64_t lda, int64_t packed_depth, int64_t depth_begin, int64_t depth_end,
+                    const float* packed, int64_t columns, int64_t begin, int64_t end, float* c, int64_t ldc,
+                    const float* correction) {
   for (int64_t column = begin; column < end; column += kPanel) {
     const int64_t width = columns - column < kPanel ? columns - column : kPanel;
     const float* panel = packed + column * packed_depth + depth_begin * width;

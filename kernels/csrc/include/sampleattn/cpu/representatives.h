@@ -49,11 +49,7 @@ class RepresentativeWorker {
  public:
   // first_keys: of every batch entry.
   RepresentativeWorker(const RepresentativeArguments& args, const Isa& isa, const std::vector<int64_t>& first_keys)
-      : args_(args),
-        isa_(isa),
-        first_keys_(first_keys),
-        dim_(args.sizes.head_dim),
-        keys_(args.sizes.block_k * dim_),
+      : args_(args), isa_(isa), first_keys_(first_keys), dim_(args.sizes.head_dim), keys_(args.sizes.block_k * dim_),
         mean_(dim_) {}
 
   // Members of a block lie member_bytes (of the representatives) or n_key_blocks (of the floats) apart.

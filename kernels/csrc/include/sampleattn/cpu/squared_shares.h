@@ -43,7 +43,8 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
         const Vec weight = load(terms.log2_weights + other * terms.columns + j);
         weighted = max(weighted, load(scores + other * stride + j) + weight);
       }
-      const Vec score = iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
+      const Vec score =
+          iota() + static_cast<int32_t>(j) < splat(static_cast<int32_t>(terms.end)) ? weighted : splat(-kInf);
       store(row + j, score);
       highest = max(score, highest);
     }
@@ -75,8 +76,8 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
 
 void add_squared_shares(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
                         int64_t members, int64_t columns, int64_t end, const float* log2_weights,
-                        const float* half_spreads, const float* exact_maximum, const float* exact_sum,
-                        int64_t n_exact, float* scores, float* squares) {
+                        const float* half_spreads, const float* exact_maximum, const float* exact_sum, int64_t n_exact,
+                        float* scores, float* squares) {
   const int64_t stride = padded_rows * columns;
   for (int64_t m = 0; m < members; ++m) {
     product(padded_rows, query, head_dim, head_dim, 0, head_dim, packed + m * head_dim * columns, columns, 0, end,

@@ -35,12 +35,12 @@ struct Arguments {
   int item_count, quad_count;
 
   // Workspace on the device.
-  int32_t* sinks;    // with key_segment, [B|1]: the first block with a key that may be seen; n if none is or not forced
+  int32_t* sinks;  // with key_segment, [B|1]: the first block with a key that may be seen; n if none is or not forced
   int32_t* row_ends;  // with key_segment, [B|1]: how many query rows come before the prompt's end; null: not asked for
   uint8_t* visible;  // with key_segment, [B|1, n]: the block has such a key
   int visible_stride;
   uint32_t* squares;  // [thread blocks, 2, quads, 512]: see sm90/adaptive/squares.h
-  int8_t* codes;      // [B * Hkv, quads, 4 * members, D]: the representatives, see sm90/adaptive/codes.h
+  int8_t* codes;  // [B * Hkv, quads, 4 * members, D]: the representatives, see sm90/adaptive/codes.h
   float* code_terms;  // [B * Hkv, quads, 4, 2]: what a code's unit is worth, and the spread of the mean's keys
 
   constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
@@ -71,8 +71,8 @@ SAMPLEATTN_DEVICE int row_end(Arguments const& args, int batch) {
 // on, are scored exactly; of the blocks before, representatives are. A tile of which all is kept has an `end` and an
 // `own` of 0, and nothing is scored for it. Where a prompt ends in a tile, rows behind that count for nothing.
 struct QueryBlock {
-  int head, row;         // row: first query row; q_len or more if there is no such tile
-  int stop;              // behind the last row that counts
+  int head, row;  // row: first query row; q_len or more if there is no such tile
+  int stop;  // behind the last row that counts
   int end, own, behind;  // behind: the first block that is not allowed by position
   bool scored;
 };

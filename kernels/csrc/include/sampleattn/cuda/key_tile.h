@@ -37,8 +37,8 @@ struct OpenKeys {
     first = args.window > 0 ? last_position - args.window + 1 : 0;
     if (args.key_segment) {
       key_range = args.key_range + (args.key_segment_stride ? tile.batch * args.key_runs() : 0);
-      SegmentRange const rows = args.query_range[(args.query_segment_stride ? tile.batch * args.q_tiles() : 0) +
-                                                 tile.row / kTileRows];
+      SegmentRange const rows =
+          args.query_range[(args.query_segment_stride ? tile.batch * args.q_tiles() : 0) + tile.row / kTileRows];
       row_segment = rows.lowest == rows.highest ? rows.lowest : kManySegments;
     }
   }

@@ -50,8 +50,7 @@ template <class Tensor>
 CUTE_DEVICE void mask_segments(Tensor& scores, KeyTile const& keys, Arguments const& args, int batch, int row) {
   auto rows = as_rows(scores);
   int const lane = threadIdx.x % 4 * 2;
-  int32_t const* query_segment =
-      args.query_segment ? args.query_segment + batch * args.query_segment_stride : nullptr;
+  int32_t const* query_segment = args.query_segment ? args.query_segment + batch * args.query_segment_stride : nullptr;
   int32_t const* key_segment = args.key_segment + batch * args.key_segment_stride;
   int segment[2];
   CUTE_UNROLL

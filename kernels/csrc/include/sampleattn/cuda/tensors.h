@@ -34,7 +34,9 @@ inline Strides strides_of(Tensor const& tensor) {
   return {stride(0), stride(1), stride(2)};
 }
 
-inline int64_t broadcast_stride(Tensor const& tensor, int dim) { return tensor.size(dim) == 1 ? 0 : tensor.stride(dim); }
+inline int64_t broadcast_stride(Tensor const& tensor, int dim) {
+  return tensor.size(dim) == 1 ? 0 : tensor.stride(dim);
+}
 
 inline Tensor workspace(Tensor const& like, int64_t elements) {
   return torch::stable::new_empty(like, {elements}, torch::headeronly::ScalarType::Int);

@@ -26,9 +26,7 @@ struct RunWalker {
   int pending = kNoRun;  // the second half of a block of two runs
 
   SAMPLEATTN_DEVICE RunWalker(Arguments const& args, Tile const& tile)
-      : row(mask_row(args, tile)),
-        range(allowed_blocks(args, tile)),
-        block_k(args.block_k),
+      : row(mask_row(args, tile)), range(allowed_blocks(args, tile)), block_k(args.block_k),
         word(range.first / 32 - 1) {}
 
   // First key of the next run of kKeyRun keys, or kNoRun after the last.

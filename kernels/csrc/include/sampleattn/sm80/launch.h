@@ -12,8 +12,7 @@ template <class C>
 Error launch(Arguments const& args, cudaStream_t stream) {
   static_assert(C::kSharedBytes == shared_bytes(C::kHeadDim, C::kHeadDimV));
   auto* kernel = &block_sparse_attention<C>;
-  cudaError_t status =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
+  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, C::kSharedBytes);
   if (status == cudaSuccess) {
     kernel<<<args.tiles(), C::kThreads, C::kSharedBytes, stream>>>(args);
     status = cudaGetLastError();

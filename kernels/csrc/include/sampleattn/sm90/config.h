@@ -10,8 +10,8 @@ namespace sampleattn::sm90 {
 
 using namespace cute;
 
-template <class Element_, int kHeadDim_, int kHeadDimV_, int kBlockK_, int kKeys_, int kQueryStages_,
-          int kKeyStages_, int kValueStages_>
+template <class Element_, int kHeadDim_, int kHeadDimV_, int kBlockK_, int kKeys_, int kQueryStages_, int kKeyStages_,
+          int kValueStages_>
 struct Config {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_, kHeadDimV = kHeadDimV_;
@@ -31,20 +31,19 @@ struct Config {
   // Columns that one swizzled row of shared memory holds: 128 bytes, or 64 where the head dim asks for it.
   static constexpr int kChunk = kHeadDim % 64 == 0 ? 64 : 32;
   static constexpr int kChunkV = kHeadDimV % 64 == 0 ? 64 : 32;
-  using AtomK = std::conditional_t<kChunk == 64, GMMA::Layout_K_SW128_Atom<Element>,
-                                   GMMA::Layout_K_SW64_Atom<Element>>;
-  using AtomV = std::conditional_t<kChunkV == 64, GMMA::Layout_MN_SW128_Atom<Element>,
-                                   GMMA::Layout_MN_SW64_Atom<Element>>;
+  using AtomK = std::conditional_t<kChunk == 64, GMMA::Layout_K_SW128_Atom<Element>, GMMA::Layout_K_SW64_Atom<Element>>;
+  using AtomV =
+      std::conditional_t<kChunkV == 64, GMMA::Layout_MN_SW128_Atom<Element>, GMMA::Layout_MN_SW64_Atom<Element>>;
   using LayoutQ = decltype(tile_to_shape(AtomK{}, Shape<Int<kTileRows>, Int<kHeadDim>, Int<kQueryStages>>{}));
   using LayoutK = decltype(tile_to_shape(AtomK{}, Shape<Int<kKeys>, Int<kHeadDim>, Int<kKeyStages>>{}));
-  using LayoutV = decltype(tile_to_shape(AtomV{}, Shape<Int<kHeadDimV>, Int<kKeys>, Int<kValueStages>>{},
-                                         Step<_2, _1, _3>{}));
+  using LayoutV =
+      decltype(tile_to_shape(AtomV{}, Shape<Int<kHeadDimV>, Int<kKeys>, Int<kValueStages>>{}, Step<_2, _1, _3>{}));
 
-  using MmaQK = decltype(make_tiled_mma(
-      GMMA::ss_op_selector<Element, Element, float, Shape<_64, Int<kKeys>, Int<kHeadDim>>>()));
-  using MmaPV = decltype(make_tiled_mma(
-      GMMA::rs_op_selector<Element, Element, float, Shape<_64, Int<kHeadDimV>, Int<kKeys>>, GMMA::Major::K,
-                           GMMA::Major::MN>()));
+  using MmaQK =
+      decltype(make_tiled_mma(GMMA::ss_op_selector<Element, Element, float, Shape<_64, Int<kKeys>, Int<kHeadDim>>>()));
+  using MmaPV =
+      decltype(make_tiled_mma(GMMA::rs_op_selector<Element, Element, float, Shape<_64, Int<kHeadDimV>, Int<kKeys>>,
+                                                   GMMA::Major::K, GMMA::Major::MN>()));
 
   static constexpr int kQueryBytes = kTileRows * kHeadDim * 2;
   static constexpr int kKeyBytes = kKeys * kHeadDim * 2;

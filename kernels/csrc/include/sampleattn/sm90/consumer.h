@@ -11,20 +11,14 @@
 namespace sampleattn::sm90 {
 
 // The two consumers take turns at issuing matrix products: while one computes its softmax, the other's run.
-CUTE_DEVICE void wait_for_turn(int consumer) {
-  asm volatile("bar.sync %0, 256;" ::"r"(consumer + 1) : "memory");
-}
-CUTE_DEVICE void pass_turn(int consumer) {
-  asm volatile("bar.arrive %0, 256;" ::"r"((consumer ^ 1) + 1) : "memory");
-}
-CUTE_DEVICE void sync_consumer(int consumer) {
-  asm volatile("bar.sync %0, 128;" ::"r"(consumer + 3) : "memory");
-}
+CUTE_DEVICE void wait_for_turn(int consumer) { asm volatile("bar.sync %0, 256;" ::"r"(consumer + 1) : "memory"); }
+CUTE_DEVICE void pass_turn(int consumer) { asm volatile("bar.arrive %0, 256;" ::"r"((consumer ^ 1) + 1) : "memory"); }
+CUTE_DEVICE void sync_consumer(int consumer) { asm volatile("bar.sync %0, 128;" ::"r"(consumer + 3) : "memory"); }
 
 // Zeroes the value rows of keys that no row sees: their weight is 0, but 0 * NaN is NaN.
 template <class C>
-CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const& keys, Arguments const& args,
-                                      int batch, int consumer) {
+CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const& keys, Arguments const& args, int batch,
+                                      int consumer) {
   int const slot = threadIdx.x % 128;
   if (slot < C::kKeys) {
     int const key = slot < kKeyRun ? keys.first_run + slot : keys.second_run + slot - kKeyRun;
@@ -199,7 +193,8 @@ struct Consumer {
       clear(output);
     } else {
       finish_values<kPending>();
-      if (corrected) [[unlikely]] rescale(output, correction);
+      if (corrected) [[unlikely]]
+        rescale(output, correction);
     }
     convert_weights(scores);
   }

@@ -95,13 +95,12 @@ struct Producer {
       constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
       Barrier& barrier = shared.query_barrier[query_stage.index];
       wait_empty(barrier, query_stage.parity);
-      shared.query_tile[query_stage.index] = {
-          tile.batch * args.heads_q + tile.head, tile.row,
-          (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
+      shared.query_tile[query_stage.index] = {tile.batch * args.heads_q + tile.head, tile.row,
+                                              (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
       TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kQueryBytes);
-      load_rows<C::kHeadDim, C::kChunk, kTileRows>(
-          maps.query, TMA::CacheHintSm90::EVICT_FIRST, &barrier.full, shared.query.data() + query_stage.index * kTileRows * C::kHeadDim, tile.row,
-          tile.head, tile.batch);
+      load_rows<C::kHeadDim, C::kChunk, kTileRows>(maps.query, TMA::CacheHintSm90::EVICT_FIRST, &barrier.full,
+                                                   shared.query.data() + query_stage.index * kTileRows * C::kHeadDim,
+                                                   tile.row, tile.head, tile.batch);
     }
     query_stage.advance();
   }
@@ -170,7 +169,8 @@ struct Producer {
     for (int column = lane; column < C::kKeys; column += 32) {
       int const block = first + column;
       bool const dropped = block < end && !(__ldg(row + block / 32) >> block % 32 & 1);
-      shared.mean_terms[stage * C::kKeys + column] = dropped ? __ldg(terms + of_head + block) : make_float2(-INFINITY, 0.f);
+      shared.mean_terms[stage * C::kKeys + column] =
+          dropped ? __ldg(terms + of_head + block) : make_float2(-INFINITY, 0.f);
     }
     __syncwarp();
     if (lane == 0) produce({first, first + kKeyRun, kMeans});
@@ -209,12 +209,13 @@ struct Producer {
   }
 
   template <int kColumns, int kChunk>
-  CUTE_DEVICE void load_runs(CUtensorMap const& map, Barrier& barrier, typename C::Element* stage,
-                             KeyTile const& keys, int head, int batch) {
-    load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage, keys.first_run, head, batch);
+  CUTE_DEVICE void load_runs(CUtensorMap const& map, Barrier& barrier, typename C::Element* stage, KeyTile const& keys,
+                             int head, int batch) {
+    load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage, keys.first_run,
+                                          head, batch);
     if constexpr (C::kKeys == 2 * kKeyRun && C::kBlockK == kKeyRun) {
-      load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full, stage + kKeyRun * kChunk, keys.second_run, head,
-                                            batch);
+      load_rows<kColumns, kChunk, C::kKeys>(map, TMA::CacheHintSm90::EVICT_LAST, &barrier.full,
+                                            stage + kKeyRun * kChunk, keys.second_run, head, batch);
     }
   }
 };

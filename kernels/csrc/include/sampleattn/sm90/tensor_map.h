@@ -13,7 +13,8 @@ namespace sampleattn::sm90 {
 // `bytes`: strides of the other dimensions. What lies outside reads as zeros.
 template <int kRank>
 Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRank],
-                        cuuint64_t const (&bytes)[kRank - 1], cuuint32_t const (&box)[kRank], CUtensorMapDataType type, int width) {
+                        cuuint64_t const (&bytes)[kRank - 1], cuuint32_t const (&box)[kRank], CUtensorMapDataType type,
+                        int width) {
   static auto const encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult result;
@@ -34,8 +35,7 @@ Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&s
 inline Error make_tensor_map(CUtensorMap& map, void const* data, Strides const& strides, int batch, int heads, int rows,
                              int columns, int box_rows, int chunk, DataType dtype) {
   cuuint64_t const sizes[] = {cuuint64_t(columns), cuuint64_t(rows), cuuint64_t(heads), cuuint64_t(batch)};
-  cuuint64_t const bytes[] = {cuuint64_t(strides.row) * 2, cuuint64_t(strides.head) * 2,
-                              cuuint64_t(strides.batch) * 2};
+  cuuint64_t const bytes[] = {cuuint64_t(strides.row) * 2, cuuint64_t(strides.head) * 2, cuuint64_t(strides.batch) * 2};
   cuuint32_t const box[] = {cuuint32_t(chunk), cuuint32_t(box_rows), 1, 1};
   auto const type = dtype == DataType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
   return encode_tensor_map<4>(map, data, sizes, bytes, box, type, chunk * 2);

@@ -31,8 +31,8 @@ struct Config {
       GMMA::ss_op_selector<Element, Element, float, Shape<_64, Int<kColumns>, Int<kHeadDim>>>()));
 
   // Representatives are bytes, of which a tile takes half of a stage.
-  using CodeAtom = std::conditional_t<kHeadDim == 128, GMMA::Layout_K_SW128_Atom<int8_t>,
-                                      GMMA::Layout_K_SW64_Atom<int8_t>>;
+  using CodeAtom =
+      std::conditional_t<kHeadDim == 128, GMMA::Layout_K_SW128_Atom<int8_t>, GMMA::Layout_K_SW64_Atom<int8_t>>;
   using LayoutCodes = decltype(tile_to_shape(CodeAtom{}, Shape<Int<kColumns>, Int<kHeadDim>, Int<2 * kStages>>{}));
   using LayoutQueryCodes = decltype(tile_to_shape(CodeAtom{}, Shape<_64, Int<kHeadDim>>{}));
   using CodeMma = decltype(make_tiled_mma(SM90_64x128x32_S32S8S8_SS_TN{}));

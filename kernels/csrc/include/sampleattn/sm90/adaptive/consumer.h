@@ -30,8 +30,8 @@ struct Consumer {
   Stage<C::kStages> key_stage;
 
   // Of the current item.
-  int own;              // of this warp group's tile, see QueryBlock
-  int head_kv;          // batch * heads_kv + key/value head
+  int own;  // of this warp group's tile, see QueryBlock
+  int head_kv;  // batch * heads_kv + key/value head
   uint32_t first_quad;  // of the head's; 32 bits count what fits into memory beside keys
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
@@ -82,7 +82,8 @@ struct Consumer {
     uint32_t* place = squares(0);
     int tile = 0;
     for (; tile + C::kBlocks <= whole; tile += C::kBlocks, terms += C::kBlocks, place += C::kQuads * kQuadStride) {
-      if (!work_on_whole<true>(products, tile, terms, place)) [[unlikely]] add_estimates(products, tile);
+      if (!work_on_whole<true>(products, tile, terms, place)) [[unlikely]]
+        add_estimates(products, tile);
     }
     for (; tile < item_own; tile += C::kBlocks, terms += C::kBlocks, place += C::kQuads * kQuadStride) {
       bool added = tile >= own;  // it is for the other query tile
@@ -386,7 +387,8 @@ struct Consumer {
       __stcg(place + quad * kQuadStride, pack_squares(found[0].squares, found[1].squares));
     }
     bool const fits = added[0] <= kLargestMass && added[1] <= kLargestMass;  // not so for NaN
-    if (__any_sync(0xffffffffu, !fits)) [[unlikely]] return false;
+    if (__any_sync(0xffffffffu, !fits)) [[unlikely]]
+      return false;
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) total[r] += added[r];
     return true;
@@ -408,7 +410,8 @@ struct Consumer {
         found[r] = estimate(rows, terms, quad, r, base[r] - offset[r]).only_if(counts);
         fits = fits && found[r].mass <= kLargestMass;  // not so for NaN
       }
-      if (__any_sync(0xffffffffu, !fits)) [[unlikely]] raise_offsets(rows, terms, quad, group, counts, found);
+      if (__any_sync(0xffffffffu, !fits)) [[unlikely]]
+        raise_offsets(rows, terms, quad, group, counts, found);
       CUTE_UNROLL
       for (int r = 0; r < 2; ++r) total[r] += found[r].mass;
       if (group * 4 < own) __stcg(squares(group), pack_squares(found[0].squares, found[1].squares));
@@ -435,7 +438,8 @@ struct Consumer {
     for (int before = 0; before < group; ++before) {
       uint32_t* place = squares(before);
       uint32_t const packed = __ldcg(place);
-      __stcg(place, pack_squares(low_square(packed) * factor[0] * factor[0], high_square(packed) * factor[1] * factor[1]));
+      __stcg(place,
+             pack_squares(low_square(packed) * factor[0] * factor[0], high_square(packed) * factor[1] * factor[1]));
     }
   }
 

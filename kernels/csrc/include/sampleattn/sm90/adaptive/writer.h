@@ -43,7 +43,8 @@ struct Writer {
   CUTE_DEVICE float squared_shares(int slot, int i, int word, int end) const {
     float2 scale[2];
     CUTE_UNROLL
-    for (int half = 0; half < 2; ++half) scale[half] = shared.inverse_square[slot][i][half * 4 + lane() / 8][lane() % 8];
+    for (int half = 0; half < 2; ++half)
+      scale[half] = shared.inverse_square[slot][i][half * 4 + lane() / 8][lane() % 8];
     auto const* squares = reinterpret_cast<uint4 const*>(squares_of(args, slot, word * 8, i, 0)) + lane();
     auto add_quad = [&](Sums& sums, int quad) {
       if (word * 32 + quad * 4 < end) add_shares(sums, squares + quad * (kQuadStride / 4), scale);
