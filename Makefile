@@ -55,6 +55,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find kernels/csrc -type f)
 
 unit: $(INSTALLED) $(if $(shell command -v nvcc),$(CUTLASS))
 	$(BIN)/python -m pytest tests
