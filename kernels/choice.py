@@ -82,7 +82,7 @@ class Kernel:
             and (
                 self.shared_bytes is None
                 or call.head_dims is None
-                or self.shared_bytes(call.head_dims) <= _shared_memory(call.device)
+                or self.shared_bytes(call.head_dims) <= shared_memory(call.device)
             )
         )
 
@@ -245,7 +245,7 @@ def _capability(device: torch.device) -> Capability:
 
 
 @lru_cache
-def _shared_memory(device: torch.device) -> int:
+def shared_memory(device: torch.device) -> int:
     """Bytes that a thread block can have."""
     properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field
     return properties.shared_memory_per_block_optin

@@ -63,31 +63,49 @@ def select_blocks(
     last_rows: int,
 ) -> Tensor:
     device = column_scores.device
-    batch, heads, n_key_blocks = column_scores.shape
     columns = _fewest_reaching(column_scores, alpha_c)
     slashes = _fewest_reaching(slash_scores, alpha_s)
     if alpha_c >= 1 or alpha_s >= 1:
         columns = torch.ones_like(columns)
-    key_block = torch.arange(n_key_blocks, device=device)
-    visible = None
-    if key_segment is not None:
-        visible = blocks_of_keys(key_segment == 0, block_k).any(-1)  # [B|1, n_key_blocks]
-    if keep_sink:
-        if visible is None:
-            columns = columns | (key_block == 0)
-        else:
-            first_visible = visible & (visible.cumsum(-1) == 1)
-            columns = columns | first_visible[:, None]
+    visible = visible_blocks(key_segment, block_k)
+    sizes = (q_len, k_len, q_offset, block_q, block_k)
+    forced = forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
     ends = row_ends(key_segment, q_len, q_offset, device)
     stops = block_stops(ends, q_len, block_q)
-    kept = columns[:, :, None] | slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k, stops)
-    first, _ = query_block_positions(q_len, q_offset, block_q, device)
-    kept = kept | ((first // block_k)[:, None] - key_block < window_slashes)
+    kept = columns[:, :, None] | slash_blocks(slashes, *sizes, stops)
+    kept = kept | forced[:, None]
     kept = kept | blocks_of_last_rows(ends, q_len, block_q, last_rows)[:, None, :, None]
     kept = kept & seen_blocks(stops, k_len, q_offset, block_k)[:, None]
     if visible is not None:
         kept = kept & visible[:, None, None]
     return pack_bits(kept)
+
+
+def visible_blocks(key_segment: Tensor | None, block_k: int) -> Tensor | None:
+    """Bool [B|1, n_key_blocks]: the block holds a valid key; None: every block does."""
+    return None if key_segment is None else blocks_of_keys(key_segment == 0, block_k).any(-1)
+
+
+def forced_blocks(
+    visible: Tensor | None,
+    q_len: int,
+    k_len: int,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    keep_sink: bool,
+    window_slashes: int,
+    device: torch.device,
+) -> Tensor:
+    """Bool [B|1, n_query_blocks, n_key_blocks]: in one of the main slashes, or the first visible block."""
+    key_block = torch.arange(ceil_div(k_len, block_k), device=device)
+    first, _ = query_block_positions(q_len, q_offset, block_q, device)
+    forced = ((first // block_k)[:, None] - key_block < window_slashes)[None]
+    if not keep_sink:
+        return forced
+    if visible is None:
+        return forced | (key_block == 0)
+    return forced | (visible & (visible.cumsum(-1) == 1))[:, None]
 
 
 def mask_blocks(

@@ -127,18 +127,12 @@ class AdaptiveBlocks:
         self.ends = row_ends(key_segment, query.shape[2], q_offset, query.device)
         self.own = self.first // block_k  # from this key block on, keys are scored exactly
         self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
-        self.visible = None  # [B|1, n_key_blocks]: the block holds a valid key
+        self.visible = eager.visible_blocks(key_segment, block_k)
         key_block = torch.arange(self.n_key_blocks, device=query.device)
-        if self.valid is not None:
-            self.visible = eager.blocks_of_keys(self.valid, block_k).any(-1)
         self.exact = key_block >= self.own[:, None]  # [n_query_blocks, n_key_blocks]
-        near = self.own[:, None] - key_block < window_slashes
-        self.forced = near[None, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
-        if keep_sink:
-            sink = torch.zeros(1, dtype=torch.int64, device=query.device)
-            if self.visible is not None:
-                sink = self.visible.int().argmax(-1)
-            self.forced = self.forced | (key_block == sink[:, None])[:, None, None]
+        sizes = (query.shape[2], key.shape[2], q_offset, block_q, block_k)
+        forced = eager.forced_blocks(self.visible, *sizes, keep_sink, window_slashes, query.device)
+        self.forced = forced[:, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
 
     def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
         """Squared shares of keys, summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; exact: 0."""

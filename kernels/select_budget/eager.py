@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import eager
 from ..blocks import causal_blocks, pack_bits
-from ..shapes import ceil_div, query_block_positions
+from ..shapes import ceil_div
 from .op import first_row, rows_of_a_block
 
 
@@ -28,17 +28,12 @@ def select_budget(
 ) -> Tensor:
     q_len, k_len = query.shape[2], key.shape[2]
     device = query.device
-    key_block = torch.arange(ceil_div(k_len, block_k), device=device)
-    first, _ = query_block_positions(q_len, q_offset, block_q, device)
     allowed = causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)[None]
-    forced = ((first // block_k)[:, None] - key_block < window_slashes)[None]  # [B|1, n_query_blocks, n]
-    sink = torch.zeros((1, 1), dtype=torch.int64, device=device)
-    if key_segment is not None:
-        visible = eager.blocks_of_keys(key_segment == 0, block_k).any(-1)  # [B|1, n_key_blocks]
+    visible = eager.visible_blocks(key_segment, block_k)
+    if visible is not None:
         allowed = allowed & visible[:, None]
-        sink = visible.int().argmax(-1, keepdim=True)
-    if keep_sink:
-        forced = forced | (key_block == sink)[:, None]
+    sizes = (q_len, k_len, q_offset, block_q, block_k)
+    forced = eager.forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
     share, squares = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
     candidate = (allowed & ~forced)[:, None]
     kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= budget * budget)

@@ -9,13 +9,12 @@ in ``SCRATCH_BYTES``. No host synchronisation.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..choice import shared_memory
 from ..shapes import WORD_BITS, ceil_div, n_words
 from ..triton.common import batch_stride, floor_div, tile_dim
 from ..triton.visibility import visible_and_sinks
@@ -214,13 +213,6 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
     return next(fitting, TILES[-1])
 
 
-def _shared_memory(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 232448  # in Triton's interpreter: as on Hopper
-    properties: Any = torch.cuda.get_device_properties(device)  # torch's stub lacks the field
-    return properties.shared_memory_per_block_optin
-
-
 def select_budget(
     query: Tensor,
     key: Tensor,
@@ -246,7 +238,9 @@ def select_budget(
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
     visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
     count = rows_of_a_block(rows, k_len, block_q)
-    tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, _shared_memory(query.device))
+    tile_rows, warps, stages = TILES[0]  # in Triton's interpreter
+    if query.is_cuda:
+        tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, shared_memory(query.device))
     tiles = ceil_div(tile_rows, count)  # query blocks of a tile of rows
     per_tile = 8 * batch * heads * tiles * count * max(n, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)

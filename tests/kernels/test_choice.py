@@ -20,7 +20,7 @@ def gpu(monkeypatch):
         monkeypatch.setattr(choice, "_has_triton", lambda: triton)
         choice._from_environment.cache_clear()
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
-        monkeypatch.setattr(choice, "_shared_memory", lambda device: shared_memory)
+        monkeypatch.setattr(choice, "shared_memory", lambda device: shared_memory)
         ops = ("block_sparse_attention", "select_adaptive", "block_mean_attention")
         names = [f"{op}_{name}" for op in ops for name in built]
         names += ["block_representatives_cuda"] if built else []
