@@ -9,6 +9,8 @@ BUDGET = 0.025
 BUDGET_TAU = 0.08
 BUDGET_ROWS = 32
 MEANS = False
+# What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
+BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

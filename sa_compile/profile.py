@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.fingerprint import Fingerprint
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
 
 FORMAT = "sa_compile profile"
 VERSION = 2
-# What method "adaptive" did before it had these options, as files of version 1 mean it.
-_OF_VERSION_1 = {"budget": 1.0, "means": True}
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ def load_profile(path: str) -> Profile:
 
 
 def _options(options: Any, version: int) -> Any:
-    """A range's options as this version means them."""
+    """A range's options as this version means them; those of version 1 are from before the budget."""
     if version == 1 and isinstance(options, Mapping) and options.get("method", "adaptive") == "adaptive":
-        return {**_OF_VERSION_1, **options}
+        return {**BEFORE_THE_BUDGET, **options}
     return options
 
 

@@ -10,9 +10,10 @@ import dataclasses
 from typing import Any
 
 from sa_compile.eval.rules import RULES
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
 
 # Settings that rules were given since, with what stood for them before.
-_BEFORE = {"last": 0, "budget": 1.0, "means": True}
+_BEFORE = {"last": 0, **BEFORE_THE_BUDGET}
 
 
 def with_present_names(result: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.eval.rules.adaptive import Adaptive
 from sa_compile.eval.rules.sample import Chunked, Stride
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
 from sa_compile.passes.selection import forced_slashes
 
 Axis = tuple[Mapping[str, Any], ...]
@@ -100,11 +101,12 @@ def _one(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 def _adaptive_timed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The landmarks, and how many rows a budget samples. Settings that are older than it have none, and take
     what is left out by its means."""
+    settings = {**BEFORE_THE_BUDGET, **settings}
     found = {"landmarks": settings["landmarks"]}
-    if settings.get("budget", 1.0) < 1:
+    if settings["budget"] < 1:
         found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]
-    if settings.get("means", True) != ("rows" not in found):
-        found["means"] = settings.get("means", True)
+    if settings["means"] != ("rows" not in found):
+        found["means"] = settings["means"]
     return found
 
 
