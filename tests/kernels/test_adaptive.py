@@ -4,25 +4,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.attention_inputs import EPSILON, Case, make_inputs
+from support.attention_inputs import EPSILON, SELECTION_CASES, Case, make_inputs
+from support.attention_inputs import SELECTION as BASE
 
 from sa_compile.kernels import blocks, eager, eager_adaptive, ops, reference_adaptive
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
 
-BASE = Case(q_len=200, k_len=200, block_q=32, block_k=16)
 CASES = [
-    pytest.param(BASE, id="fp32"),
-    pytest.param(BASE.but(dtype=torch.bfloat16), id="bf16"),
-    pytest.param(BASE.but(dtype=torch.float16, heads=6, kv_heads=3), id="fp16-gqa"),
-    pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
-    pytest.param(BASE.but(batch=3, segments="right_padding", block_k=32), id="right-padding"),
-    pytest.param(BASE.but(q_len=70, k_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
-    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=123), id="offset-inside-a-block"),
-    pytest.param(BASE.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
-    pytest.param(BASE.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
-    pytest.param(BASE.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
+    *SELECTION_CASES,
     pytest.param(BASE.but(block_q=16, block_k=64), id="keys-wider-than-rows"),
-    pytest.param(BASE.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
 ]
 REPRESENT = [
     pytest.param(ops.block_representatives_op, id="op"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +43,23 @@ class Case:
     @property
     def scale(self) -> float:
         return self.head_dim**-0.5
+
+
+# What a selection of blocks is tried on, by name.
+SELECTION = Case(q_len=200, k_len=200, block_q=32, block_k=16)
+SELECTION_CASES = [
+    pytest.param(SELECTION, id="fp32"),
+    pytest.param(SELECTION.but(dtype=torch.bfloat16), id="bf16"),
+    pytest.param(SELECTION.but(dtype=torch.float16, heads=6, kv_heads=3), id="fp16-gqa"),
+    pytest.param(SELECTION.but(batch=3, segments="left_padding"), id="left-padding"),
+    pytest.param(SELECTION.but(batch=3, segments="right_padding", block_k=32), id="right-padding"),
+    pytest.param(SELECTION.but(q_len=70, k_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
+    pytest.param(SELECTION.but(q_len=70, k_len=200, q_offset=123), id="offset-inside-a-block"),
+    pytest.param(SELECTION.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(SELECTION.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
+    pytest.param(SELECTION.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
+    pytest.param(SELECTION.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
+]
 
 
 @dataclass
