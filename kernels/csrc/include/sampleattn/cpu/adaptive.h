@@ -170,10 +170,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
         const int64_t pair = item % count, part = item / count;
         const int64_t b = (first + pair) / sizes.kv_heads, h = (first + pair) % sizes.kv_heads;
         if (part < blocks) {
-          const int64_t first_key = part * sizes.block_k;
-          isa.pack_keys(packed.key(pair, part), args.key, b, h, first_key,
-                        std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.head_dim,
-                        segments.row(b));
+          pack_key_block(isa, sizes, args.key, segments, b, h, part, packed.key(pair, part));
         } else {
           const int64_t m = part - blocks;
           isa.pack_keys(packed.member(pair, m), args.representatives, b, h, m * blocks, blocks, packed.columns,

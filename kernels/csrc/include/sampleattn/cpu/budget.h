@@ -188,9 +188,8 @@ void select_budget(const BudgetArguments& args, const Isa& isa, const ParallelFo
     for_each_item(parallel_for, threads, count * blocks, [&] {
       return [&](int64_t item) {
         const int64_t pair = item % count, block = item / count;
-        const int64_t b = (first + pair) / sizes.kv_heads, first_key = block * sizes.block_k;
-        isa.pack_keys(packed.key(pair, block), args.key, b, (first + pair) % sizes.kv_heads, first_key,
-                      std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.head_dim, segments.row(b));
+        const int64_t b = (first + pair) / sizes.kv_heads, kv_head = (first + pair) % sizes.kv_heads;
+        pack_key_block(isa, sizes, args.key, segments, b, kv_head, block, packed.key(pair, block));
       };
     });
     // Late query blocks have the most blocks behind them: they come first.

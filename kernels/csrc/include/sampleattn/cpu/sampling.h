@@ -73,10 +73,7 @@ class SamplingWorker {
   void run(int64_t b, int64_t kv_head, int64_t block, const std::vector<Strip>& strips, const float* query,
            int64_t query_stride, float* maximum, float* sum, int64_t share_stride) {
     const Sizes& sizes = args_.sizes;
-    const int64_t first_key = block * sizes.block_k;
-    const int64_t n_keys = std::min(sizes.block_k, sizes.k_len - first_key);
-    isa_.pack_keys(keys_.get(), args_.key, b, kv_head, first_key, n_keys, sizes.block_k, sizes.head_dim,
-                   segments_.row(b));
+    pack_key_block(isa_, sizes, args_.key, segments_, b, kv_head, block, keys_.get());
     const int64_t n_blocks = sizes.key_blocks();
     for (size_t s = 0; s < strips.size(); ++s) {
       const int64_t row = static_cast<int64_t>(s) * kStripRows;

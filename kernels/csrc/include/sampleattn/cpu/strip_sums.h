@@ -1,6 +1,7 @@
 // Maxima, sums and sums of squares of a strip's exponentials over one key block, whatever the strip sees of it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "sampleattn/cpu/isa.h"
@@ -9,6 +10,14 @@
 #include "sampleattn/cpu/work.h"
 
 namespace sampleattn::cpu {
+
+// A block of one KV head's keys as strips are scored against them; `packed`: [head_dim, block_k].
+inline void pack_key_block(const Isa& isa, const Sizes& sizes, const View& key, const KeySegments& segments, int64_t b,
+                           int64_t kv_head, int64_t block, float* packed) {
+  const int64_t first_key = block * sizes.block_k;
+  isa.pack_keys(packed, key, b, kv_head, first_key, std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k,
+                sizes.head_dim, segments.row(b));
+}
 
 class StripSums {
  public:
