@@ -23,7 +23,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sa_compile.census import plain, table, tiny, variants, worker
+from sa_compile.lab.census import plain, table, tiny, variants, worker
 from sa_compile.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,9 +10,9 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sa_compile.bench.cli import add_commands as add_bench_commands
-from sa_compile.eval.cli import add_commands as add_eval_commands
-from sa_compile.tune.cli import add_commands as add_tune_commands
+from sa_compile.lab.bench.cli import add_commands as add_bench_commands
+from sa_compile.lab.eval.cli import add_commands as add_eval_commands
+from sa_compile.lab.tune.cli import add_commands as add_tune_commands
 
 if TYPE_CHECKING:
     from sa_compile.report import Report

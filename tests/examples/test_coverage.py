@@ -12,7 +12,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from sa_compile.census import table, tiny, variants
+from sa_compile.lab.census import table, tiny, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,9 +13,9 @@ from gpu.kernels import ATTENTION_KERNELS, skip_without
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sa_compile.bench.ops.timing import workspace_bytes
 from sa_compile.kernels import ops
 from sa_compile.kernels.choice import preferring
+from sa_compile.lab.bench.ops.timing import workspace_bytes
 
 SAMPLERS = ("triton", "pytorch")
 

@@ -9,9 +9,9 @@ import torch
 from support import compiled_stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sa_compile.eval.attention import sparse_prefill
-from sa_compile.eval.rules import RULES, parse_rule
 from sa_compile.kernels import choice
+from sa_compile.lab.eval.attention import sparse_prefill
+from sa_compile.lab.eval.rules import RULES, parse_rule
 
 MODEL = Path(__file__).parents[2] / "examples" / "model"
 LENGTH = 2000  # ragged

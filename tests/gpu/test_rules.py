@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sa_compile.eval.rules import RULES, parse_rule
-from sa_compile.eval.rules.base import Problem
-from sa_compile.eval.rules.oracle import all_block_mass
 from sa_compile.kernels import choice, ops
 from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.lab.eval.rules import RULES, parse_rule
+from sa_compile.lab.eval.rules.base import Problem
+from sa_compile.lab.eval.rules.oracle import all_block_mass
 
 SPECS = [
     *RULES,
@@ -40,7 +40,7 @@ def inputs(q_len, k_len, dtype=torch.float32, device="cpu", dim=64):
 @pytest.mark.parametrize("blocks", [(32, 32), (64, 16)], ids=["square", "wide"])
 @pytest.mark.parametrize("name", SHAPES)
 def test_block_mass_in_triton_is_the_plain_reading(name, blocks, dtype, triton_device):
-    from sa_compile.eval.block_mass import block_mass
+    from sa_compile.lab.eval.block_mass import block_mass
 
     q_len, k_len, q_offset = SHAPES[name]
     query, key = inputs(q_len, k_len, dtype, triton_device, dim=24)

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sa_compile.eval.rules import parse_rule
 from sa_compile.kernels import blocks, eager, eager_adaptive, ops, reference, reference_adaptive
 from sa_compile.kernels.rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
+from sa_compile.lab.eval.rules import parse_rule
 
 CPU = torch.device("cpu")
 Q_LEN, SCALE, LANDMARKS = 90, 0.3, 3

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import sa_compile
-from sa_compile.eval.attention import sparse_prefill
-from sa_compile.eval.rules import parse_rule
+from sa_compile.lab.eval.attention import sparse_prefill
+from sa_compile.lab.eval.rules import parse_rule
 
 ALPHAS = {"method": "chunked", "alpha_c": 0.6, "alpha_s": 0.6, "last_rows": 0}
 EVERY_OPTION = {

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sa_compile.eval.tasks import words
+from sa_compile.lab.eval.tasks import words
 
 _WORDS = [*words.NOUNS, *words.ADJECTIVES, *words.SECRETS, *words.PEOPLE, *words.PLACES]
 

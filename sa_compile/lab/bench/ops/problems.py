@@ -1,0 +1,190 @@
+"""What a case runs: from sizes and a device to functions that take nothing, with the work that each does.
+
+A problem kind is a function ``(shape, density, against, device) -> Problem``. Tensors live in the functions,
+so dropping the problem frees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from sa_compile.kernels import blocks, choice, ops
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
+from sa_compile.lab.bench.ops import competitors, inputs
+from sa_compile.lab.bench.ops.inputs import Shape
+
+HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
+KERNELS = ("cuda_sm90", "cuda_sm80", "triton")
+FEWER = 7
+FEWER_LANDMARKS = f", {FEWER} landmarks"  # behind the names of method C's steps
+
+
+@dataclass(frozen=True)
+class Run:
+    """``flops``: effective floating-point operations of one call, if TFLOP/s are wanted."""
+
+    function: Callable[[], Any]
+    flops: int | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """``kept``: share of the causal blocks, mean of the heads. ``workspace``: the run whose memory counts."""
+
+    runs: dict[str, Run]
+    kept: float
+    workspace: str | None = None
+
+
+def random_lists(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Our kernel on random blocks, and FlexAttention ("flex") and dense SDPA ("cudnn", "fa2") beside it."""
+    query, key, value = inputs.qkv(shape, device)
+    kept = inputs.random_blocks(shape.heads, shape.length, density, device)
+    mask = blocks.pack_bits(kept)
+    runs = {"ours": _attention(query, key, value, mask, shape)}
+    for name in against:
+        if name == "flex":
+            flops = runs["ours"].flops
+            runs[name] = Run(competitors.flex_attention(query, key, value, kept), flops)
+        else:
+            runs[name] = _dense(name, query, key, value, shape)
+    return Problem(runs, _share(mask, shape))
+
+
+def selected_and_random(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Columns and slashes as selection makes them, and random blocks, as many in every row of every head."""
+    query, key, value = inputs.qkv(shape, device)
+    selected = inputs.selected_blocks(shape.heads, shape.length, density, device)
+    kept = blocks.unpack_bits(selected, shape.length // inputs.BLOCK)
+    scattered = blocks.pack_bits(inputs.blocks_as_many_as(kept, shape.length))
+    runs = {
+        name: _attention(query, key, value, mask, shape)
+        for name, mask in (("selected", selected), ("random", scattered))
+    }
+    return Problem(runs, _share(selected, shape))
+
+
+def key_blocks(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """128-wide key blocks, the same elements as pairs of 64-wide ones, and as many 64-wide ones anywhere."""
+    query, key, value = inputs.qkv(shape, device)
+    kept = inputs.random_blocks(shape.heads, shape.length, density, device)
+    scattered = inputs.blocks_as_many_as(kept, shape.length, block_k=64, blocks_each=2)
+    wide, pairs, anywhere = map(blocks.pack_bits, (kept, kept.repeat_interleave(2, -1), scattered))
+    runs = {
+        "128": _attention(query, key, value, wide, shape),
+        "64, in pairs": _attention(query, key, value, pairs, shape, block_k=64),
+        "64, anywhere": _attention(query, key, value, anywhere, shape, block_k=64),
+    }
+    return Problem(runs, _share(wide, shape))
+
+
+def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """The same random blocks for every head dim that has a kernel."""
+    mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    runs = {}
+    for head_dim, head_dim_v in HEAD_DIMS:
+        own = replace(shape, head_dim=head_dim, head_dim_v=head_dim_v)
+        name = str(head_dim) if head_dim == head_dim_v else f"{head_dim}/{head_dim_v}"
+        runs[name] = _attention(*inputs.qkv(own, device), mask, own)
+    return Problem(runs, _share(mask, shape))
+
+
+def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Sampling and selection with default settings, each alone, beside attention over random blocks."""
+    query, key, value = inputs.qkv(shape, device)
+    _, scores = inputs.spread_scores(
+        inputs.flat_scores(shape.heads, shape.length, device), shape.length, density
+    )
+    mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    runs = {
+        "sample_scores": Run(lambda: ops.sample_scores(query, key)),
+        "select_blocks": Run(lambda: _select(*scores, shape.length)),
+        "block_sparse_attention": _attention(query, key, value, mask, shape),
+    }
+    return Problem(runs, _share(mask, shape))
+
+
+def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Method C's selection, its two ops, with default settings and with fewer landmarks, beside attention
+    over random blocks.
+
+    And beside the latter together with the means of all other blocks, as the method attends.
+    """
+    query, key, value = inputs.qkv(shape, device)
+    mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    runs = {
+        **_selection(query, key, ADAPTIVE_LANDMARKS, ""),
+        **_selection(query, key, FEWER, FEWER_LANDMARKS),
+        "block_sparse_attention": _attention(query, key, value, mask, shape),
+        "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
+    }
+    return Problem(runs, _share(mask, shape))
+
+
+def _selection(query: Tensor, key: Tensor, landmarks: int, note: str) -> dict[str, Run]:
+    representatives = ops.block_representatives(key, landmarks=landmarks)
+    return {
+        f"block_representatives{note}": Run(lambda: ops.block_representatives(key, landmarks=landmarks)),
+        f"select_adaptive{note}": Run(lambda: ops.select_adaptive(query, key, representatives)),
+    }
+
+
+def whole_attention(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Sampling, selection and attention in sequence, and dense attention.
+
+    Random keys have flat scores, of which nearly all would be kept: the sampled scores are multiplied by
+    weights that make selection keep ``density``. All three ops do their full work.
+    """
+    query, key, value = inputs.qkv(shape, device)
+    (column_weights, slash_weights), _ = inputs.spread_scores(
+        ops.sample_scores(query, key), shape.length, density
+    )
+
+    def select() -> Tensor:
+        columns, slashes = ops.sample_scores(query, key)
+        return _select(columns * column_weights, slashes * slash_weights, shape.length)
+
+    runs = {"whole": Run(lambda: ops.block_sparse_attention(query, key, value, select()))}
+    runs |= {name: _dense(name, query, key, value, shape) for name in against}
+    return Problem(runs, _share(select(), shape), workspace="whole")
+
+
+def each_kernel(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """The same random blocks on every kernel that this device can run."""
+    query, key, value = inputs.qkv(shape, device)
+    mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    run = _attention(query, key, value, mask, shape)
+    return Problem(
+        {name: Run(partial(_on, name, run.function), run.flops) for name in KERNELS}, _share(mask, shape)
+    )
+
+
+def _on(kernel: str, function: Callable[[], Any]) -> Any:
+    with choice.preferring(kernel):
+        return function()
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, shape: Shape, block_k: int = inputs.BLOCK
+) -> Run:
+    flops = inputs.attention_flops(inputs.kept_entries(mask, shape.length, block_k), shape)
+    return Run(lambda: ops.block_sparse_attention(query, key, value, mask, block_k=block_k), flops)
+
+
+def _dense(name: str, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -> Run:
+    flops = inputs.attention_flops(inputs.causal_entries(shape), shape)
+    return Run(competitors.dense_attention(name, query, key, value), flops)
+
+
+def _select(columns: Tensor, slashes: Tensor, length: int) -> Tensor:
+    return ops.select_blocks(columns, slashes, q_len=length, k_len=length)
+
+
+def _share(mask: Tensor, shape: Shape) -> float:
+    density = blocks.density(mask, shape.length, shape.length, 0, inputs.BLOCK, inputs.BLOCK)
+    return density.mean().item()

@@ -1,0 +1,250 @@
+"""What a census says, in numbers and as the page docs/coverage.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from sa_compile.lab.census.plain import NOT_PLAIN
+
+OUTCOMES = ("sampled", "exact", "kept")
+REQUIRED_SHARE = 0.90
+Record = dict[str, Any]
+Result = dict[str, Any]
+
+
+def is_failure(result: Result) -> bool:
+    """A wrong output, a leftover score matrix, or a crash or hang, that plain torch.compile does not have."""
+    if result["status"] == "ok":
+        return bool(result.get("left"))
+    return result["status"] in ("wrong", "crash", "timeout", "died") and result["plain"]["status"] == "ok"
+
+
+def is_checked(result: Result) -> bool:
+    """The call was made and compared: plain torch.compile runs it, so we must."""
+    return result["status"] == "ok" or is_failure(result)
+
+
+def sites(record: Record) -> Iterable[dict[str, Any]]:
+    """Every kind of attention found in the checked variants of a record, with its count."""
+    for result in record.get("variants", []):
+        if is_checked(result):
+            yield from result.get("sites", [])
+
+
+def outcomes(record: Record) -> Counter[str]:
+    """Sites by outcome, over the checked variants."""
+    counts: Counter[str] = Counter()
+    for site in sites(record):
+        counts[site["outcome"]] += site["count"]
+    return counts
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The census in numbers; ``plain`` and ``rewritten`` count models (classes), not records."""
+
+    classes: int
+    records: int
+    checked: int
+    sites: Counter[str]
+    failures: list[str]
+    worst_error: float
+    least_reach: float
+    plain: list[str]
+    rewritten: list[str]
+
+    @property
+    def share(self) -> float:
+        """Of the models with plain causal attention: the share of which every site was sampled or exact."""
+        return len(self.rewritten) / len(self.plain) if self.plain else 1.0
+
+    @property
+    def passed(self) -> bool:
+        """No failure, and enough of the plain causal models rewritten."""
+        return not self.failures and self.share >= REQUIRED_SHARE
+
+
+def totals(records: Sequence[Record]) -> Totals:
+    """Count a census."""
+    checked = [
+        (record, result) for record in records for result in record.get("variants", []) if is_checked(result)
+    ]
+    by_outcome: Counter[str] = Counter()
+    for record in records:
+        by_outcome += outcomes(record)
+    plain = sorted({record["model"] for record, _ in checked if record["model"] not in NOT_PLAIN})
+    measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
+    untouched = {record["model"] for record in measured if outcomes(record)["kept"] or not outcomes(record)}
+    return Totals(
+        classes=len({record["model"] for record in records}),
+        records=sum(record["status"] == "run" for record in records),
+        checked=len(checked),
+        sites=by_outcome,
+        failures=[
+            f"{record['model']} ({record['attn']}, {result['variant']}): {describe_failure(result)}"
+            for record, result in checked
+            if is_failure(result)
+        ],
+        worst_error=max((result["error"] for _, result in checked if "error" in result), default=0.0),
+        least_reach=min((record["reach"] for record in measured if "reach" in record), default=0.0),
+        plain=plain,
+        rewritten=[model for model in plain if model not in untouched],
+    )
+
+
+def describe_failure(result: Result) -> str:
+    """What went wrong, in a few words."""
+    if result["status"] == "ok":
+        return f"a score matrix is left in the graph: {', '.join(result['left'][:3])}"
+    if result["status"] == "wrong":
+        return f"wrong output, relative error {result['error']:.1e}"
+    return f"{result['status']}: {result['reason']}"
+
+
+def markdown(census: dict[str, Any]) -> str:
+    """The page docs/coverage.md for a census: its records, and its command, commit and versions."""
+    records = sorted(
+        census["records"], key=lambda record: (record["model"].lower(), record["attn"] != "sdpa")
+    )
+    default = [record for record in records if not record.get("inductor")]
+    inductor = [record for record in records if record.get("inductor")]
+    parts = [
+        _INTRODUCTION.format(
+            command=census["command"],
+            commit=census["revision"],
+            versions=", ".join(f"{name} {version}" for name, version in census["versions"].items()),
+        ),
+        summary(totals(default)),
+        "## Models\n\n" + _models(default),
+        "## Reasons for keeping an attention as it is\n\n" + _reasons(default),
+    ]
+    if inductor:
+        parts.append("## Through Inductor\n\n" + _models(inductor))
+    parts.append("## Models whose attention is not plain causal\n\n" + _not_plain(default))
+    parts.append("## Not measured\n\n" + _not_measured(default))
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = """# Coverage
+
+Generated by `{command}` at commit `{commit}` with {versions}; do not edit.
+
+Every causal language model class of transformers, built tiny with random weights (fp32), is compiled with
+`backend="sampleattn"` and compared with the uncompiled model: SDPA and eager attention, with and without a
+2-D attention mask (left padding), with and without a cache, static and dynamic shapes, and a second chunk on
+a filled cache. Blocks are small enough and `min_seq_len` low enough that the sampled path runs; with
+`alpha_c = alpha_s = 1` it must give what full attention gives. *Sites* are attentions found, summed over
+these variants; the error is `||difference|| / ||logits||` over all positions, padded ones too, the worst of
+the variants (limit 1e-4).
+
+Not every pair takes all of them: the eager spelling of a class that also has SDPA takes three (nothing, mask
+with cache, and that with dynamic shapes), recurrent models two. Dynamic shapes and the second chunk come with
+a mask and a cache only. The inner backend is `aot_eager` for some variants and `eager` for the others."""
+
+
+def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    if not rows:
+        return "None."
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+
+
+def summary(total: Totals) -> str:
+    """The totals as a table, and the failures."""
+    rows = [
+        ("model classes", total.classes),
+        ("class and implementation pairs that run", total.records),
+        ("compiled variants compared", total.checked),
+        *((f"sites {outcome}", total.sites[outcome]) for outcome in OUTCOMES),
+        ("worst relative error", f"{total.worst_error:.1e}"),
+        ("least change of the logits by a token eight places before", f"{total.least_reach:.1e}"),
+        ("wrong outputs, crashes, leftover score matrices", len(total.failures)),
+        ("models with plain causal attention", len(total.plain)),
+        ("of these, rewritten at every site", f"{len(total.rewritten)} ({total.share:.1%})"),
+    ]
+    text = _table([(name, str(number)) for name, number in rows], ("", "count"))
+    if total.failures:
+        text += "\n\nFailures:\n\n" + "\n".join(f"* {failure}" for failure in total.failures)
+    return text
+
+
+def _models(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        checked = [result for result in record.get("variants", []) if is_checked(result)]
+        if not checked:
+            continue
+        counts = outcomes(record)
+        errors = [result["error"] for result in checked if "error" in result]
+        reasons = sorted({site["reason"] for site in sites(record) if site["outcome"] == "kept"})
+        rows.append(
+            (
+                record["model"],
+                record["attn"],
+                len(checked),
+                sum(counts.values()),
+                *(counts[outcome] for outcome in OUTCOMES),
+                "; ".join(_cell(reason) for reason in reasons),
+                f"{max(errors, default=float('nan')):.0e}",
+            )
+        )
+    return _table(rows, ("model", "attention", "variants", "sites", *OUTCOMES, "why kept", "error"))
+
+
+def _cell(text: str, limit: int = 90) -> str:
+    """Text that fits a Markdown cell."""
+    text = " ".join(text.replace("|", "\\|").split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _reasons(records: Sequence[Record]) -> str:
+    counts: Counter[str] = Counter()
+    models: dict[str, set[str]] = {}
+    for record in records:
+        for site in sites(record):
+            if site["outcome"] == "kept":
+                counts[site["reason"]] += site["count"]
+                models.setdefault(site["reason"], set()).add(record["model"])
+    rows = [
+        (_cell(reason, 120), count, len(models[reason]), _cell(", ".join(sorted(models[reason])), 160))
+        for reason, count in counts.most_common()
+    ]
+    return _table(rows, ("reason", "sites", "models", "which"))
+
+
+def _not_plain(records: Sequence[Record]) -> str:
+    names = {record["model"] for record in records if record["status"] == "run"}
+    return _table([(name, why) for name, why in sorted(NOT_PLAIN.items()) if name in names], ("model", "why"))
+
+
+def _not_measured(records: Sequence[Record]) -> str:
+    rows = []
+    for record in records:
+        if record["status"] != "run":
+            rows.append(
+                (record["model"], record["attn"], "all", record["status"], _cell(record["reason"], 140))
+            )
+        for result in record.get("variants", []):
+            if not is_checked(result):
+                status, reason = _why_not_checked(result)
+                rows.append((record["model"], record["attn"], result["variant"], status, _cell(reason, 140)))
+    return _table(_merge_variants(rows), ("model", "attention", "variants", "", "reason"))
+
+
+def _why_not_checked(result: Result) -> tuple[str, str]:
+    if result["status"] in ("not applicable", "uncompiled fails"):
+        return result["status"], result["reason"]
+    plain = result["plain"]
+    return f"plain torch.compile: {plain['status']}", plain.get("reason") or f"error {plain.get('error'):.1e}"
+
+
+def _merge_variants(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Variants that share all the rest share a row."""
+    merged: dict[tuple[str, ...], list[str]] = {}
+    for model, attn, variant, status, reason in rows:
+        merged.setdefault((model, attn, status, reason), []).append(variant)
+    return [(m, a, "<br>".join(variants), s, r) for (m, a, s, r), variants in merged.items()]

@@ -1,0 +1,48 @@
+"""Names of rules in results that were written when other settings were the defaults.
+
+A rule's string leaves out settings at their defaults, so ``adaptive`` means another rule once its defaults
+have changed. Results keep every setting; reports name rules by them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
+from sa_compile.lab.eval.rules import RULES
+
+# Settings that rules were given since, with what stood for them before.
+_BEFORE = {"last": 0, **BEFORE_THE_BUDGET}
+
+
+def with_present_names(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of the harness whose rules are named as the code's present defaults would have it."""
+    names = {rule: present_name(rule, result["settings"][rule]) for rule in result["settings"]}
+    plan = {**result["plan"], "rules": [names.get(rule, rule) for rule in result["plan"]["rules"]]}
+    return {
+        **result,
+        "plan": plan,
+        "settings": {names[rule]: settings for rule, settings in result["settings"].items()},
+        "scores": [_renamed(line, names) for line in result["scores"]],
+        "pictures": [_renamed(picture, names) for picture in result.get("pictures", [])],
+    }
+
+
+def _renamed(entry: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {**entry, "rule": names.get(entry["rule"], entry["rule"])}
+
+
+def present_name(rule: str, settings: dict[str, Any]) -> str:
+    """The name, by the code's present defaults, of a rule that was measured with ``settings``.
+
+    A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind.
+    """
+    base, plus, forced = rule.partition("+")
+    kind = RULES[base.partition(":")[0]]
+    own = settings["rule"] if plus else settings
+    known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not own.keys() <= known:
+        return f"{rule} (of its commit)"
+    before = {name: value for name, value in _BEFORE.items() if name in known}
+    return kind(**{**before, **own}).spec + plus + forced

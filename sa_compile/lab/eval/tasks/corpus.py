@@ -1,0 +1,141 @@
+"""Real text by kind, fetched from pinned packages: manuals, sources and licences.
+
+A folder of it holds one folder a kind, and below that the files under the names that decide which of them are
+for development and which for the test (:func:`~.haystack.split_of`).
+"""
+
+from __future__ import annotations
+
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from sa_compile.lab.eval.packages import Package, checked, download
+
+from .haystack import DOMAINS, Source, check_domains, clean, distinct, split_of
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A package, and which of its files are text of which kind: (pattern of the path, kind)."""
+
+    package: Package
+    patterns: tuple[tuple[str, str], ...]
+
+
+ARCHIVES = (
+    Archive(
+        Package(
+            "Django==5.2",
+            "Django-5.2.tar.gz",
+            "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
+        ),
+        (("*/docs/*.txt", "prose"), ("*/django/*.py", "code")),
+    ),
+    Archive(
+        Package(
+            "Sphinx==8.2.3",
+            "sphinx-8.2.3.tar.gz",
+            "398ad29dee7f63a75888314e9424d40f52ce5a6a87ae88e7071e80af296ec348",
+        ),
+        (("*/doc/*.rst", "prose"), ("*/sphinx/*.py", "code")),
+    ),
+    Archive(
+        Package(
+            "Twisted==25.5.0",
+            "twisted-25.5.0-py3-none-any.whl",
+            "8559f654d01a54a8c3efe66d533d43f383531ebf8d81d9f9ab4769d91ca15df7",
+        ),
+        (("twisted/*.py", "code"),),
+    ),
+    Archive(
+        Package(
+            "licensedcode-data==32.1.0",
+            "licensedcode_data-32.1.0-py3-none-any.whl",
+            "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
+        ),
+        (("licensedcode/data/licenses/*.LICENSE", "legal"),),
+    ),
+)
+
+
+def fetch_texts(folder: Path, archives: Path | None = None) -> dict[str, int]:
+    """Fill ``folder`` with the text of ARCHIVES; returns the number of characters of each kind.
+
+    ``archives``: a folder that holds the packages' files already (default: pip downloads them). ValueError
+    for a folder that is not empty or a file with another sha256; OSError if pip fails.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty")
+    characters = dict.fromkeys(DOMAINS, 0)
+    with tempfile.TemporaryDirectory(prefix="sa_compile-fetch-") as temporary:
+        source = archives
+        if source is None:
+            source = Path(temporary)
+            download([archive.package for archive in ARCHIVES], source)
+        for archive in ARCHIVES:
+            for domain, name, text in _texts(checked(archive.package, source), archive):
+                path = folder / domain / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8", newline="\n")
+                characters[domain] += len(text)
+    return characters
+
+
+def corpus_sources(folder: Path, split: str, domains: tuple[str, ...]) -> list[Source]:
+    """The split's files of a folder that :func:`fetch_texts` wrote, in a fixed order.
+
+    FileNotFoundError if the folder has none of a kind; ValueError for an unknown split or kind.
+    """
+    check_domains(split, domains)
+    found = []
+    for domain in domains:
+        paths = sorted(path for path in (folder / domain).rglob("*") if path.is_file())
+        if not paths:
+            raise FileNotFoundError(f"{folder} holds no {domain} text: fill it with fetch-texts")
+        named = [(path.relative_to(folder / domain).as_posix(), path) for path in paths]
+        found += [
+            Source(name, domain, path.read_text(encoding="utf-8"))
+            for name, path in named
+            if split_of(name) == split
+        ]
+    return distinct(found)
+
+
+def _texts(path: Path, archive: Archive) -> Iterator[tuple[str, str, str]]:
+    """(kind, name, cleaned text) of an archive's files that its patterns name."""
+    for name, content in _members(path):
+        domain = next((kind for pattern, kind in archive.patterns if fnmatch(name, pattern)), None)
+        if domain is None or "/test" in name:
+            continue
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            continue
+        if text := clean(_without_front_matter(text)):
+            yield domain, name, text
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path) as wheel:
+            for name in wheel.namelist():
+                yield name, wheel.read(name)
+        return
+    with tarfile.open(path) as tar:
+        for member in tar:
+            content = tar.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield member.name, content.read()
+
+
+def _without_front_matter(text: str) -> str:
+    """A licence's text without the fields before it, which stand between two lines of three hyphens."""
+    if not text.startswith("---\n"):
+        return text
+    _, _, rest = text[4:].partition("\n---\n")
+    return rest.lstrip()

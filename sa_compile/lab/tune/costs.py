@@ -1,0 +1,124 @@
+"""What attention costs on this machine, measured op by op, and the prediction made of it.
+
+The time of one attention is ``selection + density * block``: ``selection`` is the time of the sampling and
+selection ops and, for a method that takes dropped blocks by their means, what these add where no block is
+kept; ``block`` that of the block-sparse op with every causal block kept. Both are measured per length, block
+sizes and kind of attention; dense SDPA beside them, as the time that is to be beaten.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sa_compile import prefill
+from sa_compile.fingerprint import AttentionKind
+from sa_compile.kernels import ops
+from sa_compile.lab.bench.ops import timing
+from sa_compile.lab.tune.space import Candidate, blocks_text
+
+_REPEATS = 5
+
+
+@dataclass
+class LengthCosts:
+    """Milliseconds of a whole forward pass's attentions at one length, batch 1: sums over its attentions."""
+
+    length: int
+    dense_ms: float = 0.0
+    block_ms: dict[str, float] = field(default_factory=dict)  # by block sizes, every causal block kept
+    selection_ms: dict[str, float] = field(default_factory=dict)  # by Candidate.timed_as
+    seconds: float = 0.0  # that measuring took
+
+    def predict(self, candidate: Candidate, density: float) -> float:
+        """Milliseconds of a forward pass's attentions that keep ``density`` of the causal blocks."""
+        blocks = blocks_text(candidate.blocks)
+        return self.selection_ms[candidate.timed_as] + density * self.block_ms[blocks]
+
+
+@torch.no_grad()
+def measure_costs(
+    length: int, kinds: Iterable[AttentionKind], tried: Iterable[Candidate], device: torch.device
+) -> LengthCosts:
+    """Time dense attention, the block-sparse op and every distinct selection on random tensors."""
+    begin = time.monotonic()
+    costs = LengthCosts(length)
+    distinct = {candidate.timed_as: candidate for candidate in tried}
+    sizes = {candidate.blocks for candidate in distinct.values()}
+    for kind in kinds:
+        query, key, value = random_tensors(kind, length, device)
+
+        def timed(run: Callable[[], Any], count: int = kind.count) -> float:
+            return count * milliseconds(run, device)
+
+        costs.dense_ms += timed(partial(_dense, query, key, value))
+        for block_q, block_k in sorted(sizes):
+            blocks: dict[str, Any] = {"block_q": block_q, "block_k": block_k}
+            every = ops.mask_blocks(query, key, **blocks).expand(1, kind.q_heads, -1, -1).contiguous()
+            name = blocks_text((block_q, block_k))
+            attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
+            costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
+        for name, candidate in distinct.items():
+            spent = timed(partial(prefill.select, query, key, candidate.config))
+            if candidate.config.means_dropped:
+                means, nothing = (timed(run) for run in _with_and_without_means(query, key, value, candidate))
+                spent += max(means - nothing, 0.0)
+            costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + spent
+    costs.seconds = time.monotonic() - begin
+    return costs
+
+
+def _with_and_without_means(
+    query: Tensor, key: Tensor, value: Tensor, candidate: Candidate
+) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
+    """Attention that keeps no block, with the means of all of them and without."""
+    blocks: dict[str, Any] = {"block_q": candidate.blocks[0], "block_k": candidate.blocks[1]}
+    none = torch.zeros_like(ops.mask_blocks(query, key, **blocks)).expand(1, query.shape[1], -1, -1)
+    arguments = (query, key, value, none.contiguous())
+    return (
+        lambda: ops.block_mean_attention(*arguments, **blocks)[0],
+        lambda: ops.block_sparse_attention(*arguments, **blocks)[0],
+    )
+
+
+def milliseconds(run: Callable[[], Any], device: torch.device, repeats: int = _REPEATS) -> float:
+    """Median time of ``run`` after one call that is not timed."""
+    if device.type == "cuda":
+        return statistics.median(timing.milliseconds(run, repeats))
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+def _dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+
+
+def random_tensors(kind: AttentionKind, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Random query, key and value in the memory layout of models, [B, S, H, D] seen as [B, H, S, D]."""
+    generator = torch.Generator(device).manual_seed(0)
+    sizes = (
+        (kind.q_heads, kind.head_dim),
+        (kind.kv_heads, kind.head_dim),
+        (kind.kv_heads, kind.value_head_dim),
+    )
+    query, key, value = (
+        torch.randn(1, length, heads, dim, generator=generator, device=device)
+        .to(getattr(torch, kind.dtype))
+        .transpose(1, 2)
+        for heads, dim in sizes
+    )
+    return query, key, value

@@ -1,0 +1,50 @@
+"""Reports name rules by the settings that they were measured with, whatever the defaults are today."""
+
+import pytest
+
+from sa_compile.lab.eval.naming import with_present_names
+from sa_compile.lab.eval.rules import parse_rule
+
+CASES = [
+    pytest.param(
+        "adaptive",
+        {"tau": 0.4, "landmarks": 3, "last": 128},
+        "adaptive:tau=0.4,landmarks=3,budget=1.0,means=1",
+        id="old defaults",
+    ),
+    pytest.param(
+        "adaptive",
+        {"tau": 0.4},
+        "adaptive:tau=0.4,last=0,budget=1.0,means=1",
+        id="before the last rows were kept whole",
+    ),
+    pytest.param(
+        "chunked:alpha=0.95",
+        {"alpha": 0.95, "chunk_n": 2, "last": 128},
+        parse_rule("chunked:alpha=0.95").spec,
+        id="now default",
+    ),
+    pytest.param(
+        "xattention+sink+w2",
+        {"rule": {"stride": 8, "tau": 0.5}, "sink": True, "window_blocks": 2},
+        "xattention:tau=0.5+sink+w2",
+        id="forced",
+    ),
+    pytest.param("adaptive", {"medians": 1}, "adaptive (of its commit)", id="settings that are no more"),
+]
+
+
+@pytest.mark.parametrize("rule, settings, expected", CASES)
+def test_a_rule_is_named_by_its_settings(rule, settings, expected):
+    result = {
+        "plan": {"rules": ["full", rule], "seed": 3},
+        "settings": {"full": {}, rule: settings},
+        "scores": [{"rule": "full", "index": 0}, {"rule": rule, "index": 0}],
+        "pictures": [{"rule": rule}],
+    }
+    named = with_present_names(result)
+    assert named["plan"] == {"rules": ["full", expected], "seed": 3}
+    assert named["settings"] == {"full": {}, expected: settings}
+    assert [line["rule"] for line in named["scores"]] == ["full", expected]
+    assert named["pictures"] == [{"rule": expected}]
+    assert result["plan"]["rules"] == ["full", rule]

@@ -1,0 +1,59 @@
+"""Predicted time is selection plus density times the block-sparse op, summed over the model's attentions."""
+
+import pytest
+import torch
+
+from sa_compile.fingerprint import AttentionKind
+from sa_compile.lab.tune import costs
+from sa_compile.lab.tune.space import FAMILIES, candidates
+from sa_compile.prefill import Selection
+
+TRIED = list(candidates(FAMILIES, [(32, 32), (32, 16)]))
+KINDS = (AttentionKind(4, 2, 16, 16, "float32", count=3), AttentionKind(2, 2, 8, 24, "bfloat16", count=2))
+
+
+def test_the_prediction_is_linear_in_the_density():
+    first = TRIED[0]
+    known = costs.LengthCosts(256, 9.0, {"32x32": 5.0}, {first.timed_as: 0.5})
+    assert [known.predict(first, density) for density in (0.0, 0.2, 1.0)] == pytest.approx([0.5, 1.5, 5.5])
+
+
+def test_every_op_is_timed_for_every_kind_as_often_as_the_model_has_it(monkeypatch):
+    shapes = []
+
+    def one_millisecond(run, device):
+        out = run()
+        if not isinstance(out, Selection):
+            shapes.append(tuple((out[0] if isinstance(out, tuple) else out).shape))
+        return 1.0
+
+    monkeypatch.setattr(costs, "milliseconds", one_millisecond)
+    measured = costs.measure_costs(256, KINDS, TRIED, torch.device("cpu"))
+    assert measured.dense_ms == 3 + 2
+    assert measured.block_ms == {"32x32": 5.0, "32x16": 5.0}
+    assert measured.selection_ms == dict.fromkeys((c.timed_as for c in TRIED), 5.0)
+    assert (1, 4, 256, 16) in shapes and (1, 2, 256, 24) in shapes
+
+
+@pytest.mark.parametrize("method, dropped", [("adaptive", 1), ("chunked", 0)])
+def test_what_is_paid_at_any_density_includes_the_means_of_all_blocks(method, dropped, monkeypatch):
+    masks = []
+    real = costs.ops.block_mean_attention
+
+    def notes(query, key, value, block_mask, **options):
+        masks.append(block_mask)
+        return real(query, key, value, block_mask, **options)
+
+    monkeypatch.setattr(costs.ops, "block_mean_attention", notes)
+    tried = [c for c in TRIED if c.family.method == method and (c.config.means_dropped or not dropped)][:1]
+    monkeypatch.setattr(costs, "milliseconds", lambda run, device: float(run() is not None))
+    costs.measure_costs(256, KINDS[:1], tried, torch.device("cpu"))
+    assert len(masks) == dropped and not any(mask.any() for mask in masks)
+
+
+def test_times_are_medians_after_a_call_that_does_not_count(monkeypatch):
+    clock = iter([0, 5, 10, 11, 20, 22])
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    calls = []
+    assert costs.milliseconds(lambda: calls.append(1), torch.device("cpu"), repeats=3) == 2000
+    assert len(calls) == 4
