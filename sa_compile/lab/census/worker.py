@@ -27,8 +27,8 @@ def census_of(class_name: str, model_type: str, attn: str, variants: Sequence[Va
     """The record of one class and attention implementation, as plain data.
 
     "status" is "run", "not built" or "not offered" (no such implementation), the latter two with a "reason";
-    "variants" holds what :func:`sa_compile.lab.census.variants.measure` returns for each, with "plain" (the same
-    call under plain torch.compile) where it is not ok.
+    "variants" holds what :func:`sa_compile.lab.census.variants.measure` returns for each, with "plain" (the
+    same call under plain torch.compile) where it is not ok.
     """
     record: dict[str, Any] = {"model": class_name, "model_type": model_type, "attn": attn}
     first, results = _collect(class_name, model_type, attn, variants, "sampleattn")

@@ -39,9 +39,9 @@ class SparsePrefill:
     ``densities`` and ``cras`` hold one fp32 [B, Hq] tensor a prefill and layer without sliding window, in the
     order of the layers: the kept share of causal blocks, and the smallest kept share of attention over
     ``cra_rows`` rows at the end of each of ``cra_chunks`` equal chunks (0 chunks: not measured). With
-    ``theorem``, ``errors`` and ``bounds`` hold what :func:`~sa_compile.lab.eval.exact.output_error` gives, with
-    ``sparsity`` ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are the block
-    masks, ``layers`` the numbers of the model's layers that they are of.
+    ``theorem``, ``errors`` and ``bounds`` hold what :func:`~sa_compile.lab.eval.exact.output_error` gives,
+    with ``sparsity`` ``sds`` the heads' SD(0.95); both cost as much as dense attention. ``masks`` are the
+    block masks, ``layers`` the numbers of the model's layers that they are of.
     """
 
     rule: Rule

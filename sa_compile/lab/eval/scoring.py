@@ -82,8 +82,8 @@ def score_document(
     """Score a document by teacher forcing, every attention layer prefilling with ``rule``.
 
     ``reference``: what another rule predicts of the same document and positions (its score's ``states``).
-    ``settings`` go to :func:`~sa_compile.lab.eval.attention.sparse_prefill`. ValueError for a model without an
-    attention that the rule could run in.
+    ``settings`` go to :func:`~sa_compile.lab.eval.attention.sparse_prefill`. ValueError for a model without
+    an attention that the rule could run in.
     """
     device = next(model.parameters()).device
     tokens = torch.from_numpy(document.tokens).to(device)
