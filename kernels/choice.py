@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
-DEFAULT = ("cuda_sm90", "cuda_sm80", "triton", "pytorch")  # without triton where that is not installed
+DEFAULT = ("cuda_sm90", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 # Of ``block_representatives`` and ``select_adaptive``, which have no values: both times that of queries and
@@ -39,6 +39,7 @@ _SELECTION = (
 _MEANS = ("add_block_means",)
 _ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", *_MEANS)
 Capability = tuple[int, int]
+HOPPER: Capability = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ class Kernel:
     block_q: tuple[int, ...] | None = None
     block_k: tuple[int, ...] | None = None
     representatives: tuple[int, ...] | None = None
-    capabilities: tuple[Capability, Capability] | None = None  # lowest and highest, both included
-    library_op: str | None = None  # the op of the CUDA library, which may be built without it
-    shared_bytes: Callable[[tuple[int, int]], int] | None = None  # of a thread block, by head dims
+    capability: Capability | None = None
+    library_op: str | None = None  # the op of the CUDA library, which may not be installed
 
     def fits(self, call: Call) -> bool:
         """Can it compute the call, on this machine, as installed?"""
@@ -78,30 +78,12 @@ class Kernel:
             and _allowed(call.block_k, self.block_k)
             and _allowed(call.representatives, self.representatives)
             and (self.library_op is None or has_library_op(self.library_op))
-            and (self.capabilities is None or _within(self.capabilities, _capability(call.device)))
-            and (
-                self.shared_bytes is None
-                or call.head_dims is None
-                or self.shared_bytes(call.head_dims) <= shared_memory(call.device)
-            )
+            and (self.capability is None or self.capability == _capability(call.device))
         )
 
 
-def _represent(highest: Capability) -> Kernel:
-    """``block_representatives``, which is the same code on every generation."""
-    return Kernel(
-        ("block_representatives",),
-        _HALF,
-        CUDA_ADAPTIVE_HEAD_DIMS,
-        block_k=(128,),
-        representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
-        capabilities=((8, 0), highest),
-        library_op="block_representatives_cuda",
-    )
-
-
 KERNELS: dict[str, tuple[Kernel, ...]] = {
-    # Hopper's instructions exist on no other generation.
+    # The CUDA library is for Hopper alone: its instructions exist on no other generation.
     "cuda_sm90": (
         Kernel(
             _ATTENTION,
@@ -109,10 +91,18 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             CUDA_HEAD_DIMS,
             block_q=(128,),
             block_k=(64, 128),
-            capabilities=((9, 0), (9, 0)),
+            capability=HOPPER,
             library_op="block_sparse_attention_sm90",
         ),
-        _represent(highest=(9, 0)),
+        Kernel(
+            ("block_representatives",),
+            _HALF,
+            CUDA_ADAPTIVE_HEAD_DIMS,
+            block_k=(128,),
+            representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
+            capability=HOPPER,
+            library_op="block_representatives_cuda",
+        ),
         Kernel(
             ("select_adaptive",),
             _HALF,
@@ -120,7 +110,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             block_q=(128,),
             block_k=(128,),
             representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
-            capabilities=((9, 0), (9, 0)),
+            capability=HOPPER,
             library_op="select_adaptive_sm90",
         ),
         Kernel(
@@ -129,26 +119,11 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             CUDA_MEAN_HEAD_DIMS,
             block_q=(128,),
             block_k=(128,),
-            capabilities=((9, 0), (9, 0)),
+            capability=HOPPER,
             library_op="block_mean_attention_sm90",
         ),
     ),
-    # Shipped with PTX, so it runs on every later generation too.
-    "cuda_sm80": (
-        Kernel(
-            _ATTENTION,
-            _HALF,
-            CUDA_HEAD_DIMS,
-            block_q=(128,),
-            block_k=(64, 128),
-            capabilities=((8, 0), (99, 0)),
-            library_op="block_sparse_attention_sm80",
-            # 128 rows of queries and 64 of keys and of values, 2 bytes each (sm80/forward.h).
-            shared_bytes=lambda head_dims: 2 * (192 * head_dims[0] + 64 * head_dims[1]),
-        ),
-        _represent(highest=(99, 0)),
-    ),
-    # float32 tiles of these kernels spill or do not fit into shared memory: PyTorch's products are faster.
+    # Every other generation's. Tiles of float32 spill or do not fit into shared memory: PyTorch is faster.
     "triton": (Kernel(_ALL, _HALF),),
     # Correct everywhere, faster than dense attention nowhere.
     "pytorch": (Kernel(_ALL),),
@@ -253,7 +228,3 @@ def shared_memory(device: torch.device) -> int:
 
 def _allowed(value: object, allowed: tuple | None) -> bool:
     return allowed is None or value is None or value in allowed
-
-
-def _within(bounds: tuple[Capability, Capability], capability: Capability) -> bool:
-    return bounds[0] <= capability <= bounds[1]

@@ -10,7 +10,7 @@ from gpu.attention_cases import POISON, Case
 from sa_compile.kernels import choice, ops
 from sa_compile.kernels.choice import Call
 
-ATTENTION_KERNELS = ("cuda_sm90", "cuda_sm80", "triton")
+ATTENTION_KERNELS = ("cuda_sm90", "triton")
 # Error bound: this many times the error of dense SDPA in the same precision.
 FACTOR = 1.5
 LSE_ERROR = 1e-3

@@ -12,14 +12,13 @@ from sa_compile.kernels.choice import Call, preferring
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
-@pytest.fixture(params=["cuda_sm90", "cuda_sm80"])
-def kernel(request: pytest.FixtureRequest, cuda: str):
-    """The device, with the kernel as one generation's table names it; skips where it cannot run."""
-    device = torch.device(cuda)
-    op = "block_representatives"
-    if not choice.fits(request.param, Call(op, device, torch.bfloat16, (128, 128), representatives=8)):
-        pytest.skip("needs the CUDA library, and a GPU that this row of the table names")
-    with preferring(request.param):
+@pytest.fixture
+def kernel(cuda: str):
+    """The device, with the kernel preferred; skips where it cannot run."""
+    call = Call("block_representatives", torch.device(cuda), torch.bfloat16, (128, 128), representatives=8)
+    if not choice.fits("cuda_sm90", call):
+        pytest.skip("needs the CUDA library and a GPU that it is for")
+    with preferring("cuda_sm90"):
         yield cuda
 
 

@@ -14,17 +14,13 @@ DEVICE = torch.device("cuda")
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A function that pretends a GPU of some capability, a CUDA library with some kernels, Triton or none."""
+    """A function that pretends a GPU of some capability, the CUDA library or none, Triton or none."""
 
-    def pretend(capability=(9, 0), built=("sm80", "sm90"), shared_memory=232448, triton=True):
+    def pretend(capability=(9, 0), library=True, triton=True):
         monkeypatch.setattr(choice, "_has_triton", lambda: triton)
         choice._from_environment.cache_clear()
         monkeypatch.setattr(choice, "_capability", lambda device: capability)
-        monkeypatch.setattr(choice, "shared_memory", lambda device: shared_memory)
-        ops = ("block_sparse_attention", "select_adaptive", "block_mean_attention")
-        names = [f"{op}_{name}" for op in ops for name in built]
-        names += ["block_representatives_cuda"] if built else []
-        monkeypatch.setattr(choice, "has_library_op", lambda name: name in names)
+        monkeypatch.setattr(choice, "has_library_op", lambda name: library)
         choice._first_fitting.cache_clear()
 
     yield pretend
@@ -58,12 +54,12 @@ def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
         pytest.param(attention(head_dims=(80, 80)), {}, "triton", id="head dim without a native kernel"),
         pytest.param(attention(block_q=64), {}, "triton", id="short query blocks"),
         pytest.param(attention(block_k=32), {}, "triton", id="narrow key blocks"),
-        pytest.param(attention(), {"capability": (10, 0)}, "cuda_sm80", id="newer than hopper"),
-        pytest.param(attention(), {"capability": (8, 0)}, "cuda_sm80", id="ampere"),
+        pytest.param(attention(), {"capability": (10, 0)}, "triton", id="newer than hopper"),
+        pytest.param(attention(), {"capability": (8, 0)}, "triton", id="ampere"),
         pytest.param(attention(), {"capability": (7, 5)}, "triton", id="turing"),
-        pytest.param(attention(), {"built": ("sm80",)}, "cuda_sm80", id="library without sm90"),
-        pytest.param(attention(), {"built": ()}, "triton", id="no library"),
-        pytest.param(attention(), {"built": (), "triton": False}, "pytorch", id="neither"),
+        pytest.param(attention(), {"capability": (8, 9)}, "triton", id="ada"),
+        pytest.param(attention(), {"library": False}, "triton", id="no library"),
+        pytest.param(attention(), {"library": False, "triton": False}, "pytorch", id="neither"),
         pytest.param(Call("sample_scores", DEVICE, torch.bfloat16), {}, "triton", id="sampling"),
         pytest.param(Call("sample_scores", DEVICE, torch.float32), {}, "pytorch", id="sampling in fp32"),
         pytest.param(Call("select_blocks", DEVICE), {}, "triton", id="selection"),
@@ -81,12 +77,13 @@ def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
         pytest.param(adaptive(representatives=17), {}, "triton", id="adaptive other landmarks"),
         pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),
         pytest.param(adaptive(), {"capability": (8, 0)}, "triton", id="adaptive ampere"),
-        pytest.param(adaptive(), {"built": ("sm80",)}, "triton", id="adaptive without sm90"),
+        pytest.param(adaptive(), {"library": False}, "triton", id="adaptive, no library"),
         pytest.param(represent(), {}, "cuda_sm90", id="representatives"),
-        pytest.param(represent(), {"capability": (10, 0)}, "cuda_sm80", id="representatives, newer"),
+        pytest.param(represent(), {"capability": (10, 0)}, "triton", id="representatives, newer"),
+        pytest.param(represent(), {"capability": (8, 0)}, "triton", id="representatives on ampere"),
         pytest.param(represent(landmarks=8), {}, "triton", id="representatives, other landmarks"),
         pytest.param(represent(torch.float32), {}, "pytorch", id="representatives in fp32"),
-        pytest.param(represent(), {"built": ()}, "triton", id="representatives, no library"),
+        pytest.param(represent(), {"library": False}, "triton", id="representatives, no library"),
     ],
 )
 def test_the_default_takes_the_fastest_kernel_that_fits(call, machine, expected, gpu):
@@ -94,28 +91,15 @@ def test_the_default_takes_the_fastest_kernel_that_fits(call, machine, expected,
     assert choose(call) == expected
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0), (10, 0), (12, 0)], ids=str)
-def test_sm80_runs_on_every_later_generation(capability, gpu):
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)], ids=str)
+def test_a_forced_kernel_that_does_not_fit_is_an_error_and_no_fallback(capability, gpu):
     gpu(capability=capability)
-    with preferring("cuda_sm80"):
-        assert choose(attention()) == "cuda_sm80"
-
-
-def test_sm80_leaves_out_head_dims_that_do_not_fit_into_shared_memory(gpu):
-    gpu(capability=(8, 6), shared_memory=101376)
-    with preferring("cuda_sm80", "pytorch"):
-        assert choose(attention(head_dims=(192, 192))) == "cuda_sm80"
-        assert choose(attention(head_dims=(256, 256))) == "pytorch"
-
-
-def test_a_forced_kernel_that_does_not_fit_is_an_error_and_no_fallback(gpu):
-    gpu(capability=(7, 5))
     with (
-        preferring("cuda_sm80"),
-        pytest.raises(ValueError, match="none of the kernels asked for .cuda_sm80."),
+        preferring("cuda_sm90"),
+        pytest.raises(ValueError, match="none of the kernels asked for .cuda_sm90."),
     ):
         choose(attention())
-    with preferring("cuda_sm80", "pytorch"):
+    with preferring("cuda_sm90", "pytorch"):
         assert choose(attention()) == "pytorch"
 
 
@@ -130,17 +114,22 @@ def test_each_op_takes_the_first_kernel_that_has_it(gpu):
 
 def test_the_environment_variable_names_the_order(gpu, monkeypatch):
     gpu()
-    monkeypatch.setenv(choice.ENVIRONMENT, "cuda_sm80,pytorch")
+    monkeypatch.setenv(choice.ENVIRONMENT, "triton,pytorch")
     choice._from_environment.cache_clear()
-    try:
-        assert choice.preference() == ("cuda_sm80", "pytorch")
-        assert choose(attention()) == "cuda_sm80"
-        monkeypatch.setenv(choice.ENVIRONMENT, "cuda")
-        choice._from_environment.cache_clear()
-        with pytest.raises(ValueError, match="must name kernels out of cuda_sm90, .* got .'cuda'."):
-            choice.preference()
-    finally:
-        choice._from_environment.cache_clear()
+    assert choice.preference() == ("triton", "pytorch")
+    assert choose(attention()) == "triton"
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda_sm80"])
+def test_a_name_that_is_no_kernel_is_an_error_that_names_those_that_are(name, gpu, monkeypatch):
+    gpu()
+    monkeypatch.setenv(choice.ENVIRONMENT, f"{name},pytorch")
+    choice._from_environment.cache_clear()
+    expected = f"must name kernels out of cuda_sm90, triton, pytorch, got .'{name}'."
+    with pytest.raises(ValueError, match=f"{choice.ENVIRONMENT} {expected}"):
+        choice.preference()
+    with pytest.raises(ValueError, match=f"preferring {expected}"), preferring(name):
+        pass
 
 
 def test_triton_on_request_must_be_installed(monkeypatch):

@@ -67,7 +67,6 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::option
   return {representatives, log_weights, spreads};
 }
 
-#ifdef SAMPLEATTN_SM90
 // Memory for the squares of two rounds. Prompts of over a million tokens get fewer thread blocks instead of more.
 constexpr int64_t kSquareBytes = int64_t(1280) << 20;
 constexpr int64_t kQuadWords = 2 * 512;  // two items of two tiles of 128 rows, two rows a word, four blocks
@@ -155,7 +154,6 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");
   return block_mask;
 }
-#endif
 
 }  // namespace
 
@@ -163,17 +161,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
   library.def(
       "block_representatives_cuda(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
       "(Tensor, Tensor, Tensor)");
-#ifdef SAMPLEATTN_SM90
   library.def(
       "select_adaptive_sm90(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
       "Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, "
       "int window_slashes, int last_rows) -> Tensor");
-#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
   library.impl("block_representatives_cuda", TORCH_BOX(&block_representatives));
-#ifdef SAMPLEATTN_SM90
   library.impl("select_adaptive_sm90", TORCH_BOX(&select_adaptive));
-#endif
 }

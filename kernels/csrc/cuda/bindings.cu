@@ -7,7 +7,6 @@
 #include "sampleattn/cuda/means.h"
 #include "sampleattn/cuda/schedule.h"
 #include "sampleattn/cuda/tensors.h"
-#include "sampleattn/sm80/forward.h"
 #include "sampleattn/sm90/forward.h"
 
 namespace {
@@ -16,7 +15,6 @@ using namespace sampleattn;
 
 using Forward = Error (*)(Arguments const& args, int device, cudaStream_t stream);
 
-#ifdef SAMPLEATTN_SM90
 Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
   int const count = multiprocessors(device);
   if (args.head_dim == 64 && args.head_dim_v == 64) return sm90::forward_64_64(args, count, stream);
@@ -34,19 +32,6 @@ Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
   if (args.head_dim == 128 && args.head_dim_v == 128) return sm90::means_128_128(args, count, stream);
   return {"no kernel for this head_dim", args.head_dim};
 }
-#endif
-
-#ifdef SAMPLEATTN_SM80
-Error forward_sm80(Arguments const& args, int, cudaStream_t stream) {
-  if (args.head_dim == 64 && args.head_dim_v == 64) return sm80::forward_64_64(args, stream);
-  if (args.head_dim == 96 && args.head_dim_v == 96) return sm80::forward_96_96(args, stream);
-  if (args.head_dim == 128 && args.head_dim_v == 128) return sm80::forward_128_128(args, stream);
-  if (args.head_dim == 192 && args.head_dim_v == 128) return sm80::forward_192_128(args, stream);
-  if (args.head_dim == 192 && args.head_dim_v == 192) return sm80::forward_192_192(args, stream);
-  if (args.head_dim == 256 && args.head_dim_v == 256) return sm80::forward_256_256(args, stream);
-  return {"no kernel for this head_dim", args.head_dim};
-}
-#endif
 
 // takes_means: dropped blocks count by their means.
 std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor query, Tensor key, Tensor value,
@@ -139,49 +124,35 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor quer
   return {torch::stable::transpose(out, 1, 2), lse};
 }
 
-template <Forward forward>
 std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
                                                   std::optional<Tensor> query_segment,
                                                   std::optional<Tensor> key_segment, double scale, bool causal,
                                                   int64_t q_offset, int64_t window, int64_t block_q, int64_t block_k) {
-  return attend(forward, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
+  return attend(forward_sm90, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
                 window, block_q, block_k);
 }
 
-#ifdef SAMPLEATTN_SM90
 std::tuple<Tensor, Tensor> block_mean_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
                                                 std::optional<Tensor> key_segment, double scale, int64_t q_offset,
                                                 int64_t block_q, int64_t block_k) {
   return attend(means_sm90, true, query, key, value, block_mask, std::nullopt, key_segment, scale, true, q_offset, 0,
                 block_q, block_k);
 }
-#endif
 
 }  // namespace
 
 // A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
-#define SAMPLEATTN_SCHEMA                                                                                    \
-  "(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, Tensor? key_segment, " \
-  "float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> (Tensor, Tensor)"
-
 STABLE_TORCH_LIBRARY(sampleattn_cuda, library) {
-#ifdef SAMPLEATTN_SM80
-  library.def("block_sparse_attention_sm80" SAMPLEATTN_SCHEMA);
-#endif
-#ifdef SAMPLEATTN_SM90
-  library.def("block_sparse_attention_sm90" SAMPLEATTN_SCHEMA);
+  library.def(
+      "block_sparse_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
+      "Tensor? key_segment, float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> "
+      "(Tensor, Tensor)");
   library.def(
       "block_mean_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? key_segment, "
       "float scale, int q_offset, int block_q, int block_k) -> (Tensor, Tensor)");
-#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
-#ifdef SAMPLEATTN_SM80
-  library.impl("block_sparse_attention_sm80", TORCH_BOX(&block_sparse_attention<forward_sm80>));
-#endif
-#ifdef SAMPLEATTN_SM90
-  library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention<forward_sm90>));
+  library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention));
   library.impl("block_mean_attention_sm90", TORCH_BOX(&block_mean_attention));
-#endif
 }

@@ -2,15 +2,12 @@
 
 #include <cfloat>
 
+#include "sampleattn/cuda/matrix_instructions.h"
+#include "sampleattn/cuda/matrix_layout.h"
 #include "sampleattn/landmarks.h"
-#include "sampleattn/sm80/instructions.h"
-#include "sampleattn/sm80/layout.h"
 
 namespace sampleattn::adaptive {
 namespace {
-
-using sm80::kVector;
-using sm80::LaneVector;
 
 constexpr int kThreads = 128;  // as many as keys of a block: each thread has one
 constexpr int kWarps = kThreads / 32;
@@ -41,7 +38,7 @@ template <class Element, int kHeadDim, int kLandmarks>
 struct Represent {
   static constexpr int kVectors = kHeadDim / kVector;
   static constexpr int kRowsAtOnce = kThreads / kVectors;  // that the threads load, a vector each
-  using Keys = sm80::SharedTile<kThreads, kHeadDim>;
+  using Keys = SharedTile<kThreads, kHeadDim>;
   using Memory = Shared<kLandmarks>;
 
   RepresentativeArguments const& args;
@@ -119,8 +116,8 @@ struct Represent {
       uint32_t a[2][4];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        LaneVector const own = sm80::query_vector(lane);
-        sm80::load_matrices(a[m], shared_keys() + Keys::offset(warp * 32 + m * 16 + own.row, k * 2 + own.vector));
+        LaneVector const own = vector_of_a(lane);
+        load_matrices(a[m], shared_keys() + Keys::offset(warp * 32 + m * 16 + own.row, k * 2 + own.vector));
       }
 #pragma unroll
       for (int step = 0; step < 3; ++step) {
@@ -128,13 +125,13 @@ struct Represent {
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           uint32_t b[4];
-          LaneVector const own = sm80::key_vector(lane);
+          LaneVector const own = vector_of_b(lane);
           int const row = (warp + step) % kWarps * 32 + n * 16 + own.row;
-          sm80::load_matrices(b, shared_keys() + Keys::offset(row, k * 2 + own.vector));
+          load_matrices(b, shared_keys() + Keys::offset(row, k * 2 + own.vector));
 #pragma unroll
           for (int m = 0; m < 2; ++m) {
-            sm80::multiply(product[step][m] + n * 8, a[m], b[0], b[1], Element{});
-            sm80::multiply(product[step][m] + n * 8 + 4, a[m], b[2], b[3], Element{});
+            multiply(product[step][m] + n * 8, a[m], b[0], b[1], Element{});
+            multiply(product[step][m] + n * 8 + 4, a[m], b[2], b[3], Element{});
           }
         }
       }

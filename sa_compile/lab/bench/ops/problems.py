@@ -19,7 +19,7 @@ from sa_compile.lab.bench.ops import competitors, inputs
 from sa_compile.lab.bench.ops.inputs import Shape
 
 HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
-KERNELS = ("cuda_sm90", "cuda_sm80", "triton")
+KERNELS = ("cuda_sm90", "triton")
 FEWER = 7
 FEWER_LANDMARKS = f", {FEWER} landmarks"  # behind the names of method C's steps
 

@@ -1,5 +1,4 @@
-// Online softmax over an accumulator of which each warp holds 16 rows, and each thread parts of two of them: that of
-// a wgmma (a warp group's 64 rows) and that of a row of mma.m16n8k16 are laid out alike.
+// Online softmax over a wgmma's accumulator, of which each warp holds 16 rows, and each thread parts of two of them.
 #pragma once
 
 #include <cute/tensor.hpp>

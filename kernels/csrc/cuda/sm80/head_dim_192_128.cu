@@ -1,7 +1,0 @@
-#include "sampleattn/sm80/launch.h"
-
-namespace sampleattn::sm80 {
-
-Error forward_192_128(Arguments const& args, cudaStream_t stream) { return launch_either<192, 128>(args, stream); }
-
-}  // namespace sampleattn::sm80
