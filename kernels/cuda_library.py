@@ -9,8 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import choice, eager, eager_adaptive, eager_means, select_budget
+from . import choice
+from .block_mean_attention import eager as block_mean_attention_eager
+from .block_representatives import eager as block_representatives_eager
+from .block_sparse_attention import eager as block_sparse_attention_eager
 from .choice import Call
+from .sample_scores import eager as sample_scores_eager
+from .select_adaptive import eager as select_adaptive_eager
+from .select_blocks import eager as select_blocks_eager
+from .select_budget import eager as select_budget_eager
 
 
 def attention_kernel(
@@ -57,7 +64,9 @@ def block_sparse_attention(
 ) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` on CUDA tensors (see ``ops``)."""
     call = _attention_call(query.device, query.dtype, query.shape[-1], value.shape[-1], block_q, block_k)
-    run = _implementation(call, "triton.attention", eager.block_sparse_attention, scale)
+    run = _implementation(
+        call, "block_sparse_attention.triton", block_sparse_attention_eager.block_sparse_attention, scale
+    )
     return run(
         query,
         key,
@@ -97,19 +106,21 @@ def add_block_means_(
     block_q: int,
     block_k: int,
 ) -> None:
-    """``eager_means.add_block_means_`` on CUDA tensors."""
+    """``block_mean_attention.eager.add_block_means_`` on CUDA tensors."""
     dims = query.shape[-1], value.shape[-1]
     call = Call("add_block_means", query.device, query.dtype, dims, block_q, block_k)
-    add = _implementation(call, "triton.means", eager_means.add_block_means_, scale)
+    add = _implementation(
+        call, "block_mean_attention.triton", block_mean_attention_eager.add_block_means_, scale
+    )
     add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k)
 
 
 # Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first
 # tensor's dtype (``select_blocks`` reads scores, which are float32 whatever the model's dtype is).
 _SELECTION: dict[str, tuple[str, Callable, bool]] = {
-    "sample_scores": ("triton.sampling", eager.sample_scores, True),
-    "select_blocks": ("triton.selection", eager.select_blocks, False),
-    "select_budget": ("select_budget.triton", select_budget.eager.select_budget, True),
+    "sample_scores": ("sample_scores.triton", sample_scores_eager.sample_scores, True),
+    "select_blocks": ("select_blocks.triton", select_blocks_eager.select_blocks, False),
+    "select_budget": ("select_budget.triton", select_budget_eager.select_budget, True),
 }
 
 
@@ -131,7 +142,9 @@ def block_representatives(
     dims = (key.shape[-1], key.shape[-1])
     op = "block_representatives"
     call = Call(op, key.device, key.dtype, dims, block_k=block_k, representatives=1 + landmarks)
-    run = _implementation(call, "triton.representatives", eager_adaptive.block_representatives)
+    run = _implementation(
+        call, "block_representatives.triton", block_representatives_eager.block_representatives
+    )
     return run(key, key_segment, block_k, landmarks)
 
 
@@ -154,7 +167,7 @@ def select_adaptive(
     """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
     dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
     call = Call("select_adaptive", query.device, query.dtype, dims, block_q, block_k, members)
-    run = _implementation(call, "triton.adaptive", eager_adaptive.select_adaptive, scale)
+    run = _implementation(call, "select_adaptive.triton", select_adaptive_eager.select_adaptive, scale)
     return run(
         query,
         key,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import cuda_library, eager_means
+from . import cuda_library
+from .block_mean_attention import eager
 
 
 def block_mean_attention(
@@ -28,6 +29,6 @@ def block_mean_attention(
     sizes = (block_q, block_k)
     out, lse = attend(query, key, value, block_mask, None, key_segment, scale, True, q_offset, 0, *sizes)
     # In place, into outputs that nobody else has yet: at 1M tokens a second output would take gigabytes.
-    add = cuda_library.add_block_means_ if query.is_cuda else eager_means.add_block_means_
+    add = cuda_library.add_block_means_ if query.is_cuda else eager.add_block_means_
     add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, *sizes)
     return out, lse

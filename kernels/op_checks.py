@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import checks
+from .shared import checks
 
 
 def check_sample_scores(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import cuda_library, op_checks
 from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
-from .registration import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
+from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
 from .select_budget.op import select_budget
 
 __all__ = [

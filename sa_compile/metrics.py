@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sa_compile.kernels import reference
-from sa_compile.kernels.blocks import density
+from sa_compile.kernels.shared import reference
+from sa_compile.kernels.shared.blocks import density
 
 __all__ = ["cra", "density", "kept_probability", "sparsity_degree"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import popcount
+from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.passes.selection import forced_slashes, selection_arguments
 
 

@@ -1,4 +1,1 @@
 """The op ``select_budget``: sampled rows, and what of their attention may be left out."""
-
-from . import eager as eager
-from . import op as op

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import eager
-from ..blocks import causal_blocks, pack_bits
-from ..shapes import ceil_div
+from ..shared import eager as shared
+from ..shared.blocks import causal_blocks, pack_bits
+from ..shared.eager import row_weights
+from ..shared.shapes import blocks_of_keys, ceil_div
+from ..shared.visibility import forced_blocks, visible_blocks
 from .op import first_row, rows_of_a_block
 
 
@@ -29,11 +31,11 @@ def select_budget(
     q_len, k_len = query.shape[2], key.shape[2]
     device = query.device
     allowed = causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)[None]
-    visible = eager.visible_blocks(key_segment, block_k)
+    visible = visible_blocks(key_segment, block_k)
     if visible is not None:
         allowed = allowed & visible[:, None]
     sizes = (q_len, k_len, q_offset, block_q, block_k)
-    forced = eager.forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
+    forced = forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
     share, squares = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
     candidate = (allowed & ~forced)[:, None]
     kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= budget * budget)
@@ -75,7 +77,7 @@ def block_shares(
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    at_a_time = max(eager.SCORE_BYTES // (4 * batch * heads * max(k_len, 1) * count), 1)
+    at_a_time = max(shared.SCORE_BYTES // (4 * batch * heads * max(k_len, 1) * count), 1)
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
         # Keys behind the last row are seen by none.
@@ -84,12 +86,12 @@ def block_shares(
         segment = None if key_segment is None else key_segment[:, seen]
         chosen = sampled[begin:end].flatten()[None]
         valid = torch.ones_like(chosen, dtype=torch.bool)
-        weights = eager.row_weights(query, key[:, :, seen], segment, scale, q_offset, chosen, valid)
+        weights = row_weights(query, key[:, :, seen], segment, scale, q_offset, chosen, valid)
         total = weights.sum(-1, keepdim=True)
         shares = weights / torch.where(total > 0, total, 1)
         sees = (total > 0).unflatten(2, (end - begin, count)).sum(3).clamp(min=1)  # [B, Hq, blocks, 1]
         for part, x, number in ((parts[0], shares, 1), (parts[1], shares.square(), block_q)):
-            by_block = eager.blocks_of_keys(x, block_k).sum(-1).unflatten(2, (end - begin, count))
+            by_block = blocks_of_keys(x, block_k).sum(-1).unflatten(2, (end - begin, count))
             part.append(F.pad(by_block.sum(3) * number / sees, (0, n_key_blocks - blocks)))
     if not parts[0]:
         empty = query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import checks
 from ..defaults import BUDGET_ROWS
-from ..shapes import ceil_div, n_words
+from ..shared import checks
+from ..shared.shapes import ceil_div, n_words
 
 NAME = "select_budget"
 SCHEMA = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..reference import visible_entries
+from ..shared.reference import visible_entries
 from .op import first_row, rows_of_a_block
 
 

@@ -15,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..choice import shared_memory
-from ..shapes import WORD_BITS, ceil_div, n_words
-from ..triton.common import batch_stride, floor_div, tile_dim
-from ..triton.visibility import visible_and_sinks
+from ..shared.shapes import WORD_BITS, ceil_div, n_words
+from ..shared.triton import batch_stride, floor_div, tile_dim
+from ..shared.visibility import visible_and_sinks
 from .op import rows_of_a_block
 
 LOG2_E = 1.4426950408889634

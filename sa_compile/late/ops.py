@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sa_compile.kernels import checks
 from sa_compile.kernels.ops import NAMESPACE
+from sa_compile.kernels.shared import checks
 from sa_compile.late import attention
 
 __all__ = ["late_attention_op", "read_mask_op"]

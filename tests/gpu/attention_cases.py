@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from support.implementations import reference
 from torch import Tensor
 
-from sa_compile.kernels import blocks, reference
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import reference as shared_reference
 
 POISON = float("nan")
 
@@ -150,7 +152,7 @@ def relative_error(result: Tensor, expected: Tensor) -> float:
 def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
     """Error of dense SDPA in the case's dtype with the same mask as a tensor, where a row keeps a key."""
     rows = torch.arange(case.q_len, device=inputs.query.device)
-    visible = reference.visible_entries(
+    visible = shared_reference.visible_entries(
         rows,
         case.k_len,
         causal=case.causal,
@@ -159,7 +161,9 @@ def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
         query_segment=inputs.query_segment,
         key_segment=inputs.key_segment,
     )[:, None]
-    mask = visible & reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
+    mask = visible & shared_reference.kept_entries(
+        inputs.block_mask, rows, case.k_len, case.block_q, case.block_k
+    )
     out = torch.nn.functional.scaled_dot_product_attention(
         inputs.query.contiguous(),
         inputs.key.nan_to_num().contiguous(),

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import BASE, Case, Inputs
+from support.implementations import eager
 
-from sa_compile.kernels import eager, ops
+from sa_compile.kernels import ops
 from sa_compile.kernels.choice import CUDA_HEAD_DIMS, KERNELS, preferring
 
 SMALL = BASE.with_(q_len=200, k_len=200, heads=2, heads_kv=1)

@@ -9,10 +9,13 @@ import torch
 from gpu import attention_cases
 from gpu.attention_cases import BASE, GRID, Case, Inputs
 from gpu.kernels import LSE_ERROR, poison_free_memory
+from support.implementations import reference
 from torch import Tensor
 
-from sa_compile.kernels import blocks, choice, cuda_library, eager_means, ops, reference
+from sa_compile.kernels import choice, cuda_library, ops
+from sa_compile.kernels.block_mean_attention.eager import block_means
 from sa_compile.kernels.choice import CUDA_MEAN_HEAD_DIMS, Call, preferring
+from sa_compile.kernels.shared import blocks
 
 KERNELS = ("cuda_sm90", "triton")
 CAUSAL = [n for n, case in GRID.items() if case.causal and not case.window and case.segments != "packed"]
@@ -106,7 +109,7 @@ def test_the_means_of_the_cuda_library_are_those_of_pytorch(cuda: str) -> None:
     if whole is None:
         pytest.skip("needs a Hopper GPU and the CUDA library built for it")
     out, lse = whole(*arguments(inputs, case))
-    _, values, counts, _ = eager_means.block_means(inputs.key, inputs.value, inputs.key_segment, 128)
+    _, values, counts, _ = block_means(inputs.key, inputs.value, inputs.key_segment, 128)
     weights = counts[..., :3].exp()
     expected = (weights[..., None] * values[:, :, :3]).sum(2) / weights.sum(-1)[..., None]
     expected = expected.repeat_interleave(case.heads // case.heads_kv, 1)

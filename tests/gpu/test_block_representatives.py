@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.implementations import reference
 from torch import Tensor
 
-from sa_compile.kernels import choice, ops, reference_adaptive
+from sa_compile.kernels import choice, ops
 from sa_compile.kernels.choice import Call, preferring
 
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -56,7 +57,7 @@ def test_equals_the_oracle(
         segment = torch.where(hidden, -1, 0).int()
     found = ops.block_representatives_op(key, segment, 128, landmarks)
     on_cpu = None if segment is None else segment.cpu()
-    expected = reference_adaptive.block_representatives(key.cpu(), on_cpu, 128, landmarks)
+    expected = reference.block_representatives(key.cpu(), on_cpu, 128, landmarks)
     assert torch.equal(found[0][:, :, 1:].cpu().double(), expected[0][:, :, 1:])
     rounding = {"rtol": 1.01 * ROUNDING[dtype], "atol": 1e-5}
     torch.testing.assert_close(found[0][:, :, 0].cpu().double(), expected[0][:, :, 0], **rounding)

@@ -7,9 +7,11 @@ import torch
 from gpu import attention_cases
 from gpu.attention_cases import BASE, GRID
 from gpu.kernels import ATTENTION_KERNELS, FACTOR, check, skip_without
+from support.implementations import reference
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sa_compile.kernels import ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.block_sparse_attention.reference import dense_attention
 from sa_compile.kernels.choice import CUDA_HEAD_DIMS, preferring
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -82,7 +84,7 @@ def test_long_sequences_are_as_exact_as_cudnn(length: int, device: str) -> None:
         )
     for first in (0, length // 3, length - 32):
         rows = slice(first, first + 32)
-        expected, _ = reference.dense_attention(
+        expected, _ = dense_attention(
             inputs.query[:, :, rows],
             inputs.key,
             inputs.value,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sa_compile.kernels import choice, ops
-from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.eval.rules import RULES, parse_rule
 from sa_compile.lab.eval.rules.base import Problem
 from sa_compile.lab.eval.rules.oracle import all_block_mass

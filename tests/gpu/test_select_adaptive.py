@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from support.implementations import eager, reference
 from torch import Tensor
 
-from sa_compile.kernels import blocks, choice, eager_adaptive, ops, reference_adaptive
+from sa_compile.kernels import choice, ops
 from sa_compile.kernels.choice import Call, preferring
+from sa_compile.kernels.select_adaptive import eager as adaptive_eager
+from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.shared import blocks
 
 # Squares are kept in bfloat16 until a row's total is known: a squared share is off by 2^-9 at most.
 NEAR_TAU = 0.008
@@ -127,10 +131,10 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     before = (query, key, *terms, segment, case.dim**-0.5, case.q_offset, 128, 128)
     after = (case.keep_sink, case.window)
     on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in before]
-    product = reference_adaptive.byte_product
-    squares, _ = reference_adaptive.squared_shares(*on_cpu, *after, product)
+    product = adaptive_reference.byte_product
+    squares, _ = adaptive_reference.squared_shares(*on_cpu, *after, product)
     expected = {
-        tau: reference_adaptive.select_adaptive(*on_cpu, tau, *after, case.last_rows, product).cuda()
+        tau: reference.select_adaptive(*on_cpu, tau, *after, case.last_rows, product).cuda()
         for tau in (0.0, 0.1, 0.3)
     }
     compare(case, (before, after), squares.cuda(), expected)
@@ -159,21 +163,21 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(
         alone = kept(own_query, own_key, None)
         terms = [x.cpu() for x in ops.block_representatives_op(own_key, None, 128, 15)]
         arguments = (own_query.cpu(), own_key.cpu(), *terms, None, *where, *after)
-        squares, _ = reference_adaptive.squared_shares(*arguments, reference_adaptive.byte_product)
+        squares, _ = adaptive_reference.squared_shares(*arguments, adaptive_reference.byte_product)
         near_tau = ((squares - 0.01).abs() <= NEAR_TAU * 0.01).cuda()
         own = found[b : b + 1, :, : alone.shape[2]]
         assert not own[..., alone.shape[3] :].any()
         assert torch.equal(own[..., : alone.shape[3]] | near_tau, alone | near_tau)
 
 
-class ByteBlocks(eager_adaptive.AdaptiveBlocks):
+class ByteBlocks(adaptive_eager.AdaptiveBlocks):
     """PyTorch's reading of the blocks, with scores from bytes as the kernel's are. No padding."""
 
     def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
         members = representatives.unflatten(-1, (-1, self.n_key_blocks)).permute(0, 1, 3, 4, 2)
         group = self.query.shape[1] // self.key.shape[1]
         found = [
-            reference_adaptive.byte_product(
+            adaptive_reference.byte_product(
                 self.query[0, head, rows].double(),
                 members[0, head // group].double(),
                 torch.ones_like(members[0, 0, ..., 0], dtype=torch.bool),
@@ -196,7 +200,7 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
     key += 40 * torch.randn(1, 2, 1, dim, device="cuda").to(key.dtype)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (sharpness**-0.5 * dim**-0.5, 0, 128, 128)
-    exact = eager_adaptive.select_adaptive(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    exact = eager.select_adaptive(query, key, *terms, None, *where, 0.2, True, 2, 0)
     found = ops.select_adaptive_op(query, key, *terms, None, *where, 0.2, True, 2, 0)
     exact, found = (blocks.unpack_bits(mask, 64) for mask in (exact, found))
     assert (exact & ~found).sum() < 0.02 * exact.sum() and (found & ~exact).sum() < 0.02 * exact.sum()

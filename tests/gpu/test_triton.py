@@ -9,9 +9,12 @@ import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
+from support.implementations import eager, reference
 from torch import Tensor
 
-from sa_compile.kernels import blocks, eager, ops, reference, reference_adaptive
+from sa_compile.kernels import ops
+from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.shared import blocks
 
 # The interpreter multiplies bfloat16 wrongly, so lengths are small and dtypes are those that it knows.
 ATTENTION = [
@@ -34,7 +37,7 @@ SAMPLES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", ATTENTION)
 def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: str) -> None:
-    from sa_compile.kernels.triton import attention
+    from sa_compile.kernels.block_sparse_attention import triton as attention
 
     case = GRID[name].with_(
         dtype=dtype, head_dim=48, head_dim_v=32, block_q=32, block_k=64, heads=2, heads_kv=1
@@ -61,7 +64,8 @@ PADDING = ["none", "left", "right", "all_of_one"]
 @pytest.mark.parametrize("side", PADDING)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: str) -> None:
-    from sa_compile.kernels.triton import sampling, selection
+    from sa_compile.kernels.sample_scores import triton as sampling
+    from sa_compile.kernels.select_blocks import triton as selection
 
     sizes = SAMPLES[name]
     q_len, k_len, q_offset = sizes["q_len"], sizes["k_len"], sizes["q_offset"]
@@ -98,7 +102,8 @@ ADAPTIVE = {
 def test_block_representatives_and_select_adaptive(
     name: str, side: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sa_compile.kernels.triton import adaptive, representatives
+    from sa_compile.kernels.block_representatives import triton as representatives
+    from sa_compile.kernels.select_adaptive import triton as adaptive
 
     q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
@@ -108,7 +113,7 @@ def test_block_representatives_and_select_adaptive(
     if key_segment is not None:
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
     found = representatives.block_representatives(key, key_segment, block_k, 5)
-    expected = reference_adaptive.block_representatives(key, key_segment, block_k, 5)
+    expected = reference.block_representatives(key, key_segment, block_k, 5)
     assert torch.equal(found[0][:, :, 1:].double(), expected[0][:, :, 1:])
     rounding = 2.0**-11 if dtype == torch.float16 else 1e-6
     torch.testing.assert_close(found[0].double(), expected[0], rtol=1.01 * rounding, atol=1e-6)
@@ -118,13 +123,13 @@ def test_block_representatives_and_select_adaptive(
     monkeypatch.setattr(adaptive, "SCRATCH_BYTES", 4 * 2 * 2 * block_q * 45 * 2)  # some query blocks a group
     where = (key_segment, 0.2, q_offset, block_q, block_k)
     for keep_sink, window, last_rows in ((True, 2, 0), (False, 1, 0), (True, 2, 20)):
-        squares, _ = reference_adaptive.squared_shares(query, key, *found, *where, keep_sink, window)
+        squares, _ = adaptive_reference.squared_shares(query, key, *found, *where, keep_sink, window)
         for tau in (0.0, 0.1, 0.4):
             rest = (*where, tau, keep_sink, window, last_rows)
             bits = adaptive.select_adaptive(query, key, *found, *rest)
             kept = blocks.unpack_bits(bits, -(-k_len // block_k))
             near_tau = (squares - tau**2).abs() <= 1e-3 * tau**2
-            exact = reference_adaptive.select_adaptive(query, key, *found, *rest)
+            exact = reference.select_adaptive(query, key, *found, *rest)
             assert torch.equal(kept | near_tau, exact | near_tau)
 
 
@@ -205,7 +210,7 @@ def with_triton_means(
     query: Tensor, key: Tensor, value: Tensor, block_mask: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
     """block_mean_attention: PyTorch's attention over kept blocks, and the Triton kernels' means."""
-    from sa_compile.kernels.triton import means
+    from sa_compile.kernels.block_mean_attention import triton as means
 
     tensors, (segment, scale, q_offset, *sizes) = (query, key, value, block_mask), rest
     out, lse = eager.block_sparse_attention(*tensors, None, segment, scale, True, q_offset, 0, *sizes)
@@ -232,7 +237,7 @@ def test_block_means(name: str, dtype: torch.dtype, triton_device: str) -> None:
 
 def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     """Query block 2 drops key block 0, whose values are NaN, and block 3 keeps it and drops block 1."""
-    from sa_compile.kernels.triton import means
+    from sa_compile.kernels.block_mean_attention import triton as means
 
     query, key, value = torch.randn(3, 1, 1, 64, 16, device=triton_device)
     kept = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=triton_device)

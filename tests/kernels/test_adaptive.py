@@ -6,9 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import EPSILON, SELECTION_CASES, Case, make_inputs
 from support.attention_inputs import SELECTION as BASE
+from support.implementations import eager, reference
 
-from sa_compile.kernels import blocks, eager, eager_adaptive, ops, reference_adaptive
+from sa_compile.kernels import ops
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
+from sa_compile.kernels.select_adaptive import eager as adaptive_eager
+from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import eager as shared_eager
 
 CASES = [
     *SELECTION_CASES,
@@ -16,11 +21,11 @@ CASES = [
 ]
 REPRESENT = [
     pytest.param(ops.block_representatives_op, id="op"),
-    pytest.param(eager_adaptive.block_representatives, id="eager"),
+    pytest.param(eager.block_representatives, id="eager"),
 ]
 SELECT = [
     pytest.param(ops.select_adaptive_op, id="op"),
-    pytest.param(eager_adaptive.select_adaptive, id="eager"),
+    pytest.param(eager.select_adaptive, id="eager"),
 ]
 LANDMARKS = 5
 # Shares are sums of fp32 exponentials of fp32 products; the oracle's are float64.
@@ -47,8 +52,8 @@ def unpacked(mask, case):
 
 def assert_blocks_equal_the_oracles(kept, before, tau, after, last_rows=0):
     """But for shares nearly at tau, of which there are few."""
-    squares, _ = reference_adaptive.squared_shares(*before, *after)
-    expected = reference_adaptive.select_adaptive(*before, tau, *after, last_rows)
+    squares, _ = adaptive_reference.squared_shares(*before, *after)
+    expected = reference.select_adaptive(*before, tau, *after, last_rows)
     near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
     assert torch.equal(kept | near_tau, expected | near_tau)
     assert near_tau.float().mean() < 0.05 or tau == 0
@@ -61,7 +66,7 @@ def test_representatives_equal_the_oracle(represent, case, landmarks):
     inputs = make_inputs(case)
     arguments = (inputs.key, inputs.key_segment, case.block_k, landmarks)
     keys, log_weights, spreads = represent(*arguments)
-    exact_keys, exact_weights, exact_spreads = reference_adaptive.block_representatives(*arguments)
+    exact_keys, exact_weights, exact_spreads = reference.block_representatives(*arguments)
     assert keys.dtype == case.dtype and log_weights.dtype == spreads.dtype == torch.float32
     assert torch.equal(keys[:, :, 1:].double(), exact_keys[:, :, 1:])  # landmarks are the keys themselves
     bound = 1.01 * EPSILON[case.dtype] * exact_keys[:, :, 0].abs() + 1e-7
@@ -74,9 +79,9 @@ def test_representatives_equal_the_oracle(represent, case, landmarks):
 @pytest.mark.parametrize("forced", [(True, 2), (False, 1), (True, 4)], ids=["default", "least", "wide"])
 def test_shares_equal_the_oracle(case, forced):
     before, after = selection(case, sharpened(case), *forced)
-    expected, _ = reference_adaptive.squared_shares(*before, *after)
+    expected, _ = adaptive_reference.squared_shares(*before, *after)
     query, key, *terms = before[:5]
-    shares = eager_adaptive.AdaptiveBlocks(query, key, *before[5:], *after).squared_shares(*terms)
+    shares = adaptive_eager.AdaptiveBlocks(query, key, *before[5:], *after).squared_shares(*terms)
     torch.testing.assert_close(shares.double(), expected, **TOLERANCE)
 
 
@@ -105,16 +110,16 @@ def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch
     case = BASE.but(q_len=600, k_len=600, batch=2, segments="left_padding")
     before, after = selection(case, sharpened(case))
     whole = select(*before, 0.2, *after, 0)
-    monkeypatch.setattr(eager, "SCORE_BYTES", 1)
+    monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
     assert torch.equal(select(*before, 0.2, *after, 0), whole)
 
 
 def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
     case = BASE.but(q_len=96, k_len=96)
     inputs = sharpened(case)
-    terms = reference_adaptive.block_representatives(inputs.key, None, 3, 3)  # each is a group of its own
+    terms = reference.block_representatives(inputs.key, None, 3, 3)  # each is a group of its own
     rest = (None, case.scale, 0, 32, 3, True, 2)
-    squares, _ = reference_adaptive.squared_shares(inputs.query, inputs.key, *terms, *rest)
+    squares, _ = adaptive_reference.squared_shares(inputs.query, inputs.key, *terms, *rest)
     scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
     visible = torch.ones(96, 96, dtype=torch.bool).tril()
     mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
@@ -135,9 +140,9 @@ def test_of_a_group_of_landmarks_the_one_that_a_row_looks_for_most_counts():
     own = torch.tensor([1.0, 1.0]).exp()  # the keys 6 and 7, which are scored themselves
     expected = (masses / (masses.sum() + own.sum())).square().sum()
     where = (None, 1.0, 7, 1, 6)
-    squares, _ = reference_adaptive.squared_shares(query, key, *terms, *where, True, 1)
+    squares, _ = adaptive_reference.squared_shares(query, key, *terms, *where, True, 1)
     torch.testing.assert_close(squares[0, 0, 0], torch.stack((expected.double(), squares.new_tensor(0.0))))
-    found = eager_adaptive.AdaptiveBlocks(query, key, *where, True, 1).squared_shares(*terms)
+    found = adaptive_eager.AdaptiveBlocks(query, key, *where, True, 1).squared_shares(*terms)
     torch.testing.assert_close(found.double(), squares, **TOLERANCE)
 
 
@@ -151,8 +156,8 @@ def test_bytes_are_off_by_half_a_step_and_what_keys_have_in_common_is_exact(seed
     keys = keys + common
     exists = torch.rand(4, 7, generator=generator) < 0.8
     rows, keys, common = (x.bfloat16().double() for x in (rows, keys, common))
-    found = reference_adaptive.byte_product(rows, keys, exists, common)
-    exact = reference_adaptive.exact_product(rows, keys, exists, common)
+    found = adaptive_reference.byte_product(rows, keys, exists, common)
+    exact = adaptive_reference.exact_product(rows, keys, exists, common)
     differences = (keys - common).masked_fill(~exists[..., None], 0.0)
     row_step = rows.abs().amax(-1)[:, None, None] / 127
     key_step = differences.abs().amax((0, 2)) / 127
@@ -160,7 +165,7 @@ def test_bytes_are_off_by_half_a_step_and_what_keys_have_in_common_is_exact(seed
     bound = bound + key_step / 2 * rows.abs().sum(-1)[:, None, None]
     error = (found - exact).abs()[:, exists]
     assert (error <= 1.001 * bound[:, exists]).all()
-    assert torch.equal(reference_adaptive.byte_product(0 * rows, keys, exists, common), 0 * exact)
+    assert torch.equal(adaptive_reference.byte_product(0 * rows, keys, exists, common), 0 * exact)
 
 
 @pytest.mark.parametrize("represent", REPRESENT)
@@ -207,7 +212,7 @@ def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, bloc
     case, before, after = drawn(seed, q_offset, block, padding)
     low, high = (unpacked(ops.select_adaptive_op(*before, tau, *after, 0), case) for tau in sorted(taus))
     assert not (high & ~low).any()
-    _, forced = reference_adaptive.squared_shares(*before, *after)
+    _, forced = adaptive_reference.squared_shares(*before, *after)
     assert not (forced & ~high).any()
     only_forced = unpacked(ops.select_adaptive_op(*before, 1e3, *after, 0), case)
     assert torch.equal(only_forced, forced)
@@ -298,13 +303,13 @@ def test_a_block_that_every_key_of_which_gets_the_same_is_left_to_its_mean():
     key[:, :, 256:384, 0] = 16.0  # two orders of magnitude more than any other block has
     terms = ops.block_representatives(key)
     arguments = (query, key, *terms, None, 64**-0.5, 0, 128, 128)
-    squares, _ = reference_adaptive.squared_shares(*arguments, True, 2)
+    squares, _ = adaptive_reference.squared_shares(*arguments, True, 2)
     # 128 rows give each of 128 keys 1 / 128: a 2-norm of 1. Were it one key, it would be sqrt(128).
     # Twelve of the fifteen landmarks do not count beside those that a row looks for as much.
     assert torch.allclose(squares[0, 0, 4:, 2], squares.new_tensor(128 / 116), rtol=1e-3)
     key[:, :, 257:384, 0] = 0.0
     terms = ops.block_representatives(key)
-    squares, _ = reference_adaptive.squared_shares(query, key, *terms, *arguments[5:], True, 2)
+    squares, _ = adaptive_reference.squared_shares(query, key, *terms, *arguments[5:], True, 2)
     assert (squares[0, 0, 4:, 2] > 100).all()
 
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attention_inputs import EPSILON, NAN, Case, make_inputs
+from support.implementations import reference
 
-from sa_compile.kernels import blocks, eager, ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.block_sparse_attention.reference import dense_attention
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import eager as shared_eager
+from sa_compile.kernels.shared import reference as shared_reference
 
 BASE = Case(density=0.3)
 CASES = [
@@ -45,8 +50,8 @@ def dense_error(inputs, case):
     """The largest error of dense causal SDPA in the case's dtype, where a row has keys."""
     rows = torch.arange(case.q_len)
     where = {"causal": True, "q_offset": case.q_offset, "key_segment": inputs.key_segment}
-    mask = reference.visible_entries(rows, case.k_len, **where)[:, None]
-    exact, lse = reference.dense_attention(
+    mask = shared_reference.visible_entries(rows, case.k_len, **where)[:, None]
+    exact, lse = dense_attention(
         inputs.query, inputs.key.nan_to_num(), inputs.value.nan_to_num(), scale=case.scale, **where
     )
     dense = F.scaled_dot_product_attention(
@@ -129,7 +134,7 @@ def test_blocks_of_equal_keys_give_dense_attention_whatever_is_dropped(density, 
     inputs.block_mask = inputs.block_mask | cut
     out, lse = ops.block_mean_attention_op(*arguments(inputs, case))
     where = {"scale": case.scale, "causal": True, "key_segment": inputs.key_segment}
-    exact, exact_lse = reference.dense_attention(
+    exact, exact_lse = dense_attention(
         inputs.query, inputs.key.nan_to_num(), inputs.value.nan_to_num(), **where
     )
     seen = exact_lse > -torch.inf
@@ -170,7 +175,7 @@ def test_rows_in_chunks_equal_all_rows_at_once(monkeypatch):
     case = BASE.but(batch=2, q_len=300, k_len=300, segments="left_padding")
     inputs = make_inputs(case)
     whole = ops.block_mean_attention_op(*arguments(inputs, case))
-    monkeypatch.setattr(eager, "SCORE_BYTES", 1)
+    monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
     for part, full in zip(ops.block_mean_attention_op(*arguments(inputs, case)), whole, strict=True):
         torch.testing.assert_close(part, full)
 

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attention_inputs import NAN, Case, assert_as_good_as_sdpa, make_inputs
+from support.implementations import eager
 
-from sa_compile.kernels import blocks, eager, ops
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import eager as shared_eager
 
 BASE = Case()
 CASES = [
@@ -74,7 +77,7 @@ def test_eager_in_chunks_of_rows_equals_all_rows_at_once(monkeypatch):
     case = BASE.but(q_len=300, k_len=300)
     inputs = make_inputs(case)
     whole = eager.block_sparse_attention(*inputs.attention_arguments(case))
-    monkeypatch.setattr(eager, "SCORE_BYTES", 1)
+    monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
     for part, full in zip(
         eager.block_sparse_attention(*inputs.attention_arguments(case)), whole, strict=True
     ):

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
-from sa_compile.kernels import blocks, ops
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
 
 LENGTHS = st.integers(1, 150)
 OFFSETS = st.integers(-60, 120)

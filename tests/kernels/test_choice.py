@@ -156,9 +156,9 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 
 TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5
 DISPATCHED = {
-    "block_sparse_attention": ("attention", "eager", (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128)),
-    "block_representatives": ("representatives", "eager_adaptive", (TENSORS[0], None, 128, 7)),
-    "select_adaptive": ("adaptive", "eager_adaptive", (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2, 0)),
+    "block_sparse_attention": (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128),
+    "block_representatives": (TENSORS[0], None, 128, 7),
+    "select_adaptive": (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }
 
 
@@ -180,12 +180,12 @@ def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, e
     def says(name):
         return lambda *arguments: (name, len(arguments))
 
-    module, plain, arguments = DISPATCHED[op]
+    arguments = DISPATCHED[op]
     monkeypatch.setattr(choice, "choose", lambda call: kernel)
     monkeypatch.setattr(choice, "library_op", lambda name, of: says("library"))
-    monkeypatch.setattr(getattr(cuda_library, plain), op, says("pytorch"))
+    monkeypatch.setattr(getattr(cuda_library, f"{op}_eager"), op, says("pytorch"))
     triton = types.SimpleNamespace(**{op: says("triton")})
-    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.triton.{module}", triton)
+    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.{op}.triton", triton)
     signed = [sign * x if isinstance(x, float) and x == 0.1 else x for x in arguments]
     assert getattr(cuda_library, op)(*signed) == (expected, len(arguments))
 
@@ -201,9 +201,9 @@ def test_block_means_are_added_by_the_kernel_that_is_preferred(kernel, scale, ex
         return lambda *arguments: called.append((name, len(arguments)))
 
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cuda_library.eager_means, "add_block_means_", notes("pytorch"))
+    monkeypatch.setattr(cuda_library.block_mean_attention_eager, "add_block_means_", notes("pytorch"))
     triton = types.SimpleNamespace(add_block_means=notes("triton"))
-    monkeypatch.setitem(sys.modules, "sa_compile.kernels.triton.means", triton)
+    monkeypatch.setitem(sys.modules, "sa_compile.kernels.block_mean_attention.triton", triton)
     half = torch.zeros(1, 1, 1, 1, dtype=torch.float16)
     with preferring(kernel):
         cuda_library.add_block_means_(*[half] * 6, None, scale, 0, 128, 128)

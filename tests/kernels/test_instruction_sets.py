@@ -10,7 +10,9 @@ import torch
 
 PROGRAM = """
 import torch
-from sa_compile.kernels import blocks, ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
+from support.implementations import reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
 from support.budget_oracle import assert_equals_the_oracle
 base = Case(heads=4, kv_heads=2, q_len=150, k_len=150, batch=2)

@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 from torch.library import opcheck
 
-from sa_compile.kernels import ops, registration
+from sa_compile.kernels import dispatch, ops
 
 CASES = {
     "plain": Case(dtype=torch.bfloat16),
@@ -233,6 +233,6 @@ def test_native_kernels_check_what_they_rely_on(call):
 
 
 def test_a_missing_library_is_said(monkeypatch):
-    monkeypatch.setattr(registration.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="C\\+\\+ library for the CPU is not installed"):
-        assert registration.load_cpu_library() is False
+        assert dispatch.load_cpu_library() is False

@@ -6,9 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.implementations import eager, reference
 
-from sa_compile.kernels import blocks, eager, eager_adaptive, ops, reference, reference_adaptive
-from sa_compile.kernels.rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
+from sa_compile.kernels import ops
+from sa_compile.kernels.select_adaptive import eager as adaptive_eager
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import reference as shared_reference
+from sa_compile.kernels.shared.rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
 from sa_compile.lab.eval.rules import parse_rule
 
 CPU = torch.device("cpu")
@@ -68,12 +72,12 @@ def of_prompt(kept, end, q_offset, block_q, block_k):
 
 
 def adaptive_of_oracle(query, key, terms, *rest):
-    return blocks.pack_bits(reference_adaptive.select_adaptive(query, key, *terms, *rest))
+    return blocks.pack_bits(reference.select_adaptive(query, key, *terms, *rest))
 
 
 ADAPTIVE = [
     pytest.param(lambda q, k, terms, *rest: ops.select_adaptive_op(q, k, *terms, *rest), id="op"),
-    pytest.param(lambda q, k, terms, *rest: eager_adaptive.select_adaptive(q, k, *terms, *rest), id="eager"),
+    pytest.param(lambda q, k, terms, *rest: eager.select_adaptive(q, k, *terms, *rest), id="eager"),
     pytest.param(adaptive_of_oracle, id="oracle"),
 ]
 CHUNKED = [
@@ -108,7 +112,7 @@ def test_adaptive_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
             continue
         alone, terms = kept(*batch.alone(b))
         query, key, segment = batch.alone(b)
-        shares = eager_adaptive.AdaptiveBlocks(query, key, segment, *where, *forced)
+        shares = adaptive_eager.AdaptiveBlocks(query, key, segment, *where, *forced)
         near_tau = torch.isclose(
             shares.squared_shares(*terms), torch.tensor(tau**2), rtol=NEAR["rtol"], atol=0
         )
@@ -173,16 +177,16 @@ def test_rows_are_the_oracles(q_len, k_len, q_offset, padding, block_q, last_row
     place, count = torch.arange(k_len), torch.tensor(padding)[:, None]
     segment = -(place >= k_len - count).int()
     ends = row_ends(segment, q_len, q_offset, CPU)
-    assert ends.tolist() == reference.prompt_ends(segment, 2, q_len, q_offset)
+    assert ends.tolist() == shared_reference.prompt_ends(segment, 2, q_len, q_offset)
     stops = block_stops(ends, q_len, block_q)
     whole = blocks_of_last_rows(ends, q_len, block_q, last_rows)
     rows, valid = sampled_rows(ends, *chunks)
     for b, end in enumerate(ends.tolist()):
         for i, (stop, holds) in enumerate(zip(stops[b].tolist(), whole[b].tolist(), strict=True)):
-            own = reference.rows_of_block(i, block_q, q_len, end)
+            own = shared_reference.rows_of_block(i, block_q, q_len, end)
             assert own == range(i * block_q, stop)
             assert holds == any(end - last_rows <= row < end for row in own)
-        assert rows[b][valid[b]].tolist() == reference.sampled_rows(end, *chunks)
+        assert rows[b][valid[b]].tolist() == shared_reference.sampled_rows(end, *chunks)
 
 
 def test_rows_that_have_no_key_are_no_padding():

@@ -5,9 +5,11 @@ from typing import Any
 import pytest
 import torch
 from support.attention_inputs import Case, make_inputs
+from support.implementations import eager, reference
 
 from sa_compile import metrics
-from sa_compile.kernels import eager, ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import eager as shared_eager
 
 BASE = Case(q_len=200, k_len=200)
 CASES = [
@@ -64,7 +66,7 @@ def test_mass_equals_the_oracle(op, case, chunk_n, sample_rows):
 def test_rows_in_many_groups_equal_one_group(sample, monkeypatch):
     case = BASE.but(q_len=600, k_len=600, batch=2, block_k=16)
     inputs = make_inputs(case)
-    monkeypatch.setattr(eager, "SCORE_BYTES", 1)
+    monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
     scores = sample(inputs.query, inputs.key, None, case.scale, 0, 2, 128, case.block_k)
     expected = reference.sample_scores(inputs.query, inputs.key, None, case.scale, 0, 2, 128, case.block_k)
     for got, exact in zip(scores, expected, strict=True):

@@ -8,9 +8,10 @@ from support.attention_inputs import SELECTION as BASE
 from support.attention_inputs import SELECTION_CASES, make_inputs
 from support.budget_oracle import assert_equals_the_oracle
 
-from sa_compile.kernels import blocks, ops
+from sa_compile.kernels import ops
 from sa_compile.kernels.select_budget import eager, reference
 from sa_compile.kernels.select_budget.op import rows_of_a_block
+from sa_compile.kernels.shared import blocks
 
 CASES = [
     *SELECTION_CASES,

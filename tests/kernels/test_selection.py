@@ -5,9 +5,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import Case, make_inputs, make_segments
+from support.implementations import eager, reference
 
 from sa_compile import metrics
-from sa_compile.kernels import blocks, eager, ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
 
 SELECT = [pytest.param(ops.select_blocks_op, id="op"), pytest.param(eager.select_blocks, id="eager")]
 LENGTHS = st.integers(1, 200)

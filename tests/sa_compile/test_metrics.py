@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from support.attention_inputs import Case, make_inputs
 
 from sa_compile import metrics
-from sa_compile.kernels import blocks
+from sa_compile.kernels.shared import blocks
 
 CASE = Case(heads=4, kv_heads=2, q_len=70, k_len=70, block_q=16, block_k=16)
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.implementations import reference
 from torch import Tensor
 
-from sa_compile.kernels import blocks, reference
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import reference as shared_reference
 
 NAN = float("nan")
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -134,7 +136,7 @@ def make_segments(case: Case) -> tuple[Tensor | None, Tensor | None]:
 def kept_and_visible(case: Case, inputs: Inputs) -> Tensor:
     """Bool [B|1, Hq|1, Sq, Sk]: the entries that the op must attend to."""
     rows = torch.arange(case.q_len)
-    visible = reference.visible_entries(
+    visible = shared_reference.visible_entries(
         rows,
         case.k_len,
         causal=case.causal,
@@ -143,7 +145,7 @@ def kept_and_visible(case: Case, inputs: Inputs) -> Tensor:
         query_segment=inputs.query_segment,
         key_segment=inputs.key_segment,
     )
-    kept = reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
+    kept = shared_reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
     return visible[:, None] & kept
 
 

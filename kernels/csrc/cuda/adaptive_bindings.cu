@@ -122,7 +122,7 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.whole_number = std::log2(float(adaptive::kBlock - args.members + 1));
   args.tau_squared = float(tau) * float(tau);
   args.dtype = data_type(query);
-  args.mask_words = std::max((args.n() + 31) / 32, 2);  // kernels/shapes.py
+  args.mask_words = std::max((args.n() + 31) / 32, 2);  // kernels/shared/shapes.py
 
   args.item_count = args.items();
   args.quad_count = args.quads();

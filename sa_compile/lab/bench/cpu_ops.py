@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from tabulate import tabulate
 from torch import Tensor
 
-from sa_compile.kernels import blocks, ops
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
 from sa_compile.provenance import provenance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sa_compile.kernels import blocks, ops
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
 
 Kernel = Callable[..., Any]
 TIMED = (

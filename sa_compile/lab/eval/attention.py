@@ -24,7 +24,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.hf.attention import plain_causal
 from sa_compile.hf.masks import mask_function_for_sampleattn
 from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import density
+from sa_compile.kernels.shared.blocks import density
 from sa_compile.lab.eval import exact
 from sa_compile.lab.eval.rules import Rule
 

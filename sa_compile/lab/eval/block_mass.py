@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sa_compile.kernels import checks
-from sa_compile.kernels.shapes import ceil_div
-from sa_compile.kernels.triton.common import tile_dim
+from sa_compile.kernels.shared import checks
+from sa_compile.kernels.shared.shapes import ceil_div
+from sa_compile.kernels.shared.triton import tile_dim
 
 _LOG2_E = 1.4426950408889634
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.eval import divergence
 from sa_compile.lab.eval.statistics import paired_ratio
 from sa_compile.lab.eval.tasks.documents import PLACES

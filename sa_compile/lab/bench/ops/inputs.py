@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sa_compile.kernels import blocks, ops
-from sa_compile.kernels.shapes import ceil_div
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared.shapes import ceil_div
 
 BLOCK = 128
 _HALVINGS = 12  # of the interval in which the spread of scores is looked for

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from sa_compile.kernels import blocks, choice, ops
+from sa_compile.kernels import choice, ops
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
+from sa_compile.kernels.shared import blocks
 from sa_compile.lab.bench.ops import competitors, inputs
 from sa_compile.lab.bench.ops.inputs import Shape
 

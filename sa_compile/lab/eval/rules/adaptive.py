@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import unpack_bits
 from sa_compile.kernels.defaults import (
     ADAPTIVE_LANDMARKS,
     ADAPTIVE_TAU,
@@ -18,6 +17,7 @@ from sa_compile.kernels.defaults import (
     LAST_ROWS,
     MEANS,
 )
+from sa_compile.kernels.shared.blocks import unpack_bits
 
 from .base import Problem, Rule
 

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_compile.kernels import checks
-from sa_compile.kernels.blocks import causal_blocks, pack_bits
-from sa_compile.kernels.rows import blocks_of_last_rows, row_ends
-from sa_compile.kernels.shapes import ceil_div, query_block_positions
+from sa_compile.kernels.shared import checks
+from sa_compile.kernels.shared.blocks import causal_blocks, pack_bits
+from sa_compile.kernels.shared.rows import blocks_of_last_rows, row_ends
+from sa_compile.kernels.shared.shapes import ceil_div, query_block_positions
 
 # Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does. Of a
 # chunk, keys behind its last row are left out.

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_compile.kernels.blocks import slash_blocks
-from sa_compile.kernels.shapes import ceil_div
+from sa_compile.kernels.shared.blocks import slash_blocks
+from sa_compile.kernels.shared.shapes import ceil_div
 
 from .base import Problem, Rule, block_sums, masked_softmax
 from .minference import diagonal_sums

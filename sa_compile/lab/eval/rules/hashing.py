@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sa_compile.kernels.shapes import ceil_div
+from sa_compile.kernels.shared.shapes import ceil_div
 
 from .base import Problem, Rule
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import bits_from_window, unpack_bits
 from sa_compile.kernels.defaults import ALPHA, LAST_ROWS
-from sa_compile.kernels.shapes import ceil_div
+from sa_compile.kernels.shared.blocks import bits_from_window, unpack_bits
+from sa_compile.kernels.shared.shapes import ceil_div
 
 from .base import Problem, Rule
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from support.models import SMALL_BLOCKS, tiny_llama
 
-from sa_compile.kernels import blocks
-from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.bench.breakdown import PARTS, REST, median_layers, split
 from sa_compile.lab.bench.op_hooks import OpTimes, density_set, op_times, random_strips
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from sa_compile.cli import main
-from sa_compile.kernels import blocks, ops, reference
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.shared import reference as shared_reference
 from sa_compile.lab.bench import report
 from sa_compile.lab.bench.ops import inputs, timing
 from sa_compile.lab.bench.ops.cases import CASES, Goal, chosen
@@ -52,8 +54,8 @@ def test_kept_entries_are_those_that_the_oracle_sees(block_k):
     kept = inputs.random_blocks(3, LENGTH, 0.4, "cpu", block_k)
     mask = blocks.pack_bits(kept)
     rows = torch.arange(LENGTH)
-    seen = reference.visible_entries(rows, LENGTH, causal=True)[:, None]
-    seen = seen & reference.kept_entries(mask, rows, LENGTH, inputs.BLOCK, block_k)
+    seen = shared_reference.visible_entries(rows, LENGTH, causal=True)[:, None]
+    seen = seen & shared_reference.kept_entries(mask, rows, LENGTH, inputs.BLOCK, block_k)
     assert inputs.kept_entries(mask, LENGTH, block_k) == seen.sum().item()
 
 

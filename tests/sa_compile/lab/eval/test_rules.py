@@ -10,7 +10,7 @@ from support import rule_readings as readings
 from support.rule_readings import Head
 
 from sa_compile.kernels import ops
-from sa_compile.kernels.blocks import causal_blocks, pack_bits, unpack_bits
+from sa_compile.kernels.shared.blocks import causal_blocks, pack_bits, unpack_bits
 from sa_compile.lab.eval.rules import RULES, forced, parse_rule
 from sa_compile.lab.eval.rules import base as rules_base
 

@@ -5,7 +5,7 @@ import torch
 
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.kernels.blocks import unpack_bits
+from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.eval.rules import parse_rule
 from sa_compile.lab.tune.space import BLOCKS, FAMILIES, Candidate, axis, candidates
 

@@ -13,7 +13,7 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -ceil_div(-a, b); }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Words of a row of a block mask, as kernels/shapes.py has it: never one, a size that torch.compile specialises on.
+// Words of a row of a block mask, as kernels/shared/shapes.py has: never one, a size that torch.compile specialises on.
 inline int64_t mask_words(int64_t key_blocks) { return std::max<int64_t>(2, ceil_div(key_blocks, 32)); }
 
 // [B, H, S, D] with a contiguous last dimension.

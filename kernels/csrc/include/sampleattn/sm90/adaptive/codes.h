@@ -3,7 +3,7 @@
 //
 // A row's scores are those of the keys less any one key, plus that key's: what all have in common needs no bits. Here it
 // is the mean of the head's first block, the common key; later tokens do not change it. A block's bytes are multiples of
-// the 127th part of its largest difference. byte_product in kernels/reference_adaptive.py is the oracle's reading.
+// the 127th part of its largest difference. byte_product in kernels/select_adaptive/reference.py is the oracle's reading.
 //
 // A representative's row lies where the products of one block end up in one thread: row 8 g + 2 c + p of a quad of blocks
 // is member 2 g + p of block c, whose products with a query row lane c of that row's four holds.

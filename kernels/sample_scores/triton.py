@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import ceil_div
-from .common import batch_stride, ends_of_rows, floor_div, row_end, sampled_row, tile_dim
+from ..shared.shapes import ceil_div
+from ..shared.triton import batch_stride, ends_of_rows, floor_div, row_end, sampled_row, tile_dim
 
 LOG2_E = 1.4426950408889634
 ROWS = 128  # sampled rows of one program

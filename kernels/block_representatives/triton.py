@@ -8,9 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN
-from ..shapes import ceil_div
-from .common import batch_stride, tile_dim
-from .visibility import visible_and_sinks
+from ..shared.shapes import ceil_div
+from ..shared.triton import batch_stride, tile_dim
+from ..shared.visibility import visible_and_sinks
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..rows import row_ends
+from .rows import row_ends
 
 
 @triton.jit

@@ -1,12 +1,13 @@
 """The ops as PyTorch knows them: schemas, fakes, and which function computes them where.
 
-Importing it defines the ops of the namespace ``sampleattn``, registers the PyTorch implementation (``eager``)
-for every device and the kernels for CUDA, and loads the C++ library that replaces it on the CPU.
+Importing it defines the ops of the namespace ``sampleattn``, registers the PyTorch implementations
+(``eager.py``) for every device and the kernels for CUDA, and loads the C++ library for the CPU.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -15,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cuda_library, eager, eager_adaptive, mean_attention, op_checks, select_budget
-from .shapes import ceil_div, n_words
+from . import cuda_library, mean_attention, op_checks
+from .mask_blocks.eager import segment_batch
+from .select_budget import op as select_budget_op
+from .shared.shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
 
@@ -41,7 +44,7 @@ SCHEMAS = {
     "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
     "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
     "bool keep_sink, int window_slashes, int last_rows) -> Tensor",
-    select_budget.op.NAME: select_budget.op.SCHEMA,
+    select_budget_op.NAME: select_budget_op.SCHEMA,
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -118,7 +121,7 @@ def _select_blocks_fake(
 @_fake("mask_blocks")
 def _mask_blocks_fake(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k):
     op_checks.check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
-    batch = eager.segment_batch(query_segment, key_segment)
+    batch = segment_batch(query_segment, key_segment)
     shape = (batch, 1, ceil_div(query.shape[2], block_q), n_words(ceil_div(key.shape[2], block_k)))
     return query.new_empty(shape, dtype=torch.int32)
 
@@ -210,7 +213,7 @@ def _select_adaptive_fake(
     return query.new_empty(shape, dtype=torch.int32)
 
 
-_fake(select_budget.op.NAME)(select_budget.op.fake)
+_fake(select_budget_op.NAME)(select_budget_op.fake)
 
 
 def _refuse_backward(name: str) -> None:
@@ -223,8 +226,10 @@ def _refuse_backward(name: str) -> None:
 
 
 for _name in SCHEMAS:
-    _module = next(
-        m for m in (eager, eager_adaptive, mean_attention, select_budget.eager) if hasattr(m, _name)
+    _module = (
+        mean_attention
+        if _name == "block_mean_attention"
+        else importlib.import_module(f".{_name}.eager", __package__)
     )
     implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
 _refuse_backward("block_sparse_attention")

@@ -1,13 +1,14 @@
-"""What ``block_mean_attention`` adds to block_sparse_attention, in plain PyTorch, fp32 (see ``eager``)."""
+"""What the op adds to ``block_sparse_attention``, in plain PyTorch, fp32."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import eager
-from .blocks import unpack_bits
-from .shapes import ceil_div
+from ..shared import eager as shared
+from ..shared.blocks import unpack_bits
+from ..shared.eager import grouped_product
+from ..shared.shapes import blocks_of_keys, ceil_div
 
 
 def block_means(
@@ -22,7 +23,7 @@ def block_means(
     valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
     if key_segment is not None:
         valid = key_segment == 0
-    valid = eager.blocks_of_keys(valid, block_k)[:, None]  # [B|1, 1, n, block_k]
+    valid = blocks_of_keys(valid, block_k)[:, None]  # [B|1, 1, n, block_k]
     count = valid.sum(-1).float()
     some = count.clamp(min=1)
     keys, values = (_by_block(x, block_k) for x in (key, value))
@@ -75,7 +76,7 @@ def add_block_means_(
         rows = query[:, :, part].float() * scale
         half_norm = 0.5 * rows.square().sum(-1, keepdim=True)
         gain = torch.minimum(half_norm * spread[:, :, None, :end], log_count[:, :, None, :end])
-        scores = eager.grouped_product(rows, mean_key[:, :, :end].transpose(-1, -2))
+        scores = grouped_product(rows, mean_key[:, :, :end].transpose(-1, -2))
         scores = scores.add_(gain).add_(log_count[:, :, None, :end]).masked_fill_(~dropped, -torch.inf)
         highest = torch.maximum(scores.amax(-1), lse[:, :, part])
         highest = torch.where(highest == -torch.inf, 0, highest)
@@ -83,7 +84,7 @@ def add_block_means_(
         kept = torch.exp(lse[:, :, part] - highest)
         total = weights.sum(-1) + kept
         lse[:, :, part] = highest + total.log()
-        result = eager.grouped_product(weights, clean[:, :, :end])
+        result = grouped_product(weights, clean[:, :, :end])
         result = result.add_(kept[..., None] * out[:, :, part])
         result = result.div_(torch.where(total == 0, 1, total)[..., None])
         out[:, :, part] = result.masked_fill_(drops_poison[..., None], torch.nan).to(out.dtype)
@@ -93,7 +94,7 @@ def _row_chunks(query: Tensor, value: Tensor, n_key_blocks: int, block_q: int) -
     """Rows that begin with a query block and whose scores, queries and outputs fit in ``SCORE_BYTES``."""
     batch, heads, q_len, head_dim = query.shape
     floats = 4 * n_key_blocks + 2 * head_dim + 2 * value.shape[3]  # of a row: what lives at a time
-    step = max(eager.SCORE_BYTES // max(4 * batch * heads * floats, 1) // block_q, 1) * block_q
+    step = max(shared.SCORE_BYTES // max(4 * batch * heads * floats, 1) // block_q, 1) * block_q
     return [slice(start, min(start + step, q_len)) for start in range(0, q_len, step)]
 
 

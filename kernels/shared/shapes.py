@@ -30,3 +30,10 @@ def query_block_positions(
     first = torch.arange(ceil_div(q_len, block_q), device=device) * block_q
     last = (first + block_q).clamp(max=q_len) - 1
     return first + q_offset, last + q_offset
+
+
+def blocks_of_keys(x: Tensor, block_k: int) -> Tensor:
+    """[..., Sk] to [..., n_key_blocks, block_k], padded with zeros."""
+    n_key_blocks = ceil_div(x.shape[-1], block_k)
+    padded = torch.nn.functional.pad(x, (0, n_key_blocks * block_k - x.shape[-1]))
+    return padded.unflatten(-1, (n_key_blocks, block_k))

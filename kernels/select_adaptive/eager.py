@@ -1,72 +1,17 @@
-"""The ops of method C in plain PyTorch, fp32 (see ``eager``)."""
+"""The op in plain PyTorch, fp32; no host synchronisation."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import eager
-from .blocks import pack_bits
-from .defaults import LANDMARK_GROUPS
-from .defaults import LANDMARK_TAKEN as TAKEN
-from .rows import block_stops, blocks_of_last_rows, row_ends, seen_blocks
-from .shapes import ceil_div, query_block_positions
-
-
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, heads, k_len, dim = key.shape
-    missing = -k_len % block_k
-    valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
-    if key_segment is not None:
-        valid = key_segment == 0
-    valid = torch.nn.functional.pad(valid, (0, missing)).unflatten(-1, (-1, block_k))[:, None]
-    keys = torch.nn.functional.pad(key, (0, 0, 0, missing)).unflatten(2, (-1, block_k))
-    keys = torch.where(valid[..., None], keys, 0)  # [B, Hkv, n_key_blocks, block_k, D]
-    order, exists = landmark_keys(keys.double(), valid, landmarks)
-    marks = keys.gather(3, order[..., None].expand(*order.shape, dim))
-    chosen = torch.zeros(keys.shape[:-1], dtype=torch.bool, device=key.device).scatter(-1, order, True)
-    others = (valid & ~chosen)[..., None]
-    count = others.sum(-2).double()  # [B, Hkv, n_key_blocks, 1]
-    mean = torch.where(others, keys, 0).double().sum(-2) / count.clamp(min=1)
-    distance = torch.where(others, keys - mean[..., None, :], 0)
-    spread = distance.square().sum((-1, -2)) / (count[..., 0].clamp(min=1) * max(dim, 1))
-    mark_weight = torch.where(exists, 0.0, -torch.inf).double()
-    log_weights = torch.cat((count.log(), mark_weight), -1)
-    spreads = torch.cat((spread[..., None], torch.zeros_like(mark_weight)), -1)
-    representatives = torch.cat((mean.to(key.dtype)[..., None, :], marks), 3)
-    by_member = (tensor.transpose(2, 3).contiguous() for tensor in (representatives, log_weights, spreads))
-    representatives, log_weights, spreads = by_member
-    return representatives, log_weights.float(), spreads.float()
-
-
-def landmark_keys(keys: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Which of every block's keys are its landmarks, and whether there is one: [B, Hkv, n_key_blocks, count].
-
-    keys: float64 [B, Hkv, n_key_blocks, block_k, D], 0 where not ``valid`` [B|1, 1, n_key_blocks, block_k].
-    """
-    left = torch.where(valid, keys.square().sum(-1), -1.0)  # of the squared norms
-    flat = valid.flatten(2)
-    first_key = (flat & (flat.cumsum(-1) == 1)).unflatten(-1, valid.shape[2:])
-    order, exists = [], []
-    columns: list[tuple[Tensor, Tensor]] = []  # what was left of the keys' products with each landmark
-    for mark in range(count):
-        ranked = left.masked_fill(first_key, torch.inf) if mark == 0 else left
-        best = ranked.argmax(-1, keepdim=True)
-        strength = left.gather(-1, best)
-        order.append(best)
-        exists.append(strength >= 0)
-        landmark = keys.gather(3, best[..., None].expand(*best.shape, keys.shape[-1]))
-        column = (keys @ landmark.transpose(-1, -2))[..., 0]
-        for earlier, norm in columns:
-            column = column - TAKEN * earlier * earlier.gather(-1, best) / norm
-        norm = strength.clamp(min=torch.finfo(torch.float32).tiny)
-        columns.append((column, norm))
-        left = torch.where(left >= 0, (left - TAKEN * column.square() / norm).clamp(min=0), left)
-        left = left.scatter(-1, best, -2.0)
-    empty = keys.new_zeros((*keys.shape[:3], 0), dtype=torch.int64)
-    return torch.cat((empty, *order), -1), torch.cat((empty.bool(), *exists), -1)
+from ..defaults import LANDMARK_GROUPS
+from ..shared import eager as shared
+from ..shared.blocks import pack_bits
+from ..shared.eager import grouped_product
+from ..shared.rows import block_stops, blocks_of_last_rows, row_ends, seen_blocks
+from ..shared.shapes import ceil_div, query_block_positions
+from ..shared.visibility import forced_blocks, visible_blocks
 
 
 def select_adaptive(
@@ -127,11 +72,11 @@ class AdaptiveBlocks:
         self.ends = row_ends(key_segment, query.shape[2], q_offset, query.device)
         self.own = self.first // block_k  # from this key block on, keys are scored exactly
         self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
-        self.visible = eager.visible_blocks(key_segment, block_k)
+        self.visible = visible_blocks(key_segment, block_k)
         key_block = torch.arange(self.n_key_blocks, device=query.device)
         self.exact = key_block >= self.own[:, None]  # [n_query_blocks, n_key_blocks]
         sizes = (query.shape[2], key.shape[2], q_offset, block_q, block_k)
-        forced = eager.forced_blocks(self.visible, *sizes, keep_sink, window_slashes, query.device)
+        forced = forced_blocks(self.visible, *sizes, keep_sink, window_slashes, query.device)
         self.forced = forced[:, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
 
     def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
@@ -173,13 +118,13 @@ class AdaptiveBlocks:
 
     def _scores(self, rows: slice, representatives: Tensor) -> Tensor:
         """[B, Hq, rows, columns] for representatives [B, Hkv, D, columns], of which each is a column."""
-        return eager.grouped_product(self.query[:, :, rows].float() * self.scale, representatives)
+        return grouped_product(self.query[:, :, rows].float() * self.scale, representatives)
 
     def _chunks(self, columns: int) -> list[tuple[slice, slice]]:
-        """Rows whose scores fit in ``eager.SCORE_BYTES`` and their query blocks."""
+        """Rows whose scores fit in ``shared.SCORE_BYTES`` and their query blocks."""
         batch, heads, q_len, _ = self.query.shape
         columns = max(columns, self._reach * self.block_k)
-        step = max(eager.SCORE_BYTES // (4 * batch * heads * columns) // self.block_q, 1)
+        step = max(shared.SCORE_BYTES // (4 * batch * heads * columns) // self.block_q, 1)
         n_query_blocks = self.first.numel()
         return [
             (slice(at * self.block_q, min((at + step) * self.block_q, q_len)), slice(at, at + step))
@@ -212,7 +157,7 @@ class AdaptiveBlocks:
         batch, kv_heads, _, dim = self.key.shape
         flat = index.expand(batch, -1, -1).flatten(1)[:, None, :, None].expand(-1, kv_heads, -1, dim)
         keys = self.key.gather(2, flat).unflatten(2, index.shape[1:]).float()
-        scores = eager.grouped_product(
+        scores = grouped_product(
             by_block.transpose(1, 2).flatten(0, 1), keys.transpose(1, 2).flatten(0, 1).transpose(-1, -2)
         )
         scores = scores.unflatten(0, (batch, -1)).masked_fill(hidden[:, :, None], -torch.inf)

@@ -15,9 +15,17 @@ import triton.language as tl
 from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
-from ..shapes import WORD_BITS, ceil_div, n_words
-from .common import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end, tile_dim
-from .visibility import visible_and_sinks
+from ..shared.shapes import WORD_BITS, ceil_div, n_words
+from ..shared.triton import (
+    batch_stride,
+    block_stop,
+    ends_of_rows,
+    floor_div,
+    holds_last_row,
+    row_end,
+    tile_dim,
+)
+from ..shared.visibility import visible_and_sinks
 
 LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20

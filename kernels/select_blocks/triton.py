@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import WORD_BITS, ceil_div, n_words
-from .common import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end
+from ..shared.shapes import WORD_BITS, ceil_div, n_words
+from ..shared.triton import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end
 
 ENTRIES = 64  # strips that one program decides
 OTHERS = 128  # strips that it compares them with at a time

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import ceil_div
-from .common import batch_stride, tile_dim
+from ..shared.shapes import ceil_div
+from ..shared.triton import batch_stride, tile_dim
 
 LOG2_E = 1.4426950408889634
 

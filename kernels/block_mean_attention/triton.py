@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shapes import ceil_div
-from .attention import LOG2_E
-from .common import batch_stride, floor_div, tile_dim
+from ..block_sparse_attention.triton import LOG2_E
+from ..shared.shapes import ceil_div
+from ..shared.triton import batch_stride, floor_div, tile_dim
 
 TILE_BLOCKS = 32  # key blocks whose means a program holds at a time
 SCANNED_BLOCKS = 1024  # whose bits it looks at to find out whether any was dropped
@@ -197,7 +197,7 @@ def add_block_means(
     block_q: int,
     block_k: int,
 ) -> None:
-    """See ``eager_means.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
+    """See ``eager.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
     batch, heads, q_len, head_dim = query.shape
     heads_kv, k_len, head_dim_v = value.shape[1:]
     n_key_blocks = ceil_div(k_len, block_k)

@@ -1,0 +1,72 @@
+"""The oracle in float64. Slow on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..block_sparse_attention.reference import block_sparse_attention
+from ..shared.reference import (
+    kept_entries,
+    repeat_heads,
+)
+
+
+def block_mean_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block_mask: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+) -> tuple[Tensor, Tensor]:
+    """Attention over kept blocks, and over the means of dropped ones. Source: docs/accuracy.md.
+
+    Block j of keys is dropped for block i of rows if its bit is not set and every row sees all of it. Its n
+    valid keys count as if all were their mean, and the mean of exponentials as what a normal distribution of
+    their spread adds to it, at most n times: the whole mass in one key.
+    """
+    where = (True, q_offset, 0, block_q, block_k)
+    out, lse = block_sparse_attention(query, key, value, block_mask, None, key_segment, scale, *where)
+    group, k_len = query.shape[1] // key.shape[1], key.shape[2]
+    valid = torch.ones(1, k_len, device=key.device) if key_segment is None else key_segment == 0
+    for begin in range(0, query.shape[2], block_q):
+        rows = slice(begin, begin + block_q)
+        scaled = scale * query[:, :, rows].double()
+        # Log mass of a part, and the value that it weighs.
+        terms = [(lse[:, :, rows].clone(), out[:, :, rows].clone())]
+        for first_key in range(0, k_len, block_k):
+            keys = slice(first_key, min(first_key + block_k, k_len))
+            if keys.stop - 1 > begin + q_offset:
+                continue
+            own = valid[:, keys].double()
+            mean_key, spread = _mean(key[:, :, keys], own)
+            mean_value, _ = _mean(value[:, :, keys], own)
+            log_count = own.sum(-1).log()[:, None, None]  # [B|1, 1, 1]
+            gain = 0.5 * scaled.square().sum(-1) * repeat_heads(spread, group)
+            mass = (
+                (scaled * repeat_heads(mean_key, group)).sum(-1) + log_count + torch.minimum(gain, log_count)
+            )
+            at = torch.tensor([begin], device=key.device)
+            kept = kept_entries(block_mask, at, k_len, block_q, block_k)[..., first_key]  # [B|1, Hq|1, 1]
+            terms.append(
+                (mass.masked_fill(kept | (log_count < 0), -torch.inf), repeat_heads(mean_value, group))
+            )
+        total = torch.stack([mass for mass, _ in terms]).logsumexp(0)
+        weighed = [(mass - total).exp()[..., None] * of for mass, of in terms]
+        there = [mass[..., None] > -torch.inf for mass, _ in terms]
+        parts = [torch.where(one, part, 0.0) for one, part in zip(there, weighed, strict=True)]
+        lse[:, :, rows], out[:, :, rows] = total, torch.stack(parts).sum(0)
+    return out, lse
+
+
+def _mean(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean valid row of x [B, Hkv, n, C], float64 [B, Hkv, 1, C], and the rows' variance [B, Hkv, 1]."""
+    rows = valid[:, None, :, None] > 0
+    count = valid.sum(-1)[:, None, None, None].clamp(min=1)
+    mean = torch.where(rows, x.double(), 0.0).sum(2, keepdim=True) / count
+    distance = torch.where(rows, x.double() - mean, 0.0)
+    return mean, distance.square().mean(-1).sum(-1, keepdim=True) / count[..., 0]

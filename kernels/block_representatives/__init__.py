@@ -1,0 +1,1 @@
+"""The op ``block_representatives``: keys that stand for the key blocks."""

@@ -1,0 +1,1 @@
+"""The op ``block_sparse_attention``: exact attention over the kept blocks of an index."""

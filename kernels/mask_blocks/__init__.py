@@ -1,0 +1,1 @@
+"""The op ``mask_blocks``: the blocks that a mask leaves."""

@@ -1,0 +1,45 @@
+"""The oracle in float64, to be read beside the paper (arXiv 2406.15486). Slow on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..shared.reference import (
+    block_masses,
+    prompt_ends,
+    sampled_rows,
+)
+
+
+def sample_scores(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    chunk_n: int,
+    sample_rows: int,
+    block_k: int,
+) -> tuple[Tensor, Tensor]:
+    """Mean sampled attention of every key block and block diagonal, over the rows that can see it."""
+    n_key_blocks = -(-key.shape[2] // block_k)
+    column = torch.zeros(*query.shape[:2], n_key_blocks, dtype=torch.float64, device=query.device)
+    slash = torch.zeros_like(column)
+    for b, end in enumerate(prompt_ends(key_segment, query.shape[0], query.shape[2], q_offset)):
+        column_rows = [0] * n_key_blocks
+        slash_rows = [0] * n_key_blocks
+        rows = sampled_rows(end, chunk_n, sample_rows)
+        for row, mass in block_masses(query, key, key_segment, scale, q_offset, b, rows, block_k):
+            position = row + q_offset
+            for j in range(n_key_blocks):
+                s = position // block_k - j
+                column[b, :, j] += mass[:, j]
+                column_rows[j] += position >= j * block_k
+                slash_rows[j] += position // block_k >= j
+                if 0 <= s < n_key_blocks:
+                    slash[b, :, s] += mass[:, j]
+        for j in range(n_key_blocks):
+            column[b, :, j] /= max(column_rows[j], 1)
+            slash[b, :, j] /= max(slash_rows[j], 1)
+    return column, slash

@@ -1,0 +1,1 @@
+"""The op ``select_blocks``: the fewest columns and slashes that reach a share of the sampled attention."""

@@ -1,0 +1,1 @@
+"""What the ops share: the index of blocks, rows, visibility, checks, helpers of every implementation."""

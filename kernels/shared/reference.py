@@ -1,0 +1,104 @@
+"""What the oracles share, in float64: the mask, kept entries, a prompt's rows, masses of key blocks.
+
+Slow on purpose. Rows are taken a few at a time, so that 16K tokens fit in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+ROWS_AT_A_TIME = 256
+
+
+def visible_entries(
+    rows: Tensor,
+    k_len: int,
+    *,
+    causal: bool,
+    q_offset: int = 0,
+    window: int = 0,
+    query_segment: Tensor | None = None,
+    key_segment: Tensor | None = None,
+) -> Tensor:
+    """The mask predicate, bool [B|1, rows, Sk]: may row i (position ``rows[i] + q_offset``) see key k?"""
+    position = (rows + q_offset)[:, None]
+    key = torch.arange(k_len, device=rows.device)
+    visible = torch.ones(1, rows.numel(), k_len, dtype=torch.bool, device=rows.device)
+    if causal:
+        visible = visible & (key <= position)
+    if window > 0:
+        visible = visible & (key > position - window)
+    row_id = torch.zeros_like(rows)[None] if query_segment is None else query_segment[:, rows]
+    key_id = torch.zeros_like(key)[None] if key_segment is None else key_segment
+    return visible & (key_id >= 0)[:, None, :] & (key_id[:, None, :] == row_id[:, :, None])
+
+
+def kept_entries(block_mask: Tensor, rows: Tensor, k_len: int, block_q: int, block_k: int) -> Tensor:
+    """Bool [B|1, Hq|1, rows, Sk]: is the bit of the block of (row, key) set?"""
+    key_block = torch.arange(k_len, device=rows.device) // block_k
+    words = block_mask[:, :, rows // block_q][..., key_block // 32]
+    return (words >> (key_block % 32).to(torch.int32)) & 1 == 1
+
+
+def prompt_ends(key_segment: Tensor | None, batch: int, q_len: int, q_offset: int) -> list[int]:
+    """Of every batch entry, the row behind its last one whose own key is not padding; 0 if all are."""
+    ends = []
+    for b in range(batch):
+        ids = [] if key_segment is None else key_segment[b % key_segment.shape[0]].tolist()
+        own = [row for row in range(q_len) if not 0 <= row + q_offset < len(ids) or ids[row + q_offset] == 0]
+        ends.append(own[-1] + 1 if own else 0)
+    return ends
+
+
+def rows_of_block(i: int, block_q: int, q_len: int, end: int) -> range:
+    """The rows that a query block is chosen for: none behind the end of a prompt that ends in it."""
+    rows = range(i * block_q, min((i + 1) * block_q, q_len))
+    return range(rows.start, end) if end in rows[1:] else rows
+
+
+def sampled_rows(end: int, chunk_n: int, sample_rows: int) -> list[int]:
+    """The last ``sample_rows`` rows of each of ``chunk_n`` equal chunks of the rows before a prompt's end."""
+    edges = [g * end // chunk_n for g in range(chunk_n + 1)]
+    return [
+        row
+        for begin, end in zip(edges, edges[1:], strict=False)
+        for row in range(max(begin, end - sample_rows), end)
+    ]
+
+
+def row_groups(rows: Tensor) -> Iterator[Tensor]:
+    yield from rows.split(ROWS_AT_A_TIME)
+
+
+def block_masses(
+    query: Tensor,
+    key: Tensor,
+    key_segment: Tensor | None,
+    scale: float,
+    q_offset: int,
+    b: int,
+    rows: list[int],
+    block_k: int,
+) -> Iterator[tuple[int, Tensor]]:
+    """For every sampled row of batch entry b, its causal attention per key block: [Hq, n_key_blocks]."""
+    group = query.shape[1] // key.shape[1]
+    query, keys = query[b], repeat_heads(key[b : b + 1], group)[0]
+    if key_segment is not None:
+        key_segment = key_segment[b % key_segment.shape[0]][None]
+    for part in row_groups(torch.tensor(rows, dtype=torch.int64, device=query.device)):
+        visible = visible_entries(part, key.shape[2], causal=True, q_offset=q_offset, key_segment=key_segment)
+        scores = scale * query[:, part].double() @ keys.transpose(-1, -2)
+        scores = scores.masked_fill(~visible, -torch.inf)
+        weights = torch.softmax(scores, -1).masked_fill(~visible, 0.0)
+        weights = torch.where(visible.any(-1, keepdim=True), weights, 0.0)
+        mass = torch.stack([block.sum(-1) for block in weights.split(block_k, -1)], -1)
+        for at, row in enumerate(part.tolist()):
+            yield row, mass[:, at]
+
+
+def repeat_heads(x: Tensor, group: int) -> Tensor:
+    """[B, Hkv, S, D] to float64 [B, Hq, S, D]: each KV head serves ``group`` consecutive query heads."""
+    return x.double().repeat_interleave(group, 1)
