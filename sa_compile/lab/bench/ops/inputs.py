@@ -1,7 +1,7 @@
 """Tensors and block masks that the benchmark runs on, and how much work a block mask is.
 
-A ``block_mask`` is int32 [1, H, n_query_blocks, words] (``kernels.blocks``). Query blocks have 128 rows; all
-attention is causal with as many queries as keys.
+A ``block_mask`` is int32 [1, H, n_query_blocks, words] (``kernels.shared.blocks``). Query blocks have 128
+rows; all attention is causal with as many queries as keys.
 """
 
 from __future__ import annotations
