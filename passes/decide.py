@@ -3,7 +3,7 @@
 ============  =======================================================================  ==============
 outcome       when                                                                     form
 ============  =======================================================================  ==============
-sampled       inference (training.py), no dropout, mask proven causal (offset and key  "sampled"
+sampled       inference, no dropout, mask proven causal (offset and key                "sampled"
               padding allowed), q_len >= min_seq_len or in a range that the profile
               tuned, dtype and head_dim that the kernels take
 sampled       the same, at an offset that is read when the graph runs                  "late"
@@ -38,14 +38,14 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
-from .declared import RangeUndecided, evaluate, in_declared_range
-from .few_rows import cheaper_below, decode_stays
-from .fx_utils import fake_mode, fixed, number, shape, value
-from .length_range import settings_for
+from .conditions.few_rows import cheaper_below, decode_stays
+from .conditions.length_range import settings_for
+from .conditions.training import Training
+from .graph.declared_ranges import RangeUndecided, evaluate, in_declared_range
+from .graph.nodes import fake_mode, number, shape, value
+from .graph.sizes import as_expr, fixed
 from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .site import AttentionSite
-from .sizes import as_expr
-from .training import Training
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_HEAD_DIM = 256

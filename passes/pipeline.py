@@ -1,7 +1,9 @@
 """The order of the passes, and nothing else.
 
 match -> prove the mask -> decide -> rewrite -> dead code away, on a Dynamo graph before Inductor; child
-graph modules first, since a mask that a child no longer needs is dead in its parent.
+graph modules first, since a mask that a child no longer needs is dead in its parent. A pass reads what those
+before it noted in the work (``work.py``) and notes its own part there. Each has a name in the trace
+(``pass_log.py``).
 """
 
 from __future__ import annotations
@@ -14,148 +16,158 @@ from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing
 
 from sa_compile.config import SampleAttentionConfig
 
-from . import match_eager, match_opaque, match_sdpa
-from .children import Child, MaskFromParent, children, prove_in_parent, regions
-from .dead_code import remove_unused
-from .decide import Decision, decide
-from .frame import Frame
-from .fx_utils import value
+from .conditions.dynamo_frame import Frame
+from .decide import Decision
+from .decide import decide as decide_by_table
+from .graph.nodes import value
 from .graph.operations import label
-from .invariants import score_shaped_nodes
-from .late import readable
-from .mask.predicate import LateMask, MaskPredicate, NotProven
+from .graph.scan import GraphScan
+from .graph.sizes import SizeNotAvailable
+from .mask.predicate import NotProven
 from .mask.prove import prove_mask
-from .mask.scan import GraphScan
-from .outputs import add_outputs
-from .record import SiteRecord, record
-from .rewrite import SharedNodes, Written, rewrite
-from .site import AttentionSite
-from .sizes import SizeNotAvailable
-from .training import Training, hidden_sign, recording_nodes, training_step
+from .mask.readable import readable
+from .match import find_sites
+from .pass_log import PassLog, a_pass
+from .rewrite.dead_code import remove_unused
+from .rewrite.forms import write
+from .rewrite.outputs import add_outputs
+from .rewrite.score_tensors import score_shaped_nodes
+from .site_record import SiteRecord, record_of
+from .subgraphs import MaskFromParent, children, prove_in_parent, regions
+from .work import GraphWork, SiteWork
 
 __all__ = ["SiteRecord", "run"]
 
 
-def run(gm: fx.GraphModule, config: SampleAttentionConfig) -> list[SiteRecord]:
-    """Rewrite every attention of ``gm`` and its children in place as ``config`` says; one record a site."""
+def run(gm: fx.GraphModule, config: SampleAttentionConfig, log: PassLog | None = None) -> list[SiteRecord]:
+    """Rewrite every attention of ``gm`` and its children in place as ``config`` says; one record a site.
+
+    ``log`` notes which passes ran.
+    """
+    log = log or PassLog()
     # Example values are computed on the way: a checkpoint around the compiled code must not count them.
     with _disable_saved_tensors_hooks_during_tracing():
-        return _Run(gm, config, Frame(), recording=torch.is_grad_enabled()).records
+        work = GraphWork(gm, config, Frame(), log, torch.is_grad_enabled())
+        _run(work)
+    log.emit()
+    return work.records
 
 
-class _Run:
-    """One graph module on its way through the passes."""
-
-    def __init__(
-        self,
-        gm: fx.GraphModule,
-        config: SampleAttentionConfig,
-        frame: Frame,
-        recording: bool,
-        child: Child | None = None,
-    ) -> None:
-        self.gm = gm
-        self.config = config
-        self.frame = frame
-        self.child = child
-        self.recording = recording_nodes(gm.graph, recording)
-        self.records: list[SiteRecord] = []
-        self.shared = SharedNodes()
-        self.stats: list[fx.Node] = []
-        self.found: list[fx.Node] = []  # of the masks that are read when the graph runs, one each
-        self.replaced_by: dict[fx.Node, fx.Node] = {}
-        self.scan = GraphScan(gm, (child.parent, child.calls[0]) if child is not None else None)
-        read_inputs = [node for node in gm.graph.find_nodes(op="placeholder") if node.users]
-        unread = self._children()
-        replaced = [node for site in self._sites() for node in self._one(site)]
-        changed = any(record.rewritten for record in self.records)
-        unread += [
-            *(node for node in gm.graph.nodes if node not in self.scan.captured),
-            *self._score_shaped(),
-        ]
-        if self.stats or self.found:
-            add_outputs(gm.graph, [*self.stats, *self.found])
-        remove_unused(gm.graph, replaced, unread)
-        self.dropped = child.drop_inputs(read_inputs) if child and changed else []
-        if changed:
-            gm.graph.lint()
-            gm.recompile()
-
-    def _children(self) -> list[fx.Node]:
-        """Rewrite the child graph modules; operands that they no longer take."""
-        dropped, opened = [], set()
-        for child in children(self.scan):
-            opened.add(child.graph_module)
-            recording = any(call in self.recording for call in child.calls)
-            done = _Run(child.graph_module, self.config, self.frame, recording, child)
-            self.records += done.records
-            dropped += done.dropped
-        self.records += _closed(self.scan, self.config, opened)
-        return dropped
-
-    def _score_shaped(self) -> list[fx.Node]:
-        """Masks that Dynamo captured and no layer reads are as large as those that some layer reads."""
-        return [node for node in score_shaped_nodes(self.gm, self.records) if node.graph is self.gm.graph]
-
-    def _sites(self) -> list[AttentionSite]:
-        return _find(self.scan)
-
-    def _one(self, site: AttentionSite) -> list[fx.Node]:
-        """Prove, decide, rewrite; the nodes that the rewrite replaced."""
-        site = site.with_nodes(self.replaced_by)
-        mask, from_parent = self._prove(site)
-        device = value(site.output).device.type
-        decision = decide(site, mask, self.config, lambda: self._training(site), device)
-        config = decision.config or self.config
-        written = None
-        if decision.rewrites:
-            assert not isinstance(mask, NotProven)
-            predicate = from_parent.hand_over() if from_parent else mask
-            collect_stats = config.stats and self.child is None
-            try:
-                written = rewrite(site, predicate, decision, config, self.shared, collect_stats)
-                self.replaced_by[site.output] = written.out
-                self.scan.mutations.replaced(site.output, written.out)
-            except SizeNotAvailable as error:
-                decision = Decision("kept", "", str(error))
-        has_stats, mask_read = self._outputs(written) if written is not None else (False, None)
-        self.records.append(record(site, mask, decision, config, has_stats, mask_read))
-        return list(site.covered) if decision.rewrites else []
-
-    def _outputs(self, written: Written) -> tuple[bool, int | None]:
-        """Note what the graph gives out for a site: has it stats, and which of the masks it read."""
-        if written.stats is not None:
-            self.stats.append(written.stats)
-        if written.found is not None and written.found not in self.found:
-            self.found.append(written.found)
-        mask_read = self.found.index(written.found) if written.found is not None else None
-        return written.stats is not None, mask_read
-
-    def _training(self, site: AttentionSite) -> Training | None:
-        return training_step(
-            gradient=value(site.output).requires_grad,
-            recording=site.output in self.recording,
-            hidden=lambda: self.frame.answer(hidden_sign),
-            module_trains=lambda: self.frame.module_trains(site.output),
-        )
-
-    def _prove(
-        self, site: AttentionSite
-    ) -> tuple[MaskPredicate | LateMask | NotProven, MaskFromParent | None]:
-        if site.obstacle is not None:
-            return NotProven(site.obstacle, site.output), None
-        mask = prove_mask(site, self.scan)
-        if isinstance(mask, NotProven) and self.child is not None:
-            proven = prove_in_parent(site, self.child, prove_mask)
-            if isinstance(proven, MaskFromParent):
-                return proven.predicate, proven
-            return proven, None
-        return (readable(site, mask, self.scan) if isinstance(mask, NotProven) else mask), None
+def _run(work: GraphWork) -> None:
+    """All passes over one graph module, in order."""
+    scan(work)
+    subgraphs(work)
+    match(work)
+    for site in work.sites:  # one after the other: the guards that one adds are known to the next
+        one = SiteWork(site.with_nodes(work.replaced_by))
+        prove(work, one)
+        decide(work, one)
+        rewrite(work, one)
+        record(work, one)
+    outputs(work)
+    clean_up(work)
 
 
-def _find(scan: GraphScan) -> list[AttentionSite]:
-    sites = [*match_sdpa.find(scan), *match_eager.find(scan), *match_opaque.find(scan)]
-    return sorted(sites, key=lambda site: site.output)
+@a_pass
+def scan(work: GraphWork) -> None:
+    """Ask of the whole graph what is asked once."""
+    work.begin()
+
+
+@a_pass
+def subgraphs(work: GraphWork) -> None:
+    """The same passes over the graph modules that this graph calls; rows of those that are left alone."""
+    opened = set()
+    for child in children(work.scan):
+        opened.add(child.graph_module)
+        recording = any(call in work.recording for call in child.calls)
+        inner = GraphWork(child.graph_module, work.config, work.frame, work.log, recording, child)
+        _run(inner)
+        work.records += inner.records
+        work.unread += inner.dropped
+    work.records += _closed(work.scan, work.config, opened)
+
+
+@a_pass
+def match(work: GraphWork) -> None:
+    """Find the attentions, whatever they are spelt like."""
+    work.sites = find_sites(work.scan)
+
+
+@a_pass
+def prove(work: GraphWork, one: SiteWork) -> None:
+    """What the mask means: proven here, or where it comes from, or to be read when the graph runs."""
+    site = one.site
+    if site.obstacle is not None:
+        one.mask = NotProven(site.obstacle, site.output)
+        return
+    one.mask = prove_mask(site, work.scan)
+    if not isinstance(one.mask, NotProven):
+        return
+    if work.child is None:
+        one.mask = readable(site, one.mask, work.scan)
+        return
+    proven = prove_in_parent(site, work.child, prove_mask)
+    one.from_parent = proven if isinstance(proven, MaskFromParent) else None
+    one.mask = proven.predicate if isinstance(proven, MaskFromParent) else proven
+
+
+@a_pass
+def decide(work: GraphWork, one: SiteWork) -> None:
+    """sampled, exact or kept."""
+    device = value(one.site.output).device.type
+    training = work.training
+    one.decision = decide_by_table(one.site, one.mask, work.config, lambda: training(one.site), device)
+
+
+@a_pass
+def rewrite(work: GraphWork, one: SiteWork) -> None:
+    """Write what was decided in front of the attention, for its readers to read."""
+    if not one.decision.rewrites:
+        return
+    assert not isinstance(one.mask, NotProven)
+    predicate = one.from_parent.hand_over() if one.from_parent else one.mask
+    config = one.decision.config or work.config
+    collect_stats = config.stats and work.child is None
+    try:
+        one.written = write(one.site, predicate, one.decision, config, work.shared, collect_stats)
+    except SizeNotAvailable as error:
+        one.decision = Decision("kept", "", str(error))
+        return
+    work.replaced += one.site.covered
+    work.replaced_by[one.site.output] = one.written.out
+    work.scan.mutations.replaced(one.site.output, one.written.out)
+
+
+@a_pass
+def record(work: GraphWork, one: SiteWork) -> None:
+    """The attention's row of the report, and what the graph gives out for it."""
+    has_stats, mask_read = work.note_outputs(one.written)
+    config = one.decision.config or work.config
+    work.records.append(record_of(one.site, one.mask, one.decision, config, has_stats, mask_read))
+
+
+@a_pass
+def outputs(work: GraphWork) -> None:
+    """Stats, and what was read of masks, behind the captured outputs."""
+    if work.stats or work.found:
+        add_outputs(work.gm.graph, [*work.stats, *work.found])
+
+
+@a_pass
+def clean_up(work: GraphWork) -> None:
+    """What nobody reads any more goes, from the graph and from what it hands to its child graphs."""
+    graph = work.gm.graph
+    added = [node for node in graph.nodes if node not in work.scan.captured]
+    # Masks that Dynamo captured and no layer reads are as large as those that some layer reads.
+    masks = [node for node in score_shaped_nodes(work.gm, work.records) if node.graph is graph]
+    remove_unused(graph, work.replaced, [*work.unread, *added, *masks])
+    changed = any(record.rewritten for record in work.records)
+    if changed and work.child is not None:
+        work.dropped = work.child.drop_inputs(work.read_inputs)
+    if changed:
+        graph.lint()
+        work.gm.recompile()
 
 
 def _closed(
@@ -171,10 +183,10 @@ def _closed(
             continue
         around = inside or label(call)
         inner = GraphScan(module, (scan, call), inside=around)
-        for site in _find(inner):
+        for site in find_sites(inner):
             reason = site.obstacle or f"inside {around}"
             decision = Decision("kept", "", reason)
-            records.append(record(site, NotProven(reason, site.output), decision, config))
+            records.append(record_of(site, NotProven(reason, site.output), decision, config))
         remove_unused(module.graph, (), [node for node in module.graph.nodes if node not in inner.captured])
         records += _closed(inner, config, inside=around)
     return records

@@ -5,22 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sa_compile.config import SampleAttentionConfig as SampleAttentionConfig
+    from sa_compile.gathered_stats import Stats as Stats
+    from sa_compile.gathered_stats import reset_stats as reset_stats
+    from sa_compile.gathered_stats import stats as stats
     from sa_compile.inspection import check_profile as check_profile
     from sa_compile.inspection import explain as explain
-    from sa_compile.measured import Stats as Stats
-    from sa_compile.measured import reset_stats as reset_stats
-    from sa_compile.measured import stats as stats
     from sa_compile.report import Report as Report
 
 __version__ = metadata.version("sa_compile")
 _PUBLIC = {
     "Report": "report",
     "SampleAttentionConfig": "config",
-    "Stats": "measured",
+    "Stats": "gathered_stats",
     "check_profile": "inspection",
     "explain": "inspection",
-    "reset_stats": "measured",
-    "stats": "measured",
+    "reset_stats": "gathered_stats",
+    "stats": "gathered_stats",
 }
 __all__ = ["Report", "SampleAttentionConfig", "Stats", "check_profile", "explain", "reset_stats", "stats"]
 

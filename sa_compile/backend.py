@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from sa_compile import inner, recompiles, report
+from sa_compile import inner_backend, recompiles, report
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import check_graph
-from sa_compile.late.seen import MasksSeen
-from sa_compile.measured import Gathered, register
+from sa_compile.gathered_stats import Gathered, register
+from sa_compile.masks_seen import MasksSeen
 from sa_compile.passes import pipeline
-from sa_compile.passes.record import SiteRecord
+from sa_compile.passes.pass_log import PassLog
+from sa_compile.passes.site_record import SiteRecord
 from sa_compile.trace import GraphTrace
 
 CompiledGraph = Callable[..., Any]
@@ -37,7 +38,7 @@ def sampleattn(
     the argument, what came and what is allowed.
     """
     config = SampleAttentionConfig.from_options(options)
-    inner.check(config, mode)
+    inner_backend.check(config, mode)
     recompiles.raise_limit()
     return compile_graph(gm, example_inputs, config, mode=mode)
 
@@ -53,8 +54,9 @@ def compile_graph(
     trace = GraphTrace(config.trace) if config.trace else None
     if trace:
         trace.before(gm)
+    log = PassLog()
     with torch._dynamo.utils.dynamo_timed("sampleattn_passes"):
-        records = pipeline.run(gm, config)
+        records = pipeline.run(gm, config, log)
     rewritten = any(record.rewritten for record in records)
     checked = _check_profile(gm, example_inputs, config, records)
     gathered = Gathered(records)
@@ -67,8 +69,8 @@ def compile_graph(
     report.publish(graph_report)
     report.warn_of_training_mode(records, config.min_seq_len)
     if trace:
-        trace.after(gm, graph_report)
-    compiled = inner.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
+        trace.after(gm, graph_report, log)
+    compiled = inner_backend.compile_inner(gm, example_inputs, config, mode=mode, rewritten=rewritten)
     return gathered.wrap(masks.wrap(compiled))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 if TYPE_CHECKING:
-    from sa_compile.passes.record import SiteRecord
+    from sa_compile.passes.site_record import SiteRecord
 
 _WEIGHTS = 8  # that are digested, evenly spread over the model's matrices
 _VALUES = 256  # of each

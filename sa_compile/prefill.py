@@ -12,7 +12,7 @@ from torch import Tensor
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.kernels.shared.blocks import popcount
-from sa_compile.passes.selection import forced_slashes, selection_arguments
+from sa_compile.passes.rewrite.selection import forced_slashes, selection_arguments
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def _select_by_rows(
 def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
     """:func:`select`, then the attention of ``config.method``: out [B, Hq, Sq, Dv], and its stats.
 
-    The stats are those of ``passes.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The attention must
-    have no window.
+    The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The
+    attention must have no window.
     """
     a, segment = attention, attention.key_segment
     chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
@@ -173,7 +173,7 @@ def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: 
 def _stats(
     a: CausalAttention, config: SampleAttentionConfig, chosen: Selection, segment: Tensor | None
 ) -> Tensor:
-    """density, smallest CRA and mean CRA over the batch, fp32 [Hq, 3], as ``passes.stats`` defines them."""
+    """density, smallest and mean CRA over the batch, fp32 [Hq, 3], as of ``passes.rewrite.stats``."""
     mass = ops.attention_mass(
         a.query,
         a.key,

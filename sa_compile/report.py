@@ -17,10 +17,10 @@ from tabulate import tabulate
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.late.seen import MasksSeen
-from sa_compile.measured import Gathered, Stats
-from sa_compile.passes.record import SiteRecord
-from sa_compile.passes.training import MODULE_TRAINS
+from sa_compile.gathered_stats import Gathered, Stats
+from sa_compile.masks_seen import MasksSeen
+from sa_compile.passes.conditions.training import MODULE_TRAINS
+from sa_compile.passes.site_record import SiteRecord
 
 COLUMNS = (
     "graph",

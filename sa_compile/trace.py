@@ -1,4 +1,4 @@
-"""``options={"trace": folder}``: each graph before and after the rewrite, and the report, as files."""
+"""``options={"trace": folder}``: each graph before and after its passes, and the report, as files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 
 from torch import fx
 
+from sa_compile.passes.pass_log import PassLog
 from sa_compile.report import GraphReport, Report
 
 _numbers = itertools.count()
 
 
 class GraphTrace:
-    """Writes ``<pid>-<n>-before.py``, ``-after.py``, ``-report.txt`` and ``-report.json`` for one graph."""
+    """Writes ``<pid>-<n>-before.py``, ``-after.py``, ``-passes.json`` (which ran, how often and how long),
+    ``-report.txt`` and ``-report.json`` for one graph."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -25,10 +27,11 @@ class GraphTrace:
         """Write the graph as Dynamo captured it."""
         self._write("before.py", readable(gm))
 
-    def after(self, gm: fx.GraphModule, graph_report: GraphReport) -> None:
-        """Write the rewritten graph and its report."""
+    def after(self, gm: fx.GraphModule, graph_report: GraphReport, log: PassLog) -> None:
+        """Write the rewritten graph, which passes ran, and the report."""
         report = Report((graph_report,))
         self._write("after.py", readable(gm))
+        self._write("passes.json", log.to_json())
         self._write("report.txt", str(report))
         self._write("report.json", report.to_json())
 

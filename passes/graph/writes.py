@@ -18,7 +18,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..fx_utils import fake_mode, is_tensor, value
+from .nodes import fake_mode, is_tensor, value
 from .operations import is_higher_order, is_torchs
 from .regions import first_operand, region_of
 

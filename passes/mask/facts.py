@@ -3,30 +3,10 @@
 from __future__ import annotations
 
 import sympy
-import torch
 from sympy.core.function import Application, AppliedUndef
-from torch import fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, statically_known_true
 
 from .expression import FALSE, TRUE, Bool, Eq0, FloorDivide, Le0
-
-
-def size_expression(value: int | torch.SymInt) -> sympy.Expr:
-    """A size as an expression over the graph's shape symbols."""
-    return sympy.sympify(value.node.expr) if isinstance(value, torch.SymInt) else sympy.Integer(int(value))
-
-
-def find_shape_env(gm: fx.GraphModule) -> ShapeEnv | None:
-    """The ShapeEnv of the graph's symbolic sizes, or None if every size is a number."""
-    for node in gm.graph.nodes:
-        value = node.meta.get("example_value", node.meta.get("val"))
-        if isinstance(value, torch.SymInt):
-            return value.node.shape_env
-        if isinstance(value, torch.Tensor):
-            for size in value.shape:
-                if isinstance(size, torch.SymInt):
-                    return size.node.shape_env
-    return None
 
 
 class Facts:

@@ -15,11 +15,13 @@ import sympy
 import torch
 from torch import fx
 
+from ..graph.mutations import Mutations, same_view
+from ..graph.nodes import argument, held, normal_dim, tensor_of
 from ..graph.operations import describe, operation
+from ..graph.sizes import as_expr
 from ..graph.writes import written_arguments
 from .expression import Bool, Element, Flag, Real, Truth, Unknown, choose, conjunction
-from .facts import Facts, size_expression
-from .mutation import Mutations, same_view, tensor_of
+from .facts import Facts
 from .predicate import NotProven
 
 Index = tuple[sympy.Expr, ...]
@@ -68,7 +70,7 @@ class Interpreter:
         tensor = tensor_of(node)
         if tensor is None:
             raise GiveUp(f"{node} has no tensor value in the graph's metadata")
-        return tuple(self.facts.simplify(size_expression(size)) for size in tensor.shape)
+        return tuple(self.facts.simplify(as_expr(size)) for size in tensor.shape)
 
     def fresh_index(self, size: sympy.Expr, first: int = 0) -> sympy.Symbol:
         """An index variable of its own, ``first <= i < size``."""
@@ -156,9 +158,7 @@ class Frame:
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or name."""
-        if len(self.node.args) > position:
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
+        return argument(self.node, position, name, default)
 
     def tensor(self, position: int = 0, name: str = "input") -> fx.Node:
         """An argument that must be a tensor node."""
@@ -184,10 +184,9 @@ class Frame:
 
     def size(self, value: Any) -> sympy.Expr:
         """A size argument (int, SymInt node) as an expression."""
-        if isinstance(value, fx.Node):
-            value = value.meta.get("example_value", value.meta.get("val"))
+        value = held(value)
         if isinstance(value, int | torch.SymInt) and not isinstance(value, bool):
-            return self.facts.simplify(size_expression(value))
+            return self.facts.simplify(as_expr(value))
         raise GiveUp(f"size argument {value} is not an integer")
 
     def integer(self, value: Any) -> int:
@@ -202,29 +201,26 @@ class Frame:
         dim = self.integer(value)
         if not -rank <= dim < max(rank, 1):
             raise GiveUp(f"dim {dim} of a tensor of {rank} dims")
-        return dim % rank if rank else 0
+        return normal_dim(dim, rank) if rank else 0
 
     def sizes(self, position: int, name: str) -> list[Any]:
         """A list of sizes given as one sequence or as several arguments from ``position`` on."""
         first = self.arg(position, name)
         if isinstance(first, list | tuple):
             return list(first)
-        if isinstance(first, fx.Node):
-            value = first.meta.get("example_value", first.meta.get("val"))
-            if isinstance(value, tuple):  # torch.Size
-                return list(value)
+        if isinstance(held(first), tuple):  # torch.Size
+            return list(held(first))
         return list(self.node.args[position:])
 
     def read(self, value: Any, index: Index) -> Element:
         """Element ``index`` of an argument; a scalar is its own element."""
         if tensor_of(value) is not None:
             return self.interpreter.element(value, index, self.node)
-        if isinstance(value, fx.Node):
-            value = value.meta.get("example_value", value.meta.get("val"))
+        value = held(value)
         if isinstance(value, bool):
             return Truth(value)
         if isinstance(value, int | torch.SymInt):
-            return self.facts.simplify(size_expression(value))
+            return self.facts.simplify(as_expr(value))
         if isinstance(value, float):
             return Real(value)
         raise GiveUp(f"argument {value!r} is neither a tensor nor a number")

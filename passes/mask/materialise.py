@@ -14,12 +14,12 @@ import torch
 from sympy.core.function import AppliedUndef
 from torch import fx
 
-from ..fx_utils import Emitter
-from ..sizes import SizeNotAvailable, emit_size
+from ..graph.emitter import Emitter
+from ..graph.nodes import tensor_of
+from ..graph.sizes import SizeNotAvailable, emit_size
 from .clauses import Clause
 from .expression import And, Bool, Eq0, Flag, Le0, Not, Or
 from .interpreter import Index, Interpreter
-from .mutation import tensor_of
 
 _KEY = "mask_part"
 

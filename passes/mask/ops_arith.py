@@ -9,6 +9,7 @@ import sympy
 import torch
 
 from ..graph.operations import calls, describe
+from .element_arithmetic import WIDE_INTS, arithmetic, as_number, cast, compare
 from .expression import (
     FALSE,
     TRUE,
@@ -23,7 +24,6 @@ from .expression import (
     negation,
 )
 from .interpreter import Frame, GiveUp, Index, Rule, rule
-from .numbers import WIDE_INTS, arithmetic, as_number, cast, compare
 
 
 def _operands(frame: Frame, index: Index) -> tuple[Element, Element]:

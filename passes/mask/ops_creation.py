@@ -8,9 +8,9 @@ import sympy
 import torch
 
 from ..graph.operations import calls, qualified_name
+from .element_arithmetic import arithmetic, as_number, cast, integer_in_float
 from .expression import FALSE, TRUE, Bool, Element, Truth, lift
 from .interpreter import Frame, GiveUp, Index, rule
-from .numbers import arithmetic, as_number, cast, integer_in_float
 
 
 def constant(frame: Frame, value: Any) -> Element:

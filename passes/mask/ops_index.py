@@ -8,10 +8,10 @@ import sympy
 import torch
 from torch import fx
 
+from ..graph.nodes import tensor_of
+from .element_arithmetic import cast
 from .expression import FALSE, TRUE, Bool, Element
 from .interpreter import Frame, GiveUp, Index, rule
-from .mutation import tensor_of
-from .numbers import cast
 
 _ZERO = sympy.Integer(0)
 

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 import sympy
 from sympy.core.function import AppliedUndef
 
+from ..graph.nodes import tensor_of
 from ..graph.operations import calls
 from .clauses import Clause
 from .expression import Bool, Element, Eq0, Le0, Not, negation
 from .interpreter import Frame, GiveUp, Interpreter
-from .mutation import tensor_of
 
 PositionIds: TypeAlias = tuple[Any, sympy.Expr]  # the tensor's lookup function, and its batch index
 

@@ -10,18 +10,20 @@ import sympy
 from sympy.core.function import AppliedUndef
 from torch import fx
 
+from ..graph.nodes import is_tensor, shape, tensor_of
 from ..graph.operations import describe
+from ..graph.scan import GraphScan
+from ..graph.sizes import as_expr
 from ..site import AttentionSite
 from . import ops_arith, ops_creation, ops_index, ops_views  # noqa: F401  (they register the rules)
 from .additive import AdditiveMask, IsBias
 from .clauses import TooComplex
 from .expression import Bool, Element, Real, conjunction, expressions
-from .interpreter import Frame, GiveUp, Stop
+from .facts import Facts
+from .interpreter import Frame, GiveUp, Interpreter, Stop
 from .materialise import Materialiser, NotEmittable
-from .mutation import tensor_of
 from .normal_form import Axes, DoesNotFit, to_predicate
 from .predicate import MaskPredicate, NotProven
-from .scan import GraphScan
 
 
 def prove_mask(site: AttentionSite, scan: GraphScan) -> MaskPredicate | NotProven:
@@ -37,7 +39,7 @@ def prove_mask(site: AttentionSite, scan: GraphScan) -> MaskPredicate | NotProve
 class _Proof:
     def __init__(self, site: AttentionSite, scan: GraphScan):
         self.site = site
-        self.interpreter = scan.interpreter(site.mask, site.query, site.key)
+        self.interpreter = _interpreter(site, scan)
         self._materialiser: Materialiser | None = None
 
     def run(self) -> MaskPredicate | NotProven:
@@ -160,6 +162,18 @@ class _Proof:
     def _is_mask_input(self, node: fx.Node) -> bool:
         tensor = tensor_of(node)
         return tensor is not None and tensor.dim() >= 3
+
+
+def _interpreter(site: AttentionSite, scan: GraphScan) -> Interpreter:
+    """The interpreter of a mask for scores of these sizes; layers that share both share it.
+
+    A guard added since may have made more of the sizes known: then it is a new one.
+    """
+    env = scan.shape_env
+    sizes = tuple(tuple(map(as_expr, shape(x))) if is_tensor(x) else () for x in (site.query, site.key))
+    known = (len(env.guards), len(env.replacements)) if env is not None else ()
+    key = ("interpreter", site.mask, sizes, known)
+    return scan.once(key, lambda: Interpreter(scan.mutations, Facts(env)))
 
 
 def _is_float(node: fx.Node) -> bool:

@@ -24,10 +24,10 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.hf.masks import CausalMask
 from sa_compile.hf.state import site_of
 from sa_compile.kernels import ops
+from sa_compile.passes.conditions.length_range import settings_for
+from sa_compile.passes.conditions.training import Training, hidden_sign, training_step
 from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
-from sa_compile.passes.length_range import settings_for
-from sa_compile.passes.record import SiteRecord
-from sa_compile.passes.training import Training, hidden_sign, training_step
+from sa_compile.passes.site_record import SiteRecord
 from sa_compile.prefill import CausalAttention
 from sa_compile.report import warn_of_training_mode
 
@@ -181,7 +181,7 @@ def decide(
 
 
 def training_of(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Training | None:
-    """Whether this call is part of a training step (``passes.training``)."""
+    """Whether this call is part of a training step (``passes.conditions.training``)."""
     recording = torch.is_grad_enabled()
     return training_step(
         gradient=recording and any(x.requires_grad for x in (query, key, value)),

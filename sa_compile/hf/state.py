@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.measured import Gathered, SiteStats, register
-from sa_compile.passes.record import SiteRecord
+from sa_compile.gathered_stats import Gathered, SiteStats, register
+from sa_compile.passes.site_record import SiteRecord
 from sa_compile.report import GraphReport, Report
 
 ATTRIBUTE = "sampleattn"  # where a transformers config holds the options, as a plain dict

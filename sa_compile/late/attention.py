@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig, selection_options
-from sa_compile.late.reading import read_causal
+from sa_compile.late.causal_entries import read_causal
 from sa_compile.prefill import CausalAttention
 
 NOT_CAUSAL = -1

@@ -22,10 +22,10 @@ from support.graphs import BLOCK_SPARSE_OPS, SAMPLED_OPS, SDPA_OPS, compile_with
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
-from sa_compile.passes import match_sdpa
 from sa_compile.passes.decide import decide
+from sa_compile.passes.graph.scan import GraphScan
 from sa_compile.passes.mask.predicate import MaskPredicate
-from sa_compile.passes.mask.scan import GraphScan
+from sa_compile.passes.match import sdpa as sdpa_calls
 
 sdpa = F.scaled_dot_product_attention
 SHORT = {"min_seq_len": 4096}
@@ -283,7 +283,7 @@ def decisions_on_cuda(function, *args, **options):
 
     def backend(gm, example_inputs):
         config = SampleAttentionConfig(**{**SHORT, **options})
-        for site in match_sdpa.find(GraphScan(gm)):
+        for site in sdpa_calls.find(GraphScan(gm)):
             decisions.append(
                 decide(site, MaskPredicate(causal=True), config, training=lambda: None, device="cuda")
             )

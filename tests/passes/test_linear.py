@@ -10,7 +10,8 @@ from torch import fx
 
 from sa_compile.kernels import op_checks
 from sa_compile.passes import pipeline
-from sa_compile.passes.mask import interpreter, mutation
+from sa_compile.passes.graph import mutations
+from sa_compile.passes.mask import interpreter
 
 TOKENS = 80
 
@@ -25,7 +26,7 @@ class Counts:
         nodes = fx.Graph.nodes.fget
         self._patches = [
             patch.object(fx.Graph, "nodes", property(self._counted("walks", nodes))),
-            self._count("write_checks", mutation, "written_arguments"),
+            self._count("write_checks", mutations, "written_arguments"),
             self._count("mask_elements", interpreter, "_apply"),
             self._count("fakes", op_checks, "check_block_sparse_attention"),
         ]

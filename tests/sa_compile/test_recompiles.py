@@ -42,7 +42,7 @@ def chats(model, chats, seed=0):
 def test_every_long_prefill_of_a_server_is_sampled_with_default_limits():
     model = tiny_llama(num_hidden_layers=1)
     model.compile(backend="sampleattn", options={"min_seq_len": 256, "inner": "eager", "stats": True})
-    sa_compile.measured._gathered.clear()
+    sa_compile.gathered_stats._gathered.clear()
 
     def sampled():
         return sum(site.calls for site in sa_compile.stats().sites)

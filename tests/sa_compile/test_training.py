@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 import sa_compile
 import sa_compile.hf
 from sa_compile import report
-from sa_compile.passes.training import hidden_sign
+from sa_compile.passes.conditions.training import hidden_sign
 
 # Of these tokens a sampled attention drops most blocks: a gradient through one would be far off.
 SPARSE = {**SMALL_BLOCKS, "tau": 1.0, "budget": 1.0, "last_rows": 0}

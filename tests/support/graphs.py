@@ -12,11 +12,11 @@ from support.models import LOSSLESS
 from torch import fx
 
 from sa_compile.config import SampleAttentionConfig
-from sa_compile.late.seen import MasksSeen
+from sa_compile.masks_seen import MasksSeen
 from sa_compile.passes import pipeline
 from sa_compile.passes.graph.operations import label
-from sa_compile.passes.invariants import score_shaped_nodes
-from sa_compile.passes.record import SiteRecord
+from sa_compile.passes.rewrite.score_tensors import score_shaped_nodes
+from sa_compile.passes.site_record import SiteRecord
 
 SAMPLED_OPS = {
     **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},

@@ -10,11 +10,11 @@ import sympy
 import torch
 from torch import fx
 
-from sa_compile.passes import match_eager, match_sdpa
+from sa_compile.passes.graph.scan import GraphScan
 from sa_compile.passes.mask.evaluate import evaluate
 from sa_compile.passes.mask.predicate import MaskPredicate, NotProven
 from sa_compile.passes.mask.prove import prove_mask
-from sa_compile.passes.mask.scan import GraphScan
+from sa_compile.passes.match import eager, sdpa
 from sa_compile.passes.site import AttentionSite
 
 
@@ -71,7 +71,7 @@ def capture(
 
     def backend(gm: fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
         scan = GraphScan(gm)
-        sites = [*match_sdpa.find(scan), *match_eager.find(scan)]
+        sites = [*sdpa.find(scan), *eager.find(scan)]
         found.append(Captured(gm, sites, [prove_mask(site, scan) for site in sites]))
         gm.graph.lint()
         return found[-1]

@@ -18,7 +18,7 @@ from sa_compile import report
 from sa_compile.lab.census.overrides import OVERRIDES
 from sa_compile.lab.census.tiny import SEED, VOCABULARY
 from sa_compile.model_call import cache_argument
-from sa_compile.passes import invariants
+from sa_compile.passes.rewrite import score_tensors
 
 Backend = str | Callable[..., Any]  # as torch.compile(backend=...) takes it
 
@@ -210,7 +210,7 @@ def _left(reports: list[report.GraphReport]) -> list[str]:
     left: list[str] = []
     for graph in reports:
         if graph.graph is not None and all(site.rewritten for site in graph.sites):
-            left += [str(node) for node in invariants.score_shaped_nodes(graph.graph, graph.sites)]
+            left += [str(node) for node in score_tensors.score_shaped_nodes(graph.graph, graph.sites)]
     return left
 
 

@@ -27,7 +27,7 @@ from sa_compile.lab.eval.supply import Documents, Writer
 from sa_compile.lab.tune.bound import Bound, Evidence, best_case, bound_for, evidence
 from sa_compile.lab.tune.costs import LengthCosts, measure_costs
 from sa_compile.lab.tune.space import Candidate, blocks_text
-from sa_compile.passes.record import SiteRecord
+from sa_compile.passes.site_record import SiteRecord
 
 _EXPLAINED = 256  # tokens of the forward pass that shows the model's attentions
 

@@ -15,7 +15,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
 from sa_compile.lab.eval.rules.adaptive import Adaptive
 from sa_compile.lab.eval.rules.sample import Chunked, Stride
-from sa_compile.passes.selection import forced_slashes
+from sa_compile.passes.rewrite.selection import forced_slashes
 
 Axis = tuple[Mapping[str, Any], ...]
 

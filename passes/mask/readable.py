@@ -1,0 +1,33 @@
+"""Which masks that are not proven can be read, entry by entry, when the graph runs (``rewrite/late.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from ..graph.nodes import shape, value
+from ..graph.operations import is_foreign
+from ..graph.scan import GraphScan
+from ..graph.sizes import same_size
+from ..site import AttentionSite
+from .predicate import LateMask, NotProven
+
+
+def readable(site: AttentionSite, not_proven: NotProven, scan: GraphScan) -> LateMask | NotProven:
+    """The mask as one that is read when the graph runs, or why it stays unknown, with the way out."""
+    mask, stopped = site.mask, not_proven.node
+    if mask is None or not_proven.refuted:
+        return not_proven
+    if stopped is not None and is_foreign(stopped):
+        return not_proven  # what is not torch's stays as it was, with all that rests on it
+    if site.spelling != "sdpa" or value(mask).dtype != torch.bool:
+        return replace(not_proven, reason=f"{not_proven.reason}; SDPA's bool masks are read when they run")
+    sizes = (1, 1, *shape(mask))[-4:]
+    wanted = (shape(site.query)[0], 1, shape(site.query)[2], shape(site.key)[2])
+    fits = all(same_size(a, b) for a, b in zip(sizes[1:], wanted[1:], strict=True))
+    if not fits or not (same_size(sizes[0], 1) or same_size(sizes[0], wanted[0])):
+        return not_proven
+    if scan.mutations.between(mask, site.output):
+        return not_proven  # layers would read different masks
+    return LateMask(mask, not_proven)
