@@ -28,7 +28,7 @@ Every comparison of a symbolic length adds a guard, so that each side of it gets
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import sympy
@@ -70,6 +70,61 @@ class Decision:
     def rewrites(self) -> bool:
         """The graph changes."""
         return self.form not in ("", "unchanged")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Of a causal attention: the decision that samples it, or ``why`` it is not sampled.
+
+    ``blocked``: why the block-sparse op can not take it at all, sampled or exact.
+    """
+
+    sampled: Decision | None
+    why: str = ""
+    blocked: str | None = None
+    profile_range: str = ""
+
+
+def outlook(
+    config: SampleAttentionConfig,
+    q_len: sympy.Expr,
+    holds: Callable[[sympy.Basic], bool],
+    *,
+    not_plain: str | None,
+    training: Training | None,
+    why_blocked: Callable[[SampleAttentionConfig], str | None],
+    fits: sympy.Basic,
+) -> Outlook:
+    """Whether a causal attention is sampled, for a graph and for a call alike.
+
+    ``not_plain``: what its mask has beside causality, offset and padding; ``why_blocked``: why the
+    block-sparse op can not take it under these options; ``fits``: its rows do not reach past the keys.
+    ``holds`` answers a condition on sizes, and is asked only where that matters: an answer may cost a guard.
+    """
+    blocked = why_blocked(config)
+    if blocked is not None or not_plain is not None:
+        return Outlook(None, blocked or not_plain or "", blocked)
+    if training is not None:
+        return Outlook(None, training.reason)
+    chosen = settings_for(config, q_len, holds)
+    if chosen.exact:
+        return Outlook(None, chosen.reason, None, chosen.profile_range)
+    blocked = why_blocked(chosen.config)
+    if blocked is not None or not holds(fits):
+        why = blocked or "queries reach past the keys"
+        return Outlook(None, why, blocked, chosen.profile_range)
+    return Outlook(Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range))
+
+
+def why_not_dtypes(dtypes: Iterable[torch.dtype]) -> str | None:
+    """Why no op takes query, key and value of these dtypes; None if some does."""
+    found = set(dtypes)
+    if len(found) > 1:
+        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, found)))
+    (dtype,) = found
+    if dtype not in SUPPORTED_DTYPES:
+        return f"dtype {dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
+    return None
 
 
 def decide(
@@ -161,13 +216,7 @@ def _why_kept(site: AttentionSite, mask: MaskPredicate | LateMask | NotProven) -
         return f"dropout in training (p = {site.dropout_p})"
     if isinstance(mask, NotProven):
         return f"mask not proven: {mask}"
-    dtypes = {value(x).dtype for x in (site.query, site.key, site.value)}
-    if len(dtypes) > 1:
-        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, dtypes)))
-    (dtype,) = dtypes
-    if dtype not in SUPPORTED_DTYPES:
-        return f"dtype {dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
-    return None
+    return why_not_dtypes(value(x).dtype for x in (site.query, site.key, site.value))
 
 
 def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str | None) -> Decision:
@@ -209,22 +258,19 @@ def _causal(
         return _kept(first_rows)
     if training is not None and training.tangent:
         return _kept(training.reason)
-    blocked = _why_not_block_sparse(site, mask, sizes, config, training, device)
-    if blocked is not None or not mask.is_plain_causal:
-        why = blocked or f"not plain causal: {mask}"
-        return _exact_causal(site, mask, sizes, why, blocked, device)
-    if training is not None:
-        return _exact_causal(site, mask, sizes, training.reason, None, device)
-    chosen = settings_for(config, sizes.q_len, sizes.holds)
-    if chosen.exact:
-        why = chosen.reason
-    else:
-        blocked = _why_not_block_sparse(site, mask, sizes, chosen.config, training, device)
-        why = blocked or "queries reach past the keys"
-        if blocked is None and sizes.holds(sympy.Le(offset + sizes.q_len, sizes.kv_len)):
-            return Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range)
-    decision = _exact_causal(site, mask, sizes, why, blocked, device)
-    return replace(decision, profile_range=chosen.profile_range)
+    found = outlook(
+        config,
+        sizes.q_len,
+        sizes.holds,
+        not_plain=None if mask.is_plain_causal else f"not plain causal: {mask}",
+        training=training,
+        why_blocked=lambda options: _why_not_block_sparse(site, mask, sizes, options, training, device),
+        fits=sympy.Le(offset + sizes.q_len, sizes.kv_len),
+    )
+    if found.sampled is not None:
+        return found.sampled
+    decision = _exact_causal(site, mask, sizes, found.why, found.blocked, device)
+    return replace(decision, profile_range=found.profile_range)
 
 
 def _exact_causal(

@@ -24,9 +24,8 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.hf.masks import CausalMask
 from sa_compile.hf.state import site_of
 from sa_compile.kernels import ops
-from sa_compile.passes.conditions.length_range import settings_for
 from sa_compile.passes.conditions.training import Training, hidden_sign, training_step
-from sa_compile.passes.decide import SUPPORTED_DTYPES, Decision, why_no_kernel
+from sa_compile.passes.decide import Decision, outlook, why_no_kernel, why_not_dtypes
 from sa_compile.passes.site_record import SiteRecord
 from sa_compile.prefill import CausalAttention
 from sa_compile.report import warn_of_training_mode
@@ -161,23 +160,22 @@ def decide(
     """sampled, exact or kept, by the table of ``passes.decide``."""
     if isinstance(meaning, str):
         return Decision("kept", "", meaning)
-    chosen = settings_for(config, sympy.Integer(query.shape[2]), bool)
-    blocked = _why_not_block_sparse(chosen.config, training, query, key, value)
-    if blocked is not None:
-        why = blocked
-    elif meaning.window:
-        why = f"not plain causal: {_mask_text(meaning)}"
-    elif training is not None:
-        why = training.reason
-    elif chosen.exact:
-        why = chosen.reason
-    elif meaning.q_offset + query.shape[2] > key.shape[2]:
-        why = "queries reach past the keys"
-    else:
-        return Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range)
+    q_len, kv_len = query.shape[2], key.shape[2]
+    found = outlook(
+        config,
+        sympy.Integer(q_len),
+        bool,
+        not_plain=f"not plain causal: {_mask_text(meaning)}" if meaning.window else None,
+        training=training,
+        why_blocked=lambda options: _why_not_block_sparse(options, training, query, key, value),
+        fits=sympy.Le(meaning.q_offset + q_len, kv_len),
+    )
+    if found.sampled is not None:
+        return found.sampled
     if attention_mask is None:
-        return Decision("exact", "unchanged", f"already the cheapest exact form; {why}")
-    return Decision("kept", "", why) if blocked else Decision("exact", "block_sparse", why)
+        return Decision("exact", "unchanged", f"already the cheapest exact form; {found.why}")
+    outcome, form = ("exact", "block_sparse") if found.blocked is None else ("kept", "")
+    return Decision(outcome, form, found.why)
 
 
 def training_of(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Training | None:
@@ -196,12 +194,9 @@ def _why_not_block_sparse(
 ) -> str | None:
     if training is not None and training.gradient:
         return training.reason
-    dtypes = {x.dtype for x in (query, key, value)}
-    if len(dtypes) > 1:
-        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, dtypes)))
-    if query.dtype not in SUPPORTED_DTYPES:
-        return f"dtype {query.dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
-    return why_no_kernel(query.device, query.dtype, query.shape[-1], value.shape[-1], config)
+    return why_not_dtypes(x.dtype for x in (query, key, value)) or why_no_kernel(
+        query.device, query.dtype, query.shape[-1], value.shape[-1], config
+    )
 
 
 def _record(
