@@ -14,10 +14,8 @@ from .block_mean_attention import eager as block_mean_attention_eager
 from .block_representatives import eager as block_representatives_eager
 from .block_sparse_attention import eager as block_sparse_attention_eager
 from .choice import Call
-from .sample_scores import eager as sample_scores_eager
 from .select_adaptive import eager as select_adaptive_eager
 from .select_blocks import eager as select_blocks_eager
-from .select_budget import eager as select_budget_eager
 
 
 def attention_kernel(
@@ -118,9 +116,7 @@ def add_block_means_(
 # Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first
 # tensor's dtype (``select_blocks`` reads scores, which are float32 whatever the model's dtype is).
 _SELECTION: dict[str, tuple[str, Callable, bool]] = {
-    "sample_scores": ("sample_scores.triton", sample_scores_eager.sample_scores, True),
     "select_blocks": ("select_blocks.triton", select_blocks_eager.select_blocks, False),
-    "select_budget": ("select_budget.triton", select_budget_eager.select_budget, True),
 }
 
 

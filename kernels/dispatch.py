@@ -16,16 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cuda_library, mean_attention, op_checks
+from . import choice, cuda_library, mean_attention, op_checks
+from .attention_mass import op as attention_mass
 from .mask_blocks.eager import segment_batch
-from .select_budget import op as select_budget_op
+from .sample_scores import op as sample_scores
+from .select_budget import op as select_budget
+from .shared.record import schema
 from .shared.shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
+OPS: tuple[Any, ...] = (sample_scores, attention_mass, select_budget)
 
 SCHEMAS = {
-    "sample_scores": "(Tensor query, Tensor key, Tensor? key_segment, float scale, SymInt q_offset, "
-    "SymInt chunk_n, int sample_rows, int block_k) -> (Tensor column_scores, Tensor slash_scores)",
     "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
     "SymInt k_len, SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
     "SymInt window_slashes, int last_rows) -> Tensor",
@@ -37,14 +39,12 @@ SCHEMAS = {
     "block_mean_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
     "Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k) -> "
     "(Tensor out, Tensor lse)",
-    "attention_mass": "(Tensor query, Tensor key, Tensor block_mask, Tensor? key_segment, float scale, "
-    "SymInt q_offset, SymInt chunk_n, int sample_rows, int block_q, int block_k) -> Tensor",
     "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
     "(Tensor representatives, Tensor log_weights, Tensor spreads)",
     "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
     "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
     "bool keep_sink, int window_slashes, int last_rows) -> Tensor",
-    select_budget_op.NAME: select_budget_op.SCHEMA,
+    **{op.NAME: schema(op.Arguments, op.RETURNS) for op in OPS},
 }
 
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -84,13 +84,6 @@ def load_cpu_library() -> bool:
 
 def _fake(name: str) -> Callable[[Callable], Callable]:
     return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=_library)
-
-
-@_fake("sample_scores")
-def _sample_scores_fake(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k):
-    op_checks.check_sample_scores(query, key, key_segment, chunk_n, sample_rows, block_k)
-    shape = (query.shape[0], query.shape[1], ceil_div(key.shape[2], block_k))
-    return query.new_empty(shape, dtype=torch.float32), query.new_empty(shape, dtype=torch.float32)
 
 
 @_fake("select_blocks")
@@ -159,16 +152,6 @@ def _attention_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return out, query.new_empty((batch, heads, q_len), dtype=torch.float32)
 
 
-@_fake("attention_mass")
-def _attention_mass_fake(
-    query, key, block_mask, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k
-):
-    op_checks.check_attention_mass(
-        query, key, block_mask, key_segment, chunk_n, sample_rows, block_q, block_k
-    )
-    return query.new_empty(query.shape[:2], dtype=torch.float32)
-
-
 @_fake("block_representatives")
 def _block_representatives_fake(key, key_segment, block_k, landmarks):
     op_checks.check_block_representatives(key, key_segment, block_k, landmarks)
@@ -213,9 +196,6 @@ def _select_adaptive_fake(
     return query.new_empty(shape, dtype=torch.int32)
 
 
-_fake(select_budget_op.NAME)(select_budget_op.fake)
-
-
 def _refuse_backward(name: str) -> None:
     def no_backward(ctx: object, *grads: Tensor) -> None:
         raise NotImplementedError(
@@ -225,7 +205,38 @@ def _refuse_backward(name: str) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{name}", no_backward, lib=_library)
 
 
-for _name in SCHEMAS:
+def implementation(op: str, file: str) -> Callable:
+    """The function that computes an op, of its record, in ``<op>/<file>.py``."""
+    return getattr(importlib.import_module(f".{op}.{file}", __package__), op)
+
+
+def on_cuda(op: Any) -> Callable:
+    """An op on CUDA tensors, of its record: by the kernel that ``choice`` names for ``op.kernel``."""
+    plain = implementation(op.NAME, "eager")
+
+    def run(a: Any) -> Any:
+        call = op.kernel(a)
+        kernel = "pytorch" if call is None else choice.choose(call)
+        if kernel == "pytorch":
+            return plain(a)
+        if kernel == "triton":
+            return implementation(op.NAME, "triton")(a)
+        return choice.library_op(kernel, op.NAME)(*a)
+
+    return run
+
+
+def _of_record(op: Any, run: Callable) -> Callable:
+    arguments = op.Arguments
+    return lambda *values: run(arguments(*values))
+
+
+for _op in OPS:
+    _fake(_op.NAME)(_of_record(_op, _op.fake))
+    implement(_op.NAME, "CompositeExplicitAutograd", _of_record(_op, implementation(_op.NAME, "eager")))
+    if torch.version.cuda is not None and hasattr(_op, "kernel"):
+        implement(_op.NAME, "CUDA", _of_record(_op, on_cuda(_op)))
+for _name in SCHEMAS.keys() - {_op.NAME for _op in OPS}:
     _module = (
         mean_attention
         if _name == "block_mean_attention"

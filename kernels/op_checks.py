@@ -7,16 +7,6 @@ from torch import Tensor
 from .shared import checks
 
 
-def check_sample_scores(
-    query: Tensor, key: Tensor, key_segment: Tensor | None, chunk_n: int, sample_rows: int, block_k: int
-) -> None:
-    op = "sample_scores"
-    checks.check_qkv(op, query, key)
-    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(op, 1, chunk_n=chunk_n, sample_rows=sample_rows)
-    checks.check_block_size(op, block_k=block_k)
-
-
 def check_select_blocks(
     column_scores: Tensor,
     slash_scores: Tensor,
@@ -94,24 +84,6 @@ def _check_attention(
     checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
     checks.check_segment(op, "query_segment", query_segment, query.shape[0], query.shape[2], query)
     checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-
-
-def check_attention_mass(
-    query: Tensor,
-    key: Tensor,
-    block_mask: Tensor,
-    key_segment: Tensor | None,
-    chunk_n: int,
-    sample_rows: int,
-    block_q: int,
-    block_k: int,
-) -> None:
-    op = "attention_mass"
-    checks.check_qkv(op, query, key)
-    checks.check_block_size(op, block_q=block_q, block_k=block_k)
-    checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
-    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(op, 1, chunk_n=chunk_n, sample_rows=sample_rows)
 
 
 def check_block_representatives(

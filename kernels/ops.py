@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from . import cuda_library, op_checks
+from .attention_mass.op import attention_mass
 from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
 from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
+from .sample_scores.op import sample_scores
 from .select_budget.op import select_budget
 
 __all__ = [
@@ -81,28 +83,6 @@ def declare_to_inductor() -> None:
 
     for name in SCHEMAS:
         add_needs_realized_inputs(getattr(torch.ops.sampleattn, name).default)
-
-
-def sample_scores(
-    query: Tensor,
-    key: Tensor,
-    *,
-    key_segment: Tensor | None = None,
-    scale: float | None = None,
-    q_offset: int = 0,
-    chunk_n: int = 2,
-    sample_rows: int = 128,
-    block_k: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """Attention of sampled rows, summed per key block and per block diagonal (arXiv 2406.15486v3, section 3).
-
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D] in float32, bfloat16 or float16; ``scale`` None is 1/sqrt(D).
-    Returns float32 ``column_scores`` and ``slash_scores`` [B, Hq, ceil(Sk / block_k)]: means over the sampled
-    rows that can see the column or slash. Raises ValueError for arguments that do not fit.
-    """
-    op_checks.check_sample_scores(query, key, key_segment, chunk_n, sample_rows, block_k)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return sample_scores_op(query, key, key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
 
 
 def select_blocks(
@@ -236,33 +216,6 @@ def block_mean_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return block_mean_attention_op(
         query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k
-    )
-
-
-def attention_mass(
-    query: Tensor,
-    key: Tensor,
-    block_mask: Tensor,
-    *,
-    key_segment: Tensor | None = None,
-    scale: float | None = None,
-    q_offset: int = 0,
-    chunk_n: int = 2,
-    sample_rows: int = 128,
-    block_q: int = 128,
-    block_k: int = 128,
-) -> Tensor:
-    """Measured CRA: the smallest share of causal attention, over the sampled rows, that lies in kept blocks.
-
-    Arguments as in :func:`sample_scores`, block_mask as in :func:`block_sparse_attention`; returns float32
-    [B, Hq]. Source: arXiv 2406.15486, section 3 (CRA). Raises ValueError for arguments that do not fit.
-    """
-    op_checks.check_attention_mass(
-        query, key, block_mask, key_segment, chunk_n, sample_rows, block_q, block_k
-    )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return attention_mass_op(
-        query, key, block_mask, key_segment, scale, q_offset, chunk_n, sample_rows, block_q, block_k
     )
 
 

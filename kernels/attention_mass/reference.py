@@ -11,28 +11,19 @@ from ..shared.reference import (
     prompt_ends,
     sampled_rows,
 )
+from .op import Arguments
 
 
-def attention_mass(
-    query: Tensor,
-    key: Tensor,
-    block_mask: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    chunk_n: int,
-    sample_rows: int,
-    block_q: int,
-    block_k: int,
-) -> Tensor:
+def attention_mass(a: Arguments) -> Tensor:
     """Smallest share of a sampled row's attention that lies in kept blocks; rows without keys count as 1."""
-    smallest = torch.ones(query.shape[:2], dtype=torch.float64, device=query.device)
-    first_keys = torch.arange(0, key.shape[2], block_k, device=query.device)
-    for b, end in enumerate(prompt_ends(key_segment, query.shape[0], query.shape[2], q_offset)):
-        rows = sampled_rows(end, chunk_n, sample_rows)
-        for row, mass in block_masses(query, key, key_segment, scale, q_offset, b, rows, block_k):
-            at = torch.tensor([row], device=query.device)
-            kept = kept_entries(block_mask, at, key.shape[2], block_q, block_k)[:, :, 0, first_keys]
+    (batch, heads, q_len, _), device, k_len = a.query.shape, a.query.device, a.key.shape[2]
+    smallest = torch.ones((batch, heads), dtype=torch.float64, device=device)
+    first_keys = torch.arange(0, k_len, a.block_k, device=device)
+    for b, end in enumerate(prompt_ends(a.key_segment, batch, q_len, a.q_offset)):
+        rows = sampled_rows(end, a.chunk_n, a.sample_rows)
+        for row, mass in block_masses(a, a.block_k, b, rows):
+            at = torch.tensor([row], device=device)
+            kept = kept_entries(a.block_mask, at, k_len, a.block_q, a.block_k)[:, :, 0, first_keys]
             share = (mass * kept[b % kept.shape[0]]).sum(-1)
             smallest[b] = torch.minimum(smallest[b], torch.where(mass.sum(-1) > 0, share, 1.0))
     return smallest

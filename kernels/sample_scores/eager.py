@@ -8,27 +8,20 @@ from torch import Tensor
 from ..shared.eager import block_mass, row_chunks
 from ..shared.rows import row_ends, sampled_rows
 from ..shared.shapes import ceil_div
+from .op import Arguments
 
 
-def sample_scores(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    chunk_n: int,
-    sample_rows: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
+def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
+    query, q_offset, block_k = a.query, a.q_offset, a.block_k
     batch, heads, q_len, _ = query.shape
-    n_key_blocks = ceil_div(key.shape[2], block_k)
-    ends = row_ends(key_segment, q_len, q_offset, query.device)
-    rows, valid = sampled_rows(ends, chunk_n, sample_rows)
+    n_key_blocks = ceil_div(a.key.shape[2], block_k)
+    ends = row_ends(a.key_segment, q_len, q_offset, query.device)
+    rows, valid = sampled_rows(ends, a.chunk_n, a.sample_rows)
     column = query.new_zeros((batch, heads, n_key_blocks), dtype=torch.float32)
     slash = torch.zeros_like(column)
     key_block = torch.arange(n_key_blocks, device=query.device)
-    for part in row_chunks(query, key, rows.shape[1], 1):
-        mass = block_mass(query, key, key_segment, scale, q_offset, rows[:, part], valid[:, part], block_k)
+    for part in row_chunks(query, a.key, rows.shape[1], 1):
+        mass = block_mass(a, block_k, rows[:, part], valid[:, part])
         column += mass.sum(-2)
         own = (rows[:, part] + q_offset) // block_k
         source = own[:, None, :, None] - key_block  # key block of slash s, per row

@@ -10,27 +10,20 @@ from ..shared.reference import (
     prompt_ends,
     sampled_rows,
 )
+from .op import Arguments
 
 
-def sample_scores(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    chunk_n: int,
-    sample_rows: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
+def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
     """Mean sampled attention of every key block and block diagonal, over the rows that can see it."""
-    n_key_blocks = -(-key.shape[2] // block_k)
+    query, q_offset, block_k = a.query, a.q_offset, a.block_k
+    n_key_blocks = -(-a.key.shape[2] // block_k)
     column = torch.zeros(*query.shape[:2], n_key_blocks, dtype=torch.float64, device=query.device)
     slash = torch.zeros_like(column)
-    for b, end in enumerate(prompt_ends(key_segment, query.shape[0], query.shape[2], q_offset)):
+    for b, end in enumerate(prompt_ends(a.key_segment, query.shape[0], query.shape[2], q_offset)):
         column_rows = [0] * n_key_blocks
         slash_rows = [0] * n_key_blocks
-        rows = sampled_rows(end, chunk_n, sample_rows)
-        for row, mass in block_masses(query, key, key_segment, scale, q_offset, b, rows, block_k):
+        rows = sampled_rows(end, a.chunk_n, a.sample_rows)
+        for row, mass in block_masses(a, block_k, b, rows):
             position = row + q_offset
             for j in range(n_key_blocks):
                 s = position // block_k - j

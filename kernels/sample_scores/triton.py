@@ -13,9 +13,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, ends_of_rows, floor_div, row_end, sampled_row, tile_dim
+from ..shared.triton import (
+    LOG2_E,
+    batch_stride,
+    ends_of_rows,
+    floor_div,
+    readable,
+    row_end,
+    sampled_row,
+    tile_dim,
+)
+from .op import Arguments
 
-LOG2_E = 1.4426950408889634
 ROWS = 128  # sampled rows of one program
 # Of one program: few enough that short prompts fill the device, enough that long ones load queries seldom.
 FEWEST_KEYS, MOST_KEYS = 2048, 8192
@@ -166,57 +175,49 @@ def _reduce(
     tl.store(slash_scores + index, slash / tl.maximum(slash_rows, 1), mask=mask)
 
 
-def sample_scores(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    chunk_n: int,
-    sample_rows: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
-    """The op ``sample_scores`` (see ``ops``). Three launches, no host synchronisation."""
-    batch, heads, q_len, head_dim = query.shape
-    heads_kv, k_len = key.shape[1:3]
+def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
+    """The op ``sample_scores`` (see ``op``). Three launches, no host synchronisation."""
+    batch, heads, q_len, head_dim = a.query.shape
+    heads_kv, k_len = a.key.shape[1:3]
+    block_k = a.block_k
     n_key_blocks = ceil_div(k_len, block_k)
-    samples = chunk_n * sample_rows
+    samples = a.chunk_n * a.sample_rows
     shape = (batch, heads, n_key_blocks)
-    column, slash = (query.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    column, slash = (a.query.new_empty(shape, dtype=torch.float32) for _ in range(2))
     if column.numel() == 0:
         return column, slash
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
+    query, key = readable(a.query), readable(a.key)
     log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
     totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
-    ends = ends_of_rows(key_segment, q_len, q_offset)
+    ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
     keys_per_program = min(max(k_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
     blocks_per_program = max(keys_per_program // block_k, 1)
     rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
     _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * heads)](
         query,
         key,
-        key_segment,
+        a.key_segment,
         ends,
         log_sums,
         *query.stride()[:3],
         *key.stride()[:3],
-        batch_stride(key_segment),
+        batch_stride(a.key_segment),
         batch_stride(ends),
         heads,
         heads // heads_kv,
         q_len,
         k_len,
-        q_offset,
-        chunk_n,
-        sample_rows,
+        a.q_offset,
+        a.chunk_n,
+        a.sample_rows,
         n_key_blocks,
         blocks_per_program,
-        scale * LOG2_E,
+        a.scale * LOG2_E,
         HEAD_DIM=head_dim,
         TILE_DIM=tile_dim(head_dim),
         TILE_ROWS=rows,
         BLOCK_K=block_k,
-        HAS_SEGMENT=key_segment is not None,
+        HAS_SEGMENT=a.key_segment is not None,
         PRECISION="ieee",
         num_warps=4,
         num_stages=2,
@@ -233,13 +234,13 @@ def sample_scores(
         batch_stride(ends),
         heads,
         q_len,
-        q_offset,
-        chunk_n,
-        sample_rows,
+        a.q_offset,
+        a.chunk_n,
+        a.sample_rows,
         n_key_blocks,
         BLOCK_K=block_k,
         TILE_ROWS=REDUCE_ROWS,
         TILE_BLOCKS=REDUCE_BLOCKS,
-        HAS_SEGMENT=key_segment is not None,
+        HAS_SEGMENT=a.key_segment is not None,
     )
     return column, slash

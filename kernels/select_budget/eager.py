@@ -9,37 +9,24 @@ from torch import Tensor
 from ..shared import eager as shared
 from ..shared.blocks import causal_blocks, pack_bits
 from ..shared.eager import row_weights
+from ..shared.forced import Forced, forced_blocks
+from ..shared.grid import Grid
 from ..shared.shapes import blocks_of_keys, ceil_div
-from ..shared.visibility import forced_blocks, visible_blocks
-from .op import first_row, rows_of_a_block
+from ..shared.visibility import visible_blocks
+from .op import Arguments, first_row, rows_of_a_block
 
 
-def select_budget(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    budget: float,
-    tau: float,
-    rows: int,
-    keep_sink: bool,
-    window_slashes: int,
-) -> Tensor:
-    q_len, k_len = query.shape[2], key.shape[2]
-    device = query.device
-    allowed = causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)[None]
-    visible = visible_blocks(key_segment, block_k)
+def select_budget(a: Arguments) -> Tensor:
+    grid, device = Grid.of(a), a.query.device
+    visible = visible_blocks(a.key_segment, a.block_k)
+    allowed = causal_blocks(*grid, device)[None]
     if visible is not None:
         allowed = allowed & visible[:, None]
-    sizes = (q_len, k_len, q_offset, block_q, block_k)
-    forced = forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
-    share, squares = block_shares(query, key, key_segment, scale, q_offset, block_q, block_k, rows)
+    forced = forced_blocks(grid, Forced(a.keep_sink, a.window_slashes), visible, None, device)
+    share, squares = block_shares(a)
     candidate = (allowed & ~forced)[:, None]
-    kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= budget * budget)
-    kept = kept | (squares >= tau * tau)
+    kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= a.budget * a.budget)
+    kept = kept | (squares >= a.tau * a.tau)
     return pack_bits(kept & allowed[:, None])
 
 
@@ -50,29 +37,20 @@ def growths(share: Tensor) -> Tensor:
     return torch.zeros_like(before).scatter(-1, order, ordered * (ordered + 2 * before))
 
 
-def block_shares(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    rows: int,
-) -> tuple[Tensor, Tensor]:
+def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     """Shares of attention that the sampled rows give each block, averaged over those that see a key.
 
     And the squares of its keys' shares, as they would sum up over ``block_q`` rows like those. Both fp32
     [B, Hq, n_query_blocks, n_key_blocks].
     """
-    batch, heads, q_len, _ = query.shape
-    k_len = key.shape[2]
-    n_query_blocks, n_key_blocks = ceil_div(q_len, block_q), ceil_div(k_len, block_k)
-    count = rows_of_a_block(rows, k_len, block_q)
+    batch, heads, q_len, _ = a.query.shape
+    grid, k_len, block_q = Grid.of(a), a.key.shape[2], a.block_q
+    n_query_blocks, n_key_blocks = grid.n_query_blocks, grid.n_key_blocks
+    count = rows_of_a_block(a.rows, k_len, block_q)
     step = block_q // count
-    block = torch.arange(n_query_blocks, device=query.device)
+    block = torch.arange(n_query_blocks, device=a.query.device)
     sampled = (block * block_q + first_row(block, step))[:, None] + step * torch.arange(
-        count, device=query.device
+        count, device=a.query.device
     )
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
@@ -81,20 +59,21 @@ def block_shares(
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
         # Keys behind the last row are seen by none.
-        blocks = min(max(ceil_div(min(end * block_q, q_len) + q_offset, block_k), 0), n_key_blocks)
-        seen = slice(0, min(blocks * block_k, k_len))
-        segment = None if key_segment is None else key_segment[:, seen]
+        blocks = min(max(ceil_div(min(end * block_q, q_len) + a.q_offset, a.block_k), 0), n_key_blocks)
+        seen = slice(0, min(blocks * a.block_k, k_len))
+        segment = None if a.key_segment is None else a.key_segment[:, seen]
+        reached = a._replace(key=a.key[:, :, seen], key_segment=segment)
         chosen = sampled[begin:end].flatten()[None]
         valid = torch.ones_like(chosen, dtype=torch.bool)
-        weights = row_weights(query, key[:, :, seen], segment, scale, q_offset, chosen, valid)
+        weights = row_weights(reached, chosen, valid)
         total = weights.sum(-1, keepdim=True)
         shares = weights / torch.where(total > 0, total, 1)
         sees = (total > 0).unflatten(2, (end - begin, count)).sum(3).clamp(min=1)  # [B, Hq, blocks, 1]
         for part, x, number in ((parts[0], shares, 1), (parts[1], shares.square(), block_q)):
-            by_block = blocks_of_keys(x, block_k).sum(-1).unflatten(2, (end - begin, count))
+            by_block = blocks_of_keys(x, a.block_k).sum(-1).unflatten(2, (end - begin, count))
             part.append(F.pad(by_block.sum(3) * number / sees, (0, n_key_blocks - blocks)))
     if not parts[0]:
-        empty = query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)
+        empty = a.query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)
         return empty, empty
     share, squares = (torch.cat(part, 2) for part in parts)
     return share, squares

@@ -1,55 +1,64 @@
-"""The op's signature, what it asks of its arguments, its fake, and how it is called."""
+"""The op's arguments, what it asks of them, its fake, and how it is called."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..choice import Call
 from ..defaults import BUDGET_ROWS
 from ..shared import checks
-from ..shared.shapes import ceil_div, n_words
+from ..shared.grid import Grid, new_index
+from ..shared.record import Size
+from ..shared.shapes import scale_or_default
 
 NAME = "select_budget"
-SCHEMA = (
-    "(Tensor query, Tensor key, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, "
-    "float budget, float tau, int rows, bool keep_sink, int window_slashes) -> Tensor"
-)
+RETURNS = "Tensor"
+
+
+class Arguments(NamedTuple):
+    """See :func:`select_budget`."""
+
+    query: Tensor
+    key: Tensor
+    key_segment: Tensor | None
+    scale: float
+    q_offset: Size
+    block_q: int
+    block_k: int
+    budget: float
+    tau: float
+    rows: int
+    keep_sink: bool
+    window_slashes: int
+
 
 # Up to so many keys the rows asked for are sampled; from there on half as many each time that keys double.
 FULL_KEYS = 16384
 LEAST_ROWS = 4
 
 
-def check(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    budget: float,
-    tau: float,
-    rows: int,
-    keep_sink: bool,
-    window_slashes: int,
-) -> None:
+def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
-    checks.check_qkv(NAME, query, key)
-    checks.check_block_size(NAME, block_q=block_q, block_k=block_k)
-    checks.check_segment(NAME, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(NAME, 0, budget=budget, tau=tau)
-    checks.check_at_least(NAME, 1, window_slashes=window_slashes)
-    checks.check_power_of_two(NAME, rows=rows)
+    checks.check_qkv(NAME, a.query, a.key)
+    checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
+    checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_at_least(NAME, 0, budget=a.budget, tau=a.tau)
+    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes)
+    checks.check_power_of_two(NAME, rows=a.rows)
 
 
-def fake(query: Tensor, key: Tensor, *rest: int) -> Tensor:
+def fake(a: Arguments) -> Tensor:
     """The result's shape."""
-    check(query, key, *rest)  # type: ignore[call-arg, arg-type]
-    batch, heads, q_len, _ = query.shape
-    block_q, block_k = rest[3:5]
-    shape = (batch, heads, ceil_div(q_len, block_q), n_words(ceil_div(key.shape[2], block_k)))
-    return query.new_empty(shape, dtype=torch.int32)
+    check(a)
+    return new_index(a.query, a.query.shape[:2], Grid.of(a))
+
+
+def kernel(a: Arguments) -> Call:
+    """What the kernel is chosen by on a GPU."""
+    return Call(NAME, a.query.device, a.query.dtype)
 
 
 def select_budget(
@@ -79,11 +88,11 @@ def select_budget(
     [B, Hq, n_query_blocks, n_words]. Source: docs/pretrained.md. Raises ValueError for arguments that do not
     fit.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = scale_or_default(scale, query)
     where = (key_segment, scale, q_offset, block_q, block_k)
-    arguments = (*where, budget, tau, rows, keep_sink, window_slashes)
-    check(query, key, *arguments)
-    return torch.ops.sampleattn.select_budget.default(query, key, *arguments)
+    a = Arguments(query, key, *where, budget, tau, rows, keep_sink, window_slashes)
+    check(a)
+    return torch.ops.sampleattn.select_budget.default(*a)
 
 
 def rows_of_a_block(rows: int, k_len: int, block_q: int) -> int:

@@ -15,12 +15,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..choice import shared_memory
-from ..shared.shapes import WORD_BITS, ceil_div, n_words
-from ..shared.triton import batch_stride, floor_div, tile_dim
+from ..shared.grid import Grid, new_index
+from ..shared.shapes import WORD_BITS, ceil_div
+from ..shared.triton import LOG2_E, batch_stride, floor_div, readable, tile_dim
 from ..shared.visibility import visible_and_sinks
-from .op import rows_of_a_block
+from .op import Arguments, rows_of_a_block
 
-LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
 # Sampled rows of a tile, warps and stages: the first that the device's shared memory holds.
 TILES = ((128, 8, 2), (64, 4, 2), (64, 4, 1))
@@ -213,31 +213,18 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
     return next(fitting, TILES[-1])
 
 
-def select_budget(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    budget: float,
-    tau: float,
-    rows: int,
-    keep_sink: bool,
-    window_slashes: int,
-) -> Tensor:
+def select_budget(a: Arguments) -> Tensor:
     """The op ``select_budget``. Two launches a batch of query blocks."""
-    batch, heads, q_len, dim = query.shape
-    heads_kv, k_len = key.shape[1:3]
-    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
-    words = n_words(n)
-    block_mask = query.new_empty((batch, heads, n_query_blocks, words), dtype=torch.int32)
+    batch, heads, q_len, dim = a.query.shape
+    heads_kv, k_len = a.key.shape[1:3]
+    grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
+    n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
+    block_mask = new_index(a.query, (batch, heads), grid)
     if block_mask.numel() == 0:
         return block_mask
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-    visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
-    count = rows_of_a_block(rows, k_len, block_q)
+    query, key = readable(a.query), readable(a.key)
+    visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
+    count = rows_of_a_block(a.rows, k_len, block_q)
     tile_rows, warps, stages = TILES[0]  # in Triton's interpreter
     if query.is_cuda:
         tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, shared_memory(query.device))
@@ -250,28 +237,28 @@ def select_budget(
         _score[(ceil_div(query_blocks * count, tile_rows), batch * heads)](
             query,
             key,
-            key_segment,
+            a.key_segment,
             logs,
             norms,
             *query.stride()[:3],
             *key.stride()[:3],
-            batch_stride(key_segment),
+            batch_stride(a.key_segment),
             heads,
             heads // heads_kv,
             q_len,
             k_len,
-            q_offset,
+            a.q_offset,
             first,
             query_blocks,
             n,
-            scale * LOG2_E,
+            a.scale * LOG2_E,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             COUNT=count,
             TILE_ROWS=tile_rows,
-            HAS_SEGMENT=key_segment is not None,
+            HAS_SEGMENT=a.key_segment is not None,
             PRECISION="ieee",
             num_warps=warps,
             num_stages=stages,
@@ -286,15 +273,15 @@ def select_budget(
             batch_stride(sinks),
             heads,
             q_len,
-            q_offset,
+            a.q_offset,
             first,
             query_blocks,
             n_query_blocks,
             n,
             words,
-            window_slashes,
-            budget,
-            tau,
+            a.window_slashes,
+            a.budget,
+            a.tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             COUNT=count,

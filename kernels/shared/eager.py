@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .record import CausalRows
 from .shapes import blocks_of_keys
 from .visibility import allowed_entries
 
@@ -40,40 +41,23 @@ def rows_of(x: Tensor, rows: Tensor) -> Tensor:
     return x.expand(batch, -1, -1, -1).gather(2, index)
 
 
-def block_mass(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    rows: Tensor,
-    valid: Tensor,
-    block_k: int,
-) -> Tensor:
+def block_mass(a: CausalRows, block_k: int, rows: Tensor, valid: Tensor) -> Tensor:
     """Softmax mass of every key block, fp32 [B, Hq, R, n_key_blocks]; 0 for invalid rows.
 
     ``rows`` int64 and ``valid`` bool [B|1, R].
     """
-    weights = row_weights(query, key, key_segment, scale, q_offset, rows, valid)
+    weights = row_weights(a, rows, valid)
     mass = blocks_of_keys(weights, block_k).sum(-1)
     total = mass.sum(-1, keepdim=True)
     return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
 
 
-def row_weights(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    rows: Tensor,
-    valid: Tensor,
-) -> Tensor:
+def row_weights(a: CausalRows, rows: Tensor, valid: Tensor) -> Tensor:
     """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk]; 0 where nothing is seen."""
-    k_len = key.shape[2]
-    allowed = (allowed_entries(rows + q_offset, k_len, True, 0) & valid[..., None])[:, None]
-    if key_segment is not None:
-        allowed = allowed & (key_segment == 0)[:, None, None]
-    scores = torch.where(allowed, scaled_scores(rows_of(query, rows), key, scale), -torch.inf)
+    k_len = a.key.shape[2]
+    allowed = (allowed_entries(rows + a.q_offset, k_len, True, 0) & valid[..., None])[:, None]
+    if a.key_segment is not None:
+        allowed = allowed & (a.key_segment == 0)[:, None, None]
+    scores = torch.where(allowed, scaled_scores(rows_of(a.query, rows), a.key, a.scale), -torch.inf)
     row_max = scores.amax(-1, keepdim=True) if k_len else scores.new_zeros(())
     return torch.where(allowed, torch.exp(scores - row_max), 0)

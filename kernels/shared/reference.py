@@ -10,6 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .forced import Forced
+from .grid import Grid
+from .record import CausalRows
+
 ROWS_AT_A_TIME = 256
 
 
@@ -73,30 +77,58 @@ def row_groups(rows: Tensor) -> Iterator[Tensor]:
     yield from rows.split(ROWS_AT_A_TIME)
 
 
-def block_masses(
-    query: Tensor,
-    key: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    b: int,
-    rows: list[int],
-    block_k: int,
-) -> Iterator[tuple[int, Tensor]]:
+def block_masses(a: CausalRows, block_k: int, b: int, rows: list[int]) -> Iterator[tuple[int, Tensor]]:
     """For every sampled row of batch entry b, its causal attention per key block: [Hq, n_key_blocks]."""
-    group = query.shape[1] // key.shape[1]
-    query, keys = query[b], repeat_heads(key[b : b + 1], group)[0]
-    if key_segment is not None:
-        key_segment = key_segment[b % key_segment.shape[0]][None]
+    query, keys = a.query[b], repeat_heads(a.key[b : b + 1], a.query.shape[1] // a.key.shape[1])[0]
     for part in row_groups(torch.tensor(rows, dtype=torch.int64, device=query.device)):
-        visible = visible_entries(part, key.shape[2], causal=True, q_offset=q_offset, key_segment=key_segment)
-        scores = scale * query[:, part].double() @ keys.transpose(-1, -2)
+        visible = causal_entries(a, b, part)
+        scores = a.scale * query[:, part].double() @ keys.transpose(-1, -2)
         scores = scores.masked_fill(~visible, -torch.inf)
         weights = torch.softmax(scores, -1).masked_fill(~visible, 0.0)
         weights = torch.where(visible.any(-1, keepdim=True), weights, 0.0)
         mass = torch.stack([block.sum(-1) for block in weights.split(block_k, -1)], -1)
         for at, row in enumerate(part.tolist()):
             yield row, mass[:, at]
+
+
+def causal_entries(a: CausalRows, b: int, rows: Tensor) -> Tensor:
+    """What rows of batch entry b may see, bool [1, rows, Sk]."""
+    segment = segment_of(a.key_segment, b)
+    return visible_entries(rows, a.key.shape[2], causal=True, q_offset=a.q_offset, key_segment=segment)
+
+
+def segment_of(segment: Tensor | None, b: int) -> Tensor | None:
+    """Of a segment tensor [B|1, S] what is batch entry b's, [1, S]."""
+    return None if segment is None else segment[b % segment.shape[0]][None]
+
+
+def blocks_of_rows(
+    grid: Grid, forced: Forced, key_segment: Tensor | None, b: int, rows: range, end: int
+) -> tuple[list[int], list[int]]:
+    """Key blocks that a query block's rows may keep, and those that they must, in batch entry b.
+
+    May: some row reaches a valid key of it. Must: the prompt's first such block, diagonals, and all that the
+    rows may keep if one of them is among the last before the prompt's ``end``.
+    """
+    segment = segment_of(key_segment, b)
+    ids = [0] * grid.k_len if segment is None else segment[0].tolist()
+    size, own = grid.block_k, (rows[0] + grid.q_offset) // grid.block_k
+    visible = [j for j in range(grid.n_key_blocks) if 0 in ids[j * size : (j + 1) * size]]
+    allowed = [j for j in visible if j * size <= rows[-1] + grid.q_offset]
+    if any(end - forced.last_rows <= row < end for row in rows):
+        return allowed, allowed
+    sinks = visible[:1] if forced.keep_sink else []
+    return allowed, [j for j in allowed if own - j < forced.window_slashes or j in sinks]
+
+
+def packed(kept: Tensor) -> Tensor:
+    """An index, int32 [..., n_words], of bool [..., n_key_blocks]."""
+    n_key_blocks = kept.shape[-1]
+    words = torch.zeros(*kept.shape[:-1], max(2, -(-n_key_blocks // 32)), dtype=torch.int64)
+    for j in range(n_key_blocks):
+        words[..., j // 32] |= kept[..., j].cpu().long() << (j % 32)
+    words = torch.where(words >= 1 << 31, words - (1 << 32), words)
+    return words.to(torch.int32).to(kept.device)
 
 
 def repeat_heads(x: Tensor, group: int) -> Tensor:

@@ -37,3 +37,8 @@ def blocks_of_keys(x: Tensor, block_k: int) -> Tensor:
     n_key_blocks = ceil_div(x.shape[-1], block_k)
     padded = torch.nn.functional.pad(x, (0, n_key_blocks * block_k - x.shape[-1]))
     return padded.unflatten(-1, (n_key_blocks, block_k))
+
+
+def scale_or_default(scale: float | None, query: Tensor) -> float:
+    """What scores are multiplied by: 1/sqrt(D) unless said otherwise."""
+    return query.shape[-1] ** -0.5 if scale is None else scale

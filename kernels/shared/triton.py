@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .rows import row_ends
 
+LOG2_E = 1.4426950408889634
+
 
 @triton.jit
 def floor_div(a, b: tl.constexpr):
@@ -59,3 +61,8 @@ def tile_dim(head_dim: int) -> int:
 def batch_stride(tensor: Tensor | None) -> int:
     """Of a tensor that may have one batch entry for all, or be missing."""
     return 0 if tensor is None or tensor.shape[0] == 1 else tensor.stride(0)
+
+
+def readable(tensor: Tensor) -> Tensor:
+    """A tensor whose rows lie contiguous: itself, or a copy."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

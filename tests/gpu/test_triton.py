@@ -9,7 +9,7 @@ import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
-from support.implementations import eager, reference
+from support.implementations import eager, reference, triton
 from torch import Tensor
 
 from sa_compile.kernels import ops
@@ -64,7 +64,6 @@ PADDING = ["none", "left", "right", "all_of_one"]
 @pytest.mark.parametrize("side", PADDING)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: str) -> None:
-    from sa_compile.kernels.sample_scores import triton as sampling
     from sa_compile.kernels.select_blocks import triton as selection
 
     sizes = SAMPLES[name]
@@ -74,7 +73,7 @@ def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: st
     key = torch.randn(2, 1, k_len, 32, device=triton_device)
     key_segment = padding_of(side, k_len, triton_device)
     sample = (0.2, q_offset, sizes["chunk_n"], sizes["sample_rows"], 16)
-    scores = sampling.sample_scores(query, key, key_segment, *sample)
+    scores = triton.sample_scores(query, key, key_segment, *sample)
     for found, expected in zip(
         scores, reference.sample_scores(query, key, key_segment, *sample), strict=True
     ):
@@ -141,6 +140,7 @@ def test_select_budget(
 ) -> None:
     from sa_compile.kernels.select_budget import reference as budget_reference
     from sa_compile.kernels.select_budget import triton as budget_triton
+    from sa_compile.kernels.select_budget.op import Arguments
 
     q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
@@ -152,13 +152,14 @@ def test_select_budget(
         key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
     monkeypatch.setattr(budget_triton, "SCRATCH_BYTES", 4 * 2 * 2 * 128 * 45)  # some query blocks a batch
-    before = (query, key, key_segment, 0.2, q_offset, block_q, block_k)
+    where = (query, key, key_segment, 0.2, q_offset, block_q, block_k)
     for rows, keep_sink, window in ((8, True, 2), (16, False, 1)):
-        grown, squares, _, _ = budget_reference.growths(*before, rows, keep_sink, window)
+        given = Arguments(*where, 0.0, 0.0, rows, keep_sink, window)
+        grown, squares, _, _ = budget_reference.growths(given)
         for budget, tau in ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3)):
-            after = (budget, tau, rows, keep_sink, window)
-            kept = blocks.unpack_bits(budget_triton.select_budget(*before, *after), -(-k_len // block_k))
-            exact = budget_reference.select_budget(*before, *after)
+            bounded = given._replace(budget=budget, tau=tau)
+            kept = blocks.unpack_bits(budget_triton.select_budget(bounded), -(-k_len // block_k))
+            exact = budget_reference.select_budget(bounded)
             near = (grown - budget**2).abs() <= 2e-3 * budget**2
             near |= (squares - tau**2).abs() <= 2e-3 * tau**2
             assert torch.equal(kept | near, exact | near)

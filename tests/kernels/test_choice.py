@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from sa_compile.kernels import choice, cuda_library
+from sa_compile.kernels import choice, cuda_library, dispatch
 from sa_compile.kernels.choice import Call, choose, preferring
 
 DEVICE = torch.device("cuda")
@@ -138,20 +138,30 @@ def test_triton_on_request_must_be_installed(monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("op", ["sample_scores", "select_blocks", "select_budget"])
-def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
-    def says(name):
-        return lambda *arguments: (name, len(arguments))
+def on_cuda(op, monkeypatch):
+    """What a CUDA call of the op runs; implementations say their name and how many arguments came."""
+    for name, file in (("pytorch", "eager"), ("triton", "triton")):
+        says = types.SimpleNamespace(**{op.NAME: lambda a, name=name: (name, len(a))})
+        monkeypatch.setitem(sys.modules, f"sa_compile.kernels.{op.NAME}.{file}", says)
+    return dispatch.on_cuda(op)
 
-    module, _, by_dtype = cuda_library._SELECTION[op]
-    monkeypatch.setitem(cuda_library._SELECTION, op, (module, says("pytorch"), by_dtype))
-    triton = types.SimpleNamespace(**{op: says("triton")})
-    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.{module}", triton)
+
+HALF = torch.zeros(1, 1, 1, 128, dtype=torch.float16)
+SELECTIONS = {
+    "sample_scores": (HALF, HALF, None, 0.1, 0, 2, 32, 128),
+    "select_budget": (HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
+}
+
+
+@pytest.mark.parametrize("op", SELECTIONS)
+def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
+    module = getattr(dispatch, op)
+    run = on_cuda(module, monkeypatch)
+    arguments = module.Arguments(*SELECTIONS[op])
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
-    dtype = torch.float32 if op == "select_blocks" else torch.float16  # scores are float32
     for name in ("pytorch", "triton"):
         with preferring(name):
-            assert cuda_library.selection(op)(torch.zeros(1, dtype=dtype), 1, 2) == (name, 3)
+            assert run(arguments) == (name, len(arguments))
 
 
 TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5

@@ -11,6 +11,7 @@ import torch
 PROGRAM = """
 import torch
 from sa_compile.kernels import ops
+from sa_compile.kernels.select_budget.op import Arguments
 from sa_compile.kernels.shared import blocks
 from support.implementations import reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
@@ -34,11 +35,9 @@ for case in (
         ):
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=3e-6)
         first = (x if x is None else x[:1] for x in (inputs.query, inputs.key, inputs.key_segment))
-        before = (*first, case.scale, 0, case.block_q, case.block_k)
-        after = (8, True, 1)
-        kept = ops.select_budget_op(*before, 0.05, 0.4, *after)
-        kept = blocks.unpack_bits(kept, -(-case.k_len // case.block_k))
-        assert_equals_the_oracle(kept, before, 0.05, 0.4, after)
+        given = Arguments(*first, case.scale, 0, case.block_q, case.block_k, 0.05, 0.4, 8, True, 1)
+        kept = blocks.unpack_bits(ops.select_budget_op(*given), -(-case.k_len // case.block_k))
+        assert_equals_the_oracle(kept, given)
 """
 # Higher ones are what the other tests use where the machine has them.
 LIMITS = ["default", "avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else ["default"]

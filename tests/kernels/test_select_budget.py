@@ -10,7 +10,7 @@ from support.budget_oracle import assert_equals_the_oracle
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.select_budget import eager, reference
-from sa_compile.kernels.select_budget.op import rows_of_a_block
+from sa_compile.kernels.select_budget.op import Arguments, rows_of_a_block
 from sa_compile.kernels.shared import blocks
 
 CASES = [
@@ -22,18 +22,14 @@ BUDGET, TAU = 0.05, 0.4
 NONE = 100.0  # more than there is: nothing is kept for it
 
 
-def arguments(case, inputs, keep_sink=True, window=2, rows=8):
-    """Arguments of the op around budget and tau: those before them and those after."""
-    before = (
-        inputs.query,
-        inputs.key,
-        inputs.key_segment,
-        case.scale,
-        case.q_offset,
-        case.block_q,
-        case.block_k,
-    )
-    return before, (rows, keep_sink, window)
+def arguments(case, inputs, keep_sink=True, window=2, rows=8, budget=BUDGET, tau=TAU):
+    """The op's arguments."""
+    where = (inputs.key_segment, case.scale, case.q_offset, case.block_q, case.block_k)
+    return Arguments(inputs.query, inputs.key, *where, budget, tau, rows, keep_sink, window)
+
+
+def run_op(arguments):
+    return ops.select_budget_op(*arguments)
 
 
 def unpacked(mask, case):
@@ -48,25 +44,24 @@ def test_the_cpu_has_a_kernel_of_its_own():
 
 @pytest.mark.parametrize(
     "select",
-    [pytest.param(ops.select_budget_op, id="op"), pytest.param(eager.select_budget, id="eager")],
+    [pytest.param(run_op, id="op"), pytest.param(eager.select_budget, id="eager")],
 )
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("sink, window", [(True, 2), (False, 1)], ids=["forced", "diagonal-alone"])
 def test_blocks_equal_the_oracles(select, case, sink, window):
-    inputs = make_inputs(case)
-    before, after = arguments(case, inputs, sink, window)
+    given = arguments(case, make_inputs(case), sink, window)
     for budget, tau in ((BUDGET, TAU), (BUDGET, NONE), (NONE, TAU)):
-        kept = unpacked(select(*before, budget, tau, *after), case)
-        assert_equals_the_oracle(kept, before, budget, tau, after)
+        bounded = given._replace(budget=budget, tau=tau)
+        assert_equals_the_oracle(unpacked(select(bounded), case), bounded)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bounds", [(0.0, NONE), (NONE, 0.0)], ids=["budget", "tau"])
 def test_zero_keeps_every_block_that_causality_allows(case, bounds):
-    inputs = make_inputs(case)
-    before, after = arguments(case, inputs)
-    *_, allowed = reference.growths(*before, *after)
-    assert torch.equal(unpacked(ops.select_budget_op(*before, *bounds, *after), case), allowed)
+    budget, tau = bounds
+    given = arguments(case, make_inputs(case), budget=budget, tau=tau)
+    *_, allowed = reference.growths(given)
+    assert torch.equal(unpacked(run_op(given), case), allowed)
 
 
 @settings(max_examples=25, deadline=None)
@@ -75,12 +70,12 @@ def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len
     """Each block left out adds less than budget**2 to the square, and a smaller budget leaves out less."""
     case = BASE.but(q_len=q_len, k_len=q_len + before_them, q_offset=before_them, block_q=16)
     inputs = make_inputs(case, seed)
-    before, after = arguments(case, inputs, rows=16)
-    kept = unpacked(eager.select_budget(*before, budget, NONE, *after), case)
-    less = unpacked(eager.select_budget(*before, budget / 2, NONE, *after), case)
+    given = arguments(case, inputs, rows=16, budget=budget, tau=NONE)
+    kept = unpacked(eager.select_budget(given), case)
+    less = unpacked(eager.select_budget(given._replace(budget=budget / 2)), case)
     assert not (kept & ~less).any()
-    share, _ = eager.block_shares(*before, 16)
-    *_, allowed = reference.growths(*before, *after)
+    share, _ = eager.block_shares(given)
+    *_, allowed = reference.growths(given)
     out = torch.where(allowed & ~kept, share, 0).double()
     count = (out > 0).sum(-1)
     assert (out.sum(-1).square() <= count * budget**2 * (1 + 1e-4)).all()
@@ -91,34 +86,32 @@ def test_no_later_row_is_looked_at(where):
     """Blocks of the rows before ``where`` stay what they are, whatever comes later."""
     case = BASE.but(q_len=160, k_len=160, block_q=16)
     inputs = make_inputs(case)
-    before, after = arguments(case, inputs)
-    kept = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), case)
+    given = arguments(case, inputs)
+    kept = unpacked(run_op(given), case)
     inputs.query[:, :, where:] *= -7
     inputs.key[:, :, where:] *= 5
-    changed = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), case)
+    changed = unpacked(run_op(given), case)
     whole = where // case.block_q
     assert torch.equal(kept[:, :, :whole], changed[:, :, :whole])
 
 
-@pytest.mark.parametrize("select", [ops.select_budget_op, eager.select_budget], ids=["op", "eager"])
+@pytest.mark.parametrize("select", [run_op, eager.select_budget], ids=["op", "eager"])
 def test_few_rows_of_many_keys(select):
     """Past 16384 keys fewer rows are sampled than asked for."""
     case = BASE.but(q_len=64, k_len=33000, q_offset=32936, block_q=64, block_k=128, heads=1)
-    inputs = make_inputs(case)
-    before, after = arguments(case, inputs, rows=16)
-    kept = unpacked(select(*before, BUDGET, TAU, *after), case)
-    assert_equals_the_oracle(kept, before, BUDGET, TAU, after)
+    given = arguments(case, make_inputs(case), rows=16)
+    assert_equals_the_oracle(unpacked(select(given), case), given)
     assert rows_of_a_block(16, case.k_len, case.block_q) == 4
 
 
 def test_a_key_that_is_not_a_number_leaves_what_is_forced():
     inputs = make_inputs(BASE)
     inputs.key[:, :, 40] = torch.nan
-    before, after = arguments(BASE, inputs)
-    *_, forced, allowed = reference.growths(*before, *after)
-    kept = unpacked(ops.select_budget_op(*before, BUDGET, TAU, *after), BASE)
+    given = arguments(BASE, inputs)
+    *_, forced, allowed = reference.growths(given)
+    kept = unpacked(run_op(given), BASE)
     assert torch.equal(kept[:, :, 2:], (forced & allowed)[:, :, 2:])
-    assert torch.equal(kept, unpacked(eager.select_budget(*before, BUDGET, TAU, *after), BASE))
+    assert torch.equal(kept, unpacked(eager.select_budget(given), BASE))
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from sa_compile.kernels.select_budget import reference
+from sa_compile.kernels.select_budget.op import Arguments
 
 
-def assert_equals_the_oracle(kept: Tensor, before: tuple, budget: float, tau: float, after: tuple) -> None:
-    """But for blocks of which a number is nearly at its bound; there are few.
-
-    ``before`` and ``after``: the op's arguments around ``budget`` and ``tau``.
-    """
-    grown, squares, _, _ = reference.growths(*before, *after)
-    expected = reference.select_budget(*before, budget, tau, *after)
+def assert_equals_the_oracle(kept: Tensor, arguments: Arguments) -> None:
+    """But for blocks of which a number is nearly at its bound; there are few."""
+    budget, tau = arguments.budget, arguments.tau
+    grown, squares, _, _ = reference.growths(arguments)
+    expected = reference.select_budget(arguments)
     near = (grown - budget**2).abs() <= 1e-3 * budget**2
     near |= (squares - tau**2).abs() <= 1e-3 * tau**2
     assert torch.equal(kept | near, expected | near)

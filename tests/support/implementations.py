@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 
 class Implementations:
-    """``Implementations("eager").select_blocks`` is that function of ``kernels/select_blocks/eager.py``."""
+    """``Implementations("eager").select_blocks`` is that function of ``kernels/select_blocks/eager.py``.
+
+    It takes the arguments one by one, as the op does, and makes the record of them.
+    """
 
     def __init__(self, file: str) -> None:
         self._file = file
 
     def __getattr__(self, op: str) -> Callable:
-        return getattr(importlib.import_module(f"sa_compile.kernels.{op}.{self._file}"), op)
+        function = getattr(importlib.import_module(f"sa_compile.kernels.{op}.{self._file}"), op)
+        if importlib.util.find_spec(f"sa_compile.kernels.{op}.op") is None:
+            return function
+        arguments = importlib.import_module(f"sa_compile.kernels.{op}.op").Arguments
+
+        def of_arguments(*values: Any) -> Any:
+            return function(arguments(*values))
+
+        return of_arguments
 
 
 eager, reference = Implementations("eager"), Implementations("reference")
+triton = Implementations("triton")

@@ -1,0 +1,47 @@
+"""What torch, callers and saved graphs know of the ops: schemas, public names, and the keyword calls."""
+
+import hashlib
+import inspect
+
+import pytest
+import torch
+
+from sa_compile.kernels import ops
+
+# Digests of the schemas, without the ops' names: saved graphs and the C++ libraries rely on each of them.
+SCHEMAS = {
+    "sample_scores": "f51084aeeabf832f",
+    "select_blocks": "e9702d2abc1468f4",
+    "mask_blocks": "363bef416a3d7c37",
+    "block_sparse_attention": "e6d2e96757ec0aa7",
+    "block_mean_attention": "f88687377463a19c",
+    "attention_mass": "27086dcbf86d948d",
+    "block_representatives": "4f675d25be0d3354",
+    "select_adaptive": "d5a2bcaf57f6cf58",
+    "select_budget": "79bb8396810cb943",
+}
+
+
+def test_the_ops_are_these():
+    assert set(ops.SCHEMAS) == set(SCHEMAS)
+    callers = {"NAMESPACE", "attention_kernel", "declare_to_inductor"}
+    assert set(ops.__all__) == callers | set(SCHEMAS) | {f"{op}_op" for op in SCHEMAS}
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_a_schema_is_the_record_of_the_arguments(op):
+    schema = str(getattr(ops, f"{op}_op")._schema)
+    assert schema == f"sampleattn::{op}{ops.SCHEMAS[op]}"
+    assert hashlib.sha256(ops.SCHEMAS[op].encode()).hexdigest()[:16] == SCHEMAS[op], schema
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_the_keyword_call_knows_every_argument_of_the_schema(op):
+    """But for the three tensors of block_representatives, which come as one argument."""
+    names = {argument.name for argument in getattr(ops, f"{op}_op")._schema.arguments}
+    if op == "select_adaptive":
+        names -= {"log_weights", "spreads"}
+    parameters = inspect.signature(getattr(ops, op)).parameters.values()
+    assert {parameter.name for parameter in parameters} == names
+    assert all(p.default is not p.empty for p in parameters if p.name in ("scale", "key_segment", "q_offset"))
+    assert isinstance(getattr(ops, f"{op}_op"), torch._ops.OpOverload)
