@@ -11,10 +11,8 @@ from torch import Tensor
 
 from . import choice
 from .block_mean_attention import eager as block_mean_attention_eager
-from .block_representatives import eager as block_representatives_eager
 from .block_sparse_attention import eager as block_sparse_attention_eager
 from .choice import Call
-from .select_adaptive import eager as select_adaptive_eager
 from .select_blocks import eager as select_blocks_eager
 
 
@@ -131,63 +129,10 @@ def selection(op: str) -> Callable:
     return run
 
 
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``block_representatives`` on CUDA tensors (see ``ops``)."""
-    dims = (key.shape[-1], key.shape[-1])
-    op = "block_representatives"
-    call = Call(op, key.device, key.dtype, dims, block_k=block_k, representatives=1 + landmarks)
-    run = _implementation(
-        call, "block_representatives.triton", block_representatives_eager.block_representatives
-    )
-    return run(key, key_segment, block_k, landmarks)
-
-
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
-    """The op ``select_adaptive`` on CUDA tensors (see ``ops``)."""
-    dims, members = (query.shape[-1], query.shape[-1]), representatives.shape[2]
-    call = Call("select_adaptive", query.device, query.dtype, dims, block_q, block_k, members)
-    run = _implementation(call, "select_adaptive.triton", select_adaptive_eager.select_adaptive, scale)
-    return run(
-        query,
-        key,
-        representatives,
-        log_weights,
-        spreads,
-        key_segment,
-        scale,
-        q_offset,
-        block_q,
-        block_k,
-        tau,
-        keep_sink,
-        window_slashes,
-        last_rows,
-    )
-
-
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
     implement("block_sparse_attention", "CUDA", block_sparse_attention)
-    implement("block_representatives", "CUDA", block_representatives)
-    implement("select_adaptive", "CUDA", select_adaptive)
     for op in _SELECTION:
         implement(op, "CUDA", selection(op))

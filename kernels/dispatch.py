@@ -18,14 +18,16 @@ from torch import Tensor
 
 from . import choice, cuda_library, mean_attention, op_checks
 from .attention_mass import op as attention_mass
+from .block_representatives import op as block_representatives
 from .mask_blocks.eager import segment_batch
 from .sample_scores import op as sample_scores
+from .select_adaptive import op as select_adaptive
 from .select_budget import op as select_budget
 from .shared.record import schema
 from .shared.shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
-OPS: tuple[Any, ...] = (sample_scores, attention_mass, select_budget)
+OPS: tuple[Any, ...] = (sample_scores, attention_mass, block_representatives, select_adaptive, select_budget)
 
 SCHEMAS = {
     "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
@@ -39,11 +41,6 @@ SCHEMAS = {
     "block_mean_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
     "Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k) -> "
     "(Tensor out, Tensor lse)",
-    "block_representatives": "(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
-    "(Tensor representatives, Tensor log_weights, Tensor spreads)",
-    "select_adaptive": "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, "
-    "Tensor spreads, Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k, float tau, "
-    "bool keep_sink, int window_slashes, int last_rows) -> Tensor",
     **{op.NAME: schema(op.Arguments, op.RETURNS) for op in OPS},
 }
 
@@ -150,50 +147,6 @@ def _attention_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     batch, heads, q_len, _ = query.shape
     out = query.new_empty((batch, q_len, heads, value.shape[3])).transpose(1, 2)
     return out, query.new_empty((batch, heads, q_len), dtype=torch.float32)
-
-
-@_fake("block_representatives")
-def _block_representatives_fake(key, key_segment, block_k, landmarks):
-    op_checks.check_block_representatives(key, key_segment, block_k, landmarks)
-    batch, heads, k_len, head_dim = key.shape
-    shape = (batch, heads, 1 + landmarks, ceil_div(k_len, block_k))
-    floats = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    return key.new_empty((*shape, head_dim)), *floats
-
-
-@_fake("select_adaptive")
-def _select_adaptive_fake(
-    query,
-    key,
-    representatives,
-    log_weights,
-    spreads,
-    key_segment,
-    scale,
-    q_offset,
-    block_q,
-    block_k,
-    tau,
-    keep_sink,
-    window_slashes,
-    last_rows,
-):
-    op_checks.check_select_adaptive(
-        query,
-        key,
-        representatives,
-        log_weights,
-        spreads,
-        key_segment,
-        block_q,
-        block_k,
-        tau,
-        window_slashes,
-        last_rows,
-    )
-    batch, heads, q_len, _ = query.shape
-    shape = (batch, heads, ceil_div(q_len, block_q), n_words(ceil_div(key.shape[2], block_k)))
-    return query.new_empty(shape, dtype=torch.int32)
 
 
 def _refuse_backward(name: str) -> None:

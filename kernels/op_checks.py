@@ -84,37 +84,3 @@ def _check_attention(
     checks.check_block_mask(op, block_mask, query, key.shape[2], block_q, block_k)
     checks.check_segment(op, "query_segment", query_segment, query.shape[0], query.shape[2], query)
     checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-
-
-def check_block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> None:
-    op = "block_representatives"
-    checks.check_qkv(op, key, key)
-    checks.check_block_size(op, block_k=block_k)
-    checks.check_segment(op, "key_segment", key_segment, key.shape[0], key.shape[2], key)
-    checks.check_at_least(op, 0, landmarks=landmarks)
-    if landmarks > block_k:
-        raise ValueError(f"{op}: 'landmarks' must be at most block_k ({block_k}), got {landmarks}")
-
-
-def check_select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    window_slashes: int,
-    last_rows: int,
-) -> None:
-    op = "select_adaptive"
-    checks.check_qkv(op, query, key)
-    checks.check_block_size(op, block_q=block_q, block_k=block_k)
-    checks.check_representatives(op, representatives, log_weights, spreads, key, block_k)
-    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_at_least(op, 0, tau=tau, last_rows=last_rows)
-    checks.check_at_least(op, 1, window_slashes=window_slashes)

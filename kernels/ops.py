@@ -19,9 +19,11 @@ from torch import Tensor
 
 from . import cuda_library, op_checks
 from .attention_mass.op import attention_mass
-from .defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU, ALPHA
+from .block_representatives.op import block_representatives
+from .defaults import ALPHA
 from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
 from .sample_scores.op import sample_scores
+from .select_adaptive.op import select_adaptive
 from .select_budget.op import select_budget
 
 __all__ = [
@@ -216,60 +218,4 @@ def block_mean_attention(
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return block_mean_attention_op(
         query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k
-    )
-
-
-def block_representatives(
-    key: Tensor, *, key_segment: Tensor | None = None, block_k: int = 128, landmarks: int = ADAPTIVE_LANDMARKS
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys that stand for the key blocks: ``landmarks`` of each block's, and the mean of its others.
-
-    The key of largest norm is the first landmark, then again that of which most is left, after half of what
-    the others have in its direction has been taken away: large keys that point elsewhere than those before.
-    A prompt's first key, which attention sinks make more of than its norm says, is the first of its block's.
-    key is [B, Hkv, Sk, D] in float32, bfloat16 or float16. Returns ``representatives`` [B, Hkv, 1 +
-    landmarks, n_key_blocks, D] in key's dtype, and float32 ``log_weights`` and ``spreads`` [B, Hkv, 1 +
-    landmarks, n_key_blocks]: the logarithm of the number of keys that a representative stands for (the mean:
-    the keys that are no landmarks; -inf: none), and the mean squared distance of these keys from it, per
-    dimension. Source: docs/accuracy.md. Raises ValueError for arguments that do not fit.
-    """
-    op_checks.check_block_representatives(key, key_segment, block_k, landmarks)
-    return block_representatives_op(key, key_segment, block_k, landmarks)
-
-
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: tuple[Tensor, Tensor, Tensor],
-    *,
-    key_segment: Tensor | None = None,
-    scale: float | None = None,
-    q_offset: int = 0,
-    block_q: int = 128,
-    block_k: int = 128,
-    tau: float = ADAPTIVE_TAU,
-    keep_sink: bool = True,
-    window_slashes: int = 2,
-    last_rows: int = 0,
-) -> Tensor:
-    """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
-
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``representatives``: :func:`block_representatives` of key.
-    A block is kept if the shares of attention that the rows give its keys reach ``tau`` in their 2-norm: one
-    row that gives one key tau, or many less. What all keys of a block share alike is left to their mean, see
-    :func:`block_mean_attention`. The sink block and ``window_slashes`` >= 1 block
-    diagonals are always kept. Blocks before a query block's own are scored by their representatives, its own
-    exactly: of landmarks 1, 4, 7, .., of 2, 5, 8, .. and of 3, 6, 9, .. a row counts the one that it looks
-    for most. The Hopper kernel rounds numbers to bytes for that. Query blocks that hold a prompt's
-    last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
-    Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
-    that do not fit.
-    """
-    op_checks.check_select_adaptive(
-        query, key, *representatives, key_segment, block_q, block_k, tau, window_slashes, last_rows
-    )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    offset = (key_segment, scale, q_offset)
-    return select_adaptive_op(
-        query, key, *representatives, *offset, block_q, block_k, tau, keep_sink, window_slashes, last_rows
     )

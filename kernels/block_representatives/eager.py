@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN as TAKEN
+from .op import Arguments
 
 
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    key, key_segment, block_k, landmarks = a
     batch, heads, k_len, dim = key.shape
     missing = -k_len % block_k
     valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
+from .op import Arguments
 
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
+
+def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Of every key block its ``landmarks`` (see ``landmark_keys``), and the mean of its other keys."""
+    key, key_segment, block_k, landmarks = a
     batch, heads, k_len, dim = key.shape
     n_key_blocks = -(-k_len // block_k)
     shape = (batch, heads, 1 + landmarks, n_key_blocks)

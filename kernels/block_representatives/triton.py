@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, tile_dim
+from ..shared.triton import batch_stride, readable, tile_dim
 from ..shared.visibility import visible_and_sinks
+from .op import Arguments, new_results
 
 
 @triton.jit
@@ -89,18 +89,15 @@ def _represent(
     tl.store(spreads + first, spread)
 
 
-def block_representatives(
-    key: Tensor, key_segment: Tensor | None, block_k: int, landmarks: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``block_representatives`` (see ``ops``). No host synchronisation."""
+def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
+    """The op ``block_representatives`` (see ``op``). No host synchronisation."""
+    key, key_segment, block_k, landmarks = a
     batch, heads, k_len, dim = key.shape
     n = ceil_div(k_len, block_k)
-    shape = (batch, heads, 1 + landmarks, n)
-    representatives = key.new_empty((*shape, dim))
-    log_weights, spreads = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    representatives, log_weights, spreads = new_results(a)
     if log_weights.numel() == 0:
         return representatives, log_weights, spreads
-    key = key if key.stride(-1) == 1 else key.contiguous()
+    key = readable(key)
     first_blocks = None
     if key_segment is not None:
         _, first_blocks = visible_and_sinks(key_segment, n, block_k, True, key.device)

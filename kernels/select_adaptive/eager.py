@@ -9,34 +9,19 @@ from ..defaults import LANDMARK_GROUPS
 from ..shared import eager as shared
 from ..shared.blocks import pack_bits
 from ..shared.eager import grouped_product
-from ..shared.rows import block_stops, blocks_of_last_rows, row_ends, seen_blocks
-from ..shared.shapes import ceil_div, query_block_positions
-from ..shared.visibility import forced_blocks, visible_blocks
+from ..shared.forced import Forced, forced_blocks
+from ..shared.grid import Grid
+from ..shared.rows import block_stops, row_ends, seen_blocks
+from ..shared.shapes import query_block_positions
+from ..shared.visibility import visible_blocks
+from .op import Arguments
 
 
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
-    blocks = AdaptiveBlocks(
-        query, key, key_segment, scale, q_offset, block_q, block_k, keep_sink, window_slashes
-    )
-    kept = blocks.forced | (blocks.squared_shares(representatives, log_weights, spreads) >= tau * tau)
-    kept = kept | blocks_of_last_rows(blocks.ends, query.shape[2], block_q, last_rows)[:, None, :, None]
-    stops = block_stops(blocks.ends, query.shape[2], block_q)
-    kept = kept & seen_blocks(stops, key.shape[2], q_offset, block_k)[:, None]
+def select_adaptive(a: Arguments) -> Tensor:
+    blocks = AdaptiveBlocks(a)
+    kept = blocks.forced | (blocks.squared_shares() >= a.tau * a.tau)
+    stops = block_stops(blocks.ends, a.query.shape[2], a.block_q)
+    kept = kept & seen_blocks(stops, a.key.shape[2], a.q_offset, a.block_k)[:, None]
     if blocks.visible is not None:
         kept = kept & blocks.visible[:, None, None]
     return pack_bits(kept)
@@ -53,38 +38,31 @@ def most_of_groups(scores: Tensor) -> Tensor:
 class AdaptiveBlocks:
     """The blocks of one attention: which are forced, and what the rows are estimated to give the others."""
 
-    def __init__(
-        self,
-        query: Tensor,
-        key: Tensor,
-        key_segment: Tensor | None,
-        scale: float,
-        q_offset: int,
-        block_q: int,
-        block_k: int,
-        keep_sink: bool,
-        window_slashes: int,
-    ) -> None:
-        self.query, self.key, self.scale = query, key, scale
-        self.block_q, self.block_k = block_q, block_k
-        self.n_key_blocks = ceil_div(key.shape[2], block_k)
-        self.first, self.last = query_block_positions(query.shape[2], q_offset, block_q, query.device)
-        self.ends = row_ends(key_segment, query.shape[2], q_offset, query.device)
-        self.own = self.first // block_k  # from this key block on, keys are scored exactly
-        self.valid = None if key_segment is None else key_segment == 0  # [B|1, Sk]
-        self.visible = visible_blocks(key_segment, block_k)
-        key_block = torch.arange(self.n_key_blocks, device=query.device)
+    def __init__(self, a: Arguments) -> None:
+        self.query, self.key, self.scale = a.query, a.key, a.scale
+        self.block_q, self.block_k = a.block_q, a.block_k
+        self.representatives, self.log_weights, self.spreads = a.representatives, a.log_weights, a.spreads
+        grid, device = Grid.of(a), a.query.device
+        self.n_key_blocks = grid.n_key_blocks
+        self.first, self.last = query_block_positions(grid.q_len, grid.q_offset, grid.block_q, device)
+        self.ends = row_ends(a.key_segment, grid.q_len, grid.q_offset, device)
+        self.own = self.first // grid.block_k  # from this key block on, keys are scored exactly
+        self.valid = None if a.key_segment is None else a.key_segment == 0  # [B|1, Sk]
+        self.visible = visible_blocks(a.key_segment, grid.block_k)
+        key_block = torch.arange(grid.n_key_blocks, device=device)
         self.exact = key_block >= self.own[:, None]  # [n_query_blocks, n_key_blocks]
-        sizes = (query.shape[2], key.shape[2], q_offset, block_q, block_k)
-        forced = forced_blocks(self.visible, *sizes, keep_sink, window_slashes, query.device)
+        always = Forced(a.keep_sink, a.window_slashes, a.last_rows)
+        forced = forced_blocks(grid, always, self.visible, self.ends, device)
         self.forced = forced[:, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
 
-    def squared_shares(self, representatives: Tensor, log_weights: Tensor, spreads: Tensor) -> Tensor:
+    def squared_shares(self) -> Tensor:
         """Squared shares of keys, summed over rows, fp32 [B, Hq, n_query_blocks, n_key_blocks]; exact: 0."""
         group = self.query.shape[1] // self.key.shape[1]
-        members = representatives.shape[2:4]
-        flat = representatives.flatten(2, 3).float().transpose(-1, -2)
-        log_weights, spreads = (x.repeat_interleave(group, 1)[:, :, None] for x in (log_weights, spreads))
+        members = self.representatives.shape[2:4]
+        flat = self.representatives.flatten(2, 3).float().transpose(-1, -2)
+        log_weights, spreads = (
+            x.repeat_interleave(group, 1)[:, :, None] for x in (self.log_weights, self.spreads)
+        )
         spreads = spreads[..., :1, :]  # landmarks have none
         numbers = log_weights[..., :1, :].clamp(min=0)  # logs, of the keys that exist
         parts = []

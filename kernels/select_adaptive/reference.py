@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
-from ..shared.reference import (
-    prompt_ends,
-    rows_of_block,
-    visible_entries,
-)
+from ..shared.forced import Forced
+from ..shared.grid import Grid
+from ..shared.reference import blocks_of_rows, causal_entries, prompt_ends, rows_of_block
+from .op import Arguments
 
 
 def exact_product(query: Tensor, stand_ins: Tensor, exists: Tensor, common: Tensor) -> Tensor:
@@ -49,122 +48,58 @@ def most_of_groups(scores: Tensor) -> Tensor:
     return torch.stack((scores[:, 0], *(group.amax(1) for group in groups if group.shape[1])), 1)
 
 
-def squared_shares(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    keep_sink: bool,
-    window_slashes: int,
-    product: Product = exact_product,
-) -> tuple[Tensor, Tensor]:
+def squared_shares(a: Arguments, product: Product = exact_product) -> tuple[Tensor, Tensor, Tensor]:
     """Per block, its keys' squared estimated shares, summed over keys and rows.
 
-    float64 [B, Hq, n_query_blocks, n_key_blocks], and bool of the same shape: the block is forced. Blocks
+    float64 [B, Hq, n_query_blocks, n_key_blocks], and two bool of that shape: forced, allowed. Blocks
     from the one of the query block's first row on are scored exactly and have no share here. A representative
     of n keys with spread s stands for scores of a normal distribution of variance |q|^2 s: their mean
     exponential is exp(variance / 2) times that of the mean, but of n keys at most n times; and their squares
     sum to exp(variance) / n of their sum's square, but to no more than all of it. Of three groups of
     landmarks, a row counts of each the one it looks for most.
     """
-    batch, heads, q_len, _ = query.shape
-    k_len, group = key.shape[2], heads // key.shape[1]
-    n_query_blocks, n_key_blocks = -(-q_len // block_q), -(-k_len // block_k)
-    squares = torch.zeros(
-        batch, heads, n_query_blocks, n_key_blocks, dtype=torch.float64, device=query.device
-    )
-    forced = torch.zeros_like(squares, dtype=torch.bool)
-    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
-        segment = None if key_segment is None else key_segment[b % key_segment.shape[0]][None]
-        ids = [0] * k_len if segment is None else segment[0].tolist()
-        visible_blocks = [j for j in range(n_key_blocks) if 0 in ids[j * block_k : (j + 1) * block_k]]
-        for i in range(n_query_blocks):
-            rows = torch.tensor(rows_of_block(i, block_q, q_len, end), device=query.device)
-            own = (i * block_q + q_offset) // block_k  # key block of the first row
-            last = int(rows[-1]) + q_offset
-            allowed = [j for j in visible_blocks if j * block_k <= last]
-            near = [j for j in allowed if own - j < window_slashes or (keep_sink and j == visible_blocks[0])]
+    (batch, heads, q_len, _), device = a.query.shape, a.query.device
+    group, grid = heads // a.key.shape[1], Grid.of(a)
+    shape = (batch, heads, grid.n_query_blocks, grid.n_key_blocks)
+    squares = torch.zeros(shape, dtype=torch.float64, device=device)
+    forced, allowed = (torch.zeros_like(squares, dtype=torch.bool) for _ in range(2))
+    always = Forced(a.keep_sink, a.window_slashes, a.last_rows)
+    for b, end in enumerate(prompt_ends(a.key_segment, batch, q_len, a.q_offset)):
+        for i in range(grid.n_query_blocks):
+            rows = rows_of_block(i, a.block_q, q_len, end)
+            own = (rows.start + a.q_offset) // a.block_k  # key block of the first row
+            reached, near = blocks_of_rows(grid, always, a.key_segment, b, rows, end)
+            allowed[b, :, i, reached] = True
             forced[b, :, i, near] = True
-            far = [j for j in allowed if j < own]
-            visible = visible_entries(rows, k_len, causal=True, q_offset=q_offset, key_segment=segment)[0]
-            for k in range(k_len):
-                if k // block_k < own:
-                    visible[:, k] = False
+            far = [j for j in reached if j < own]
+            at = torch.tensor(rows, device=device)
+            visible = causal_entries(a, b, at)[0]
+            visible[:, : max(own, 0) * a.block_k] = False
             for h in range(heads):
-                unscaled = query[b, h, rows].double()
-                q = scale * unscaled
-                exact = (q @ key[b, h // group].double().nan_to_num().T).masked_fill(~visible, -torch.inf)
+                unscaled = a.query[b, h, at].double()
+                q = a.scale * unscaled
+                exact = q @ a.key[b, h // group].double().nan_to_num().T
+                exact = exact.masked_fill(~visible, -torch.inf)
                 half_norm = 0.5 * q.square().sum(-1)
                 if not far:
                     continue
-                stand_ins = representatives[b, h // group][:, far].double()  # [members, far, D]
-                weight = log_weights[b, h // group][:, far].double()
+                stand_ins = a.representatives[b, h // group][:, far].double()  # [members, far, D]
+                weight = a.log_weights[b, h // group][:, far].double()
                 number = weight.clamp(min=0)  # log of the keys that exist
-                spread = spreads[b, h // group][:, far].double()
+                spread = a.spreads[b, h // group][:, far].double()
                 boost = torch.minimum(half_norm[:, None, None] * spread, number)  # [rows, members, far]
-                common = representatives[b, h // group, 0, 0].double()
+                common = a.representatives[b, h // group, 0, 0].double()
                 products = product(unscaled, stand_ins, weight > -torch.inf, common)
-                scores = most_of_groups(scale * products + weight + boost)
+                scores = most_of_groups(a.scale * products + weight + boost)
                 unequal = torch.zeros_like(scores)  # log of the sum of squares by the square of the sum
                 unequal[:, 0] = (2 * boost - number)[:, 0].clamp(max=0)  # a landmark is one key
                 total = torch.logsumexp(torch.cat((scores.flatten(1), exact), -1), -1)[:, None, None]
                 shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
                 squares[b, h, i, far] = (unequal.exp() * shares.square()).sum((0, 1))
-    return squares, forced
+    return squares, forced, allowed
 
 
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-    product: Product = exact_product,
-) -> Tensor:
-    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau.
-
-    Forced is also what stands in a query block that holds one of a prompt's last ``last_rows`` rows.
-    """
-    squares, forced = squared_shares(
-        query,
-        key,
-        representatives,
-        log_weights,
-        spreads,
-        key_segment,
-        scale,
-        q_offset,
-        block_q,
-        block_k,
-        keep_sink,
-        window_slashes,
-        product,
-    )
-    batch, _, n_query_blocks, n_key_blocks = squares.shape
-    q_len = query.shape[2]
-    allowed = torch.zeros(batch, 1, n_query_blocks, n_key_blocks, dtype=torch.bool, device=query.device)
-    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
-        for i in range(n_query_blocks):
-            rows = rows_of_block(i, block_q, q_len, end)
-            if any(end - last_rows <= row < end for row in rows):
-                forced[b, :, i] = True
-            for j in range(n_key_blocks):
-                keys = slice(j * block_k, (j + 1) * block_k)
-                seen = key_segment is None or bool((key_segment[b % key_segment.shape[0], keys] == 0).any())
-                allowed[b, 0, i, j] = seen and j * block_k <= rows[-1] + q_offset
-    return (forced | (squares >= tau**2)) & allowed
+def select_adaptive(a: Arguments, product: Product = exact_product) -> Tensor:
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: forced, or the attention in it has a 2-norm of tau."""
+    squares, forced, allowed = squared_shares(a, product)
+    return forced | ((squares >= a.tau**2) & allowed)

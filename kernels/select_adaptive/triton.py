@@ -15,19 +15,22 @@ import triton.language as tl
 from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
-from ..shared.shapes import WORD_BITS, ceil_div, n_words
+from ..shared.grid import Grid, new_index
+from ..shared.shapes import WORD_BITS
 from ..shared.triton import (
+    LOG2_E,
     batch_stride,
     block_stop,
     ends_of_rows,
     floor_div,
     holds_last_row,
+    readable,
     row_end,
     tile_dim,
 )
 from ..shared.visibility import visible_and_sinks
+from .op import Arguments
 
-LOG2_E = 1.4426950408889634
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
 MARKS = 4  # landmarks of a group that one product scores: a block's columns lie in one thread's registers
@@ -247,34 +250,19 @@ def _write_bits(
     tl.store(block_mask + (batch_head * n_query_blocks + q_block) * words + word, bits)
 
 
-def select_adaptive(
-    query: Tensor,
-    key: Tensor,
-    representatives: Tensor,
-    log_weights: Tensor,
-    spreads: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    tau: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
-    """The op ``select_adaptive`` (see ``ops``). Two launches a group; no host synchronisation."""
-    batch, heads, q_len, dim = query.shape
-    heads_kv, k_len = key.shape[1:3]
-    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
-    words = n_words(n)
-    block_mask = query.new_empty((batch, heads, n_query_blocks, words), dtype=torch.int32)
+def select_adaptive(a: Arguments) -> Tensor:
+    """The op ``select_adaptive`` (see ``op``). Two launches a group; no host synchronisation."""
+    batch, heads, q_len, dim = a.query.shape
+    heads_kv, k_len = a.key.shape[1:3]
+    grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
+    n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
+    block_mask = new_index(a.query, (batch, heads), grid)
     if block_mask.numel() == 0:
         return block_mask
-    query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key))
-    landmarks = (log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
-    visible, sinks = visible_and_sinks(key_segment, n, block_k, keep_sink, query.device)
-    ends = ends_of_rows(key_segment, q_len, q_offset)
+    query, key = readable(a.query), readable(a.key)
+    landmarks = (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
+    visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
+    ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
     per_block = batch * heads * block_q * n * 4
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
     log_norms = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
@@ -284,28 +272,28 @@ def select_adaptive(
         _score_blocks[(count, batch * heads)](
             query,
             key,
-            representatives.contiguous(),
-            log_weights.contiguous(),
-            spreads.contiguous(),
+            a.representatives.contiguous(),
+            a.log_weights.contiguous(),
+            a.spreads.contiguous(),
             landmarks,
-            key_segment,
+            a.key_segment,
             ends,
             log_norms,
             totals,
             *query.stride()[:3],
             *key.stride()[:3],
-            batch_stride(key_segment),
+            batch_stride(a.key_segment),
             batch_stride(ends),
             heads,
             heads // heads_kv,
             q_len,
             k_len,
-            q_offset,
+            a.q_offset,
             first,
             n,
-            representatives.shape[2],
-            last_rows,
-            scale,
+            a.representatives.shape[2],
+            a.last_rows,
+            a.scale,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
             BLOCK_Q=block_q,
@@ -313,7 +301,7 @@ def select_adaptive(
             TILE_BLOCKS=TILE_BLOCKS,
             MARKS=MARKS,
             GROUPS=LANDMARK_GROUPS,
-            HAS_SEGMENT=key_segment is not None,
+            HAS_SEGMENT=a.key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
             LOWEST=LOWEST,
@@ -332,17 +320,17 @@ def select_adaptive(
             batch_stride(ends),
             heads,
             q_len,
-            q_offset,
+            a.q_offset,
             first,
             n_query_blocks,
             n,
             words,
-            window_slashes,
-            last_rows,
-            tau,
+            a.window_slashes,
+            a.last_rows,
+            a.tau,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             WORD_BITS=WORD_BITS,
-            HAS_SEGMENT=key_segment is not None,
+            HAS_SEGMENT=a.key_segment is not None,
         )
     return block_mask

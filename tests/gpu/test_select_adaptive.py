@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.implementations import eager, reference
+from support.implementations import eager
 from torch import Tensor
 
 from sa_compile.kernels import choice, ops
 from sa_compile.kernels.choice import Call, preferring
 from sa_compile.kernels.select_adaptive import eager as adaptive_eager
 from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.select_adaptive.op import Arguments
 from sa_compile.kernels.shared import blocks
 
 # Squares are kept in bfloat16 until a row's total is known: a squared share is off by 2^-9 at most.
@@ -111,10 +112,9 @@ def kernel(cuda: str):
         yield cuda
 
 
-def compare(case: Case, arguments: tuple, squares: Tensor, expected: dict[float, Tensor]) -> None:
-    before, after = arguments
+def compare(given: Arguments, squares: Tensor, expected: dict[float, Tensor]) -> None:
     for tau, exact in expected.items():
-        bits = ops.select_adaptive_op(*before, tau, *after, case.last_rows)
+        bits = ops.select_adaptive_op(*given._replace(tau=tau))
         kept = blocks.unpack_bits(bits, exact.shape[-1])
         near_tau = (squares - tau**2).abs() <= NEAR_TAU * tau**2
         assert torch.equal(kept | near_tau, exact | near_tau), f"tau {tau}"
@@ -128,16 +128,16 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     case = CASES[name]
     query, key, segment = inputs(case, seed=sorted(CASES).index(name))
     terms = ops.block_representatives_op(key, segment, 128, case.landmarks)
-    before = (query, key, *terms, segment, case.dim**-0.5, case.q_offset, 128, 128)
-    after = (case.keep_sink, case.window)
-    on_cpu = [x.cpu() if isinstance(x, Tensor) else x for x in before]
+    where = (segment, case.dim**-0.5, case.q_offset, 128, 128)
+    given = Arguments(query, key, *terms, *where, 0.0, case.keep_sink, case.window, case.last_rows)
+    on_cpu = Arguments(*(x.cpu() if isinstance(x, Tensor) else x for x in given))
     product = adaptive_reference.byte_product
-    squares, _ = adaptive_reference.squared_shares(*on_cpu, *after, product)
+    squares, *_ = adaptive_reference.squared_shares(on_cpu, product)
     expected = {
-        tau: reference.select_adaptive(*on_cpu, tau, *after, case.last_rows, product).cuda()
+        tau: adaptive_reference.select_adaptive(on_cpu._replace(tau=tau), product).cuda()
         for tau in (0.0, 0.1, 0.3)
     }
-    compare(case, (before, after), squares.cuda(), expected)
+    compare(given, squares.cuda(), expected)
 
 
 @pytest.mark.parametrize("last_rows", [0, 128])
@@ -162,8 +162,8 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(
         own_query, own_key = query[b : b + 1, :, : 1000 - count], key[b : b + 1, :, : case.k_len - count]
         alone = kept(own_query, own_key, None)
         terms = [x.cpu() for x in ops.block_representatives_op(own_key, None, 128, 15)]
-        arguments = (own_query.cpu(), own_key.cpu(), *terms, None, *where, *after)
-        squares, _ = adaptive_reference.squared_shares(*arguments, adaptive_reference.byte_product)
+        on_cpu = Arguments(own_query.cpu(), own_key.cpu(), *terms, None, *where, 0.1, *after, last_rows)
+        squares, *_ = adaptive_reference.squared_shares(on_cpu, adaptive_reference.byte_product)
         near_tau = ((squares - 0.01).abs() <= NEAR_TAU * 0.01).cuda()
         own = found[b : b + 1, :, : alone.shape[2]]
         assert not own[..., alone.shape[3] :].any()
@@ -214,8 +214,8 @@ def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> No
     query, key, _ = inputs(case, seed=1)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (dim**-0.5, 0, 128, 128)
-    found = ByteBlocks(query, key, None, *where, True, 2)
-    squares = found.squared_shares(*terms).double()
+    found = ByteBlocks(Arguments(query, key, *terms, None, *where, 0.2, True, 2, 0))
+    squares = found.squared_shares().double()
     causal = torch.ones(127, 127, dtype=torch.bool, device="cuda").tril()
     expected = {tau: (found.forced | (squares >= tau**2)) & causal for tau in (0.02, 0.1, 0.2)}
     compare(case, ((query, key, *terms, None, *where), (True, 2)), squares, expected)

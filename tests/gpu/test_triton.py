@@ -101,8 +101,8 @@ ADAPTIVE = {
 def test_block_representatives_and_select_adaptive(
     name: str, side: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sa_compile.kernels.block_representatives import triton as representatives
     from sa_compile.kernels.select_adaptive import triton as adaptive
+    from sa_compile.kernels.select_adaptive.op import Arguments
 
     q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
@@ -111,7 +111,7 @@ def test_block_representatives_and_select_adaptive(
     key_segment = padding_of(side, k_len, triton_device)
     if key_segment is not None:
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
-    found = representatives.block_representatives(key, key_segment, block_k, 5)
+    found = triton.block_representatives(key, key_segment, block_k, 5)
     expected = reference.block_representatives(key, key_segment, block_k, 5)
     assert torch.equal(found[0][:, :, 1:].double(), expected[0][:, :, 1:])
     rounding = 2.0**-11 if dtype == torch.float16 else 1e-6
@@ -122,13 +122,14 @@ def test_block_representatives_and_select_adaptive(
     monkeypatch.setattr(adaptive, "SCRATCH_BYTES", 4 * 2 * 2 * block_q * 45 * 2)  # some query blocks a group
     where = (key_segment, 0.2, q_offset, block_q, block_k)
     for keep_sink, window, last_rows in ((True, 2, 0), (False, 1, 0), (True, 2, 20)):
-        squares, _ = adaptive_reference.squared_shares(query, key, *found, *where, keep_sink, window)
+        given = Arguments(query, key, *found, *where, 0.0, keep_sink, window, last_rows)
+        squares, *_ = adaptive_reference.squared_shares(given)
         for tau in (0.0, 0.1, 0.4):
-            rest = (*where, tau, keep_sink, window, last_rows)
-            bits = adaptive.select_adaptive(query, key, *found, *rest)
+            given = given._replace(tau=tau)
+            bits = adaptive.select_adaptive(given)
             kept = blocks.unpack_bits(bits, -(-k_len // block_k))
             near_tau = (squares - tau**2).abs() <= 1e-3 * tau**2
-            exact = reference.select_adaptive(query, key, *found, *rest)
+            exact = adaptive_reference.select_adaptive(given)
             assert torch.equal(kept | near_tau, exact | near_tau)
 
 

@@ -12,6 +12,7 @@ from sa_compile.kernels import ops
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
 from sa_compile.kernels.select_adaptive import eager as adaptive_eager
 from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.select_adaptive.op import Arguments
 from sa_compile.kernels.shared import blocks
 from sa_compile.kernels.shared import eager as shared_eager
 
@@ -24,8 +25,8 @@ REPRESENT = [
     pytest.param(eager.block_representatives, id="eager"),
 ]
 SELECT = [
-    pytest.param(ops.select_adaptive_op, id="op"),
-    pytest.param(eager.select_adaptive, id="eager"),
+    pytest.param(lambda given: ops.select_adaptive_op(*given), id="op"),
+    pytest.param(adaptive_eager.select_adaptive, id="eager"),
 ]
 LANDMARKS = 5
 # Shares are sums of fp32 exponentials of fp32 products; the oracle's are float64.
@@ -39,21 +40,22 @@ def sharpened(case, seed=0):
     return inputs
 
 
-def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS):
-    """Arguments of select_adaptive around tau: those before it and those after."""
+def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS, tau=0.2, last_rows=0):
+    """Arguments of select_adaptive."""
     representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, landmarks)
-    before = (inputs.query, inputs.key, *representatives, inputs.key_segment, case.scale, case.q_offset)
-    return (*before, case.block_q, case.block_k), (keep_sink, window)
+    where = (inputs.key_segment, case.scale, case.q_offset, case.block_q, case.block_k)
+    return Arguments(inputs.query, inputs.key, *representatives, *where, tau, keep_sink, window, last_rows)
 
 
 def unpacked(mask, case):
     return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
 
 
-def assert_blocks_equal_the_oracles(kept, before, tau, after, last_rows=0):
+def assert_blocks_equal_the_oracles(kept, given):
     """But for shares nearly at tau, of which there are few."""
-    squares, _ = adaptive_reference.squared_shares(*before, *after)
-    expected = reference.select_adaptive(*before, tau, *after, last_rows)
+    tau = given.tau
+    squares, *_ = adaptive_reference.squared_shares(given)
+    expected = adaptive_reference.select_adaptive(given)
     near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
     assert torch.equal(kept | near_tau, expected | near_tau)
     assert near_tau.float().mean() < 0.05 or tau == 0
@@ -78,10 +80,9 @@ def test_representatives_equal_the_oracle(represent, case, landmarks):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("forced", [(True, 2), (False, 1), (True, 4)], ids=["default", "least", "wide"])
 def test_shares_equal_the_oracle(case, forced):
-    before, after = selection(case, sharpened(case), *forced)
-    expected, _ = adaptive_reference.squared_shares(*before, *after)
-    query, key, *terms = before[:5]
-    shares = adaptive_eager.AdaptiveBlocks(query, key, *before[5:], *after).squared_shares(*terms)
+    given = selection(case, sharpened(case), *forced)
+    expected, *_ = adaptive_reference.squared_shares(given)
+    shares = adaptive_eager.AdaptiveBlocks(given).squared_shares()
     torch.testing.assert_close(shares.double(), expected, **TOLERANCE)
 
 
@@ -91,35 +92,33 @@ def test_shares_equal_the_oracle(case, forced):
 @pytest.mark.parametrize("last_rows", [0, 40])
 @pytest.mark.parametrize("tau", [0.0, 0.05, 0.2, 0.6])
 def test_blocks_equal_the_oracle(select, case, forced, last_rows, tau):
-    before, after = selection(case, sharpened(case), *forced)
-    kept = unpacked(select(*before, tau, *after, last_rows), case)
-    assert_blocks_equal_the_oracles(kept, before, tau, after, last_rows)
+    given = selection(case, sharpened(case), *forced, tau=tau, last_rows=last_rows)
+    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
 @pytest.mark.parametrize("landmarks", [0, 1, 2, 3, 4, 16], ids=lambda count: f"{count}-landmarks")
 def test_any_number_of_landmarks_makes_up_to_three_groups(select, landmarks):
     case = BASE.but(batch=2, segments="left_padding")
-    before, after = selection(case, sharpened(case), landmarks=landmarks)
-    kept = unpacked(select(*before, 0.2, *after, 0), case)
-    assert_blocks_equal_the_oracles(kept, before, 0.2, after)
+    given = selection(case, sharpened(case), landmarks=landmarks)
+    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
 def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch):
     case = BASE.but(q_len=600, k_len=600, batch=2, segments="left_padding")
-    before, after = selection(case, sharpened(case))
-    whole = select(*before, 0.2, *after, 0)
+    given = selection(case, sharpened(case))
+    whole = select(given)
     monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
-    assert torch.equal(select(*before, 0.2, *after, 0), whole)
+    assert torch.equal(select(given), whole)
 
 
 def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
     case = BASE.but(q_len=96, k_len=96)
     inputs = sharpened(case)
     terms = reference.block_representatives(inputs.key, None, 3, 3)  # each is a group of its own
-    rest = (None, case.scale, 0, 32, 3, True, 2)
-    squares, _ = adaptive_reference.squared_shares(inputs.query, inputs.key, *terms, *rest)
+    rest = (None, case.scale, 0, 32, 3, 0.2, True, 2, 0)
+    squares, *_ = adaptive_reference.squared_shares(Arguments(inputs.query, inputs.key, *terms, *rest))
     scores = case.scale * inputs.query.double() @ inputs.key.double().repeat_interleave(2, 1).mT
     visible = torch.ones(96, 96, dtype=torch.bool).tril()
     mass = scores.masked_fill(~visible, -torch.inf).softmax(-1)
@@ -139,10 +138,10 @@ def test_of_a_group_of_landmarks_the_one_that_a_row_looks_for_most_counts():
     masses = torch.tensor([4.0, 2.0, 3.0]).exp()  # of landmarks 1 and 4, 2 and 5, 3 and 6
     own = torch.tensor([1.0, 1.0]).exp()  # the keys 6 and 7, which are scored themselves
     expected = (masses / (masses.sum() + own.sum())).square().sum()
-    where = (None, 1.0, 7, 1, 6)
-    squares, _ = adaptive_reference.squared_shares(query, key, *terms, *where, True, 1)
+    given = Arguments(query, key, *terms, None, 1.0, 7, 1, 6, 0.2, True, 1, 0)
+    squares, *_ = adaptive_reference.squared_shares(given)
     torch.testing.assert_close(squares[0, 0, 0], torch.stack((expected.double(), squares.new_tensor(0.0))))
-    found = adaptive_eager.AdaptiveBlocks(query, key, *where, True, 1).squared_shares(*terms)
+    found = adaptive_eager.AdaptiveBlocks(given).squared_shares()
     torch.testing.assert_close(found.double(), squares, **TOLERANCE)
 
 
@@ -203,28 +202,32 @@ SMALL = {
 def drawn(seed, q_offset, block, padding):
     case = BASE.but(batch=2, q_len=130, k_len=130 + q_offset, q_offset=q_offset, segments=padding)
     case = case.but(block_q=block[0], block_k=block[1])
-    return case, *selection(case, sharpened(case, seed))
+    return case, selection(case, sharpened(case, seed))
 
 
 @given(**SMALL, taus=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
 @settings(max_examples=30, deadline=None)
 def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, block, padding, taus):
-    case, before, after = drawn(seed, q_offset, block, padding)
-    low, high = (unpacked(ops.select_adaptive_op(*before, tau, *after, 0), case) for tau in sorted(taus))
+    case, given = drawn(seed, q_offset, block, padding)
+
+    def kept(tau):
+        return unpacked(ops.select_adaptive_op(*given._replace(tau=tau)), case)
+
+    low, high = map(kept, sorted(taus))
     assert not (high & ~low).any()
-    _, forced = adaptive_reference.squared_shares(*before, *after)
+    _, forced, _ = adaptive_reference.squared_shares(given)
     assert not (forced & ~high).any()
-    only_forced = unpacked(ops.select_adaptive_op(*before, 1e3, *after, 0), case)
+    only_forced = kept(1e3)
     assert torch.equal(only_forced, forced)
 
 
 @given(**SMALL)
 @settings(max_examples=15, deadline=None)
 def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset, block, padding):
-    case, before, after = drawn(seed, q_offset, block, padding)
-    kept = unpacked(ops.select_adaptive_op(*before, 0.0, *after, 0), case)
+    case, given = drawn(seed, q_offset, block, padding)
+    kept = unpacked(ops.select_adaptive_op(*given._replace(tau=0.0)), case)
     allowed = blocks.causal_blocks(130, case.k_len, q_offset, *block, torch.device("cpu"))
-    segment = before[5]
+    segment = given.key_segment
     if segment is not None:
         missing = -case.k_len % block[1]
         valid = torch.nn.functional.pad(segment == 0, (0, missing)).unflatten(-1, (-1, block[1])).any(-1)
@@ -302,14 +305,14 @@ def test_a_block_that_every_key_of_which_gets_the_same_is_left_to_its_mean():
     key[:, :, 256:384] = 0.0
     key[:, :, 256:384, 0] = 16.0  # two orders of magnitude more than any other block has
     terms = ops.block_representatives(key)
-    arguments = (query, key, *terms, None, 64**-0.5, 0, 128, 128)
-    squares, _ = adaptive_reference.squared_shares(*arguments, True, 2)
+    rest = (None, 64**-0.5, 0, 128, 128, 0.2, True, 2, 0)
+    squares, *_ = adaptive_reference.squared_shares(Arguments(query, key, *terms, *rest))
     # 128 rows give each of 128 keys 1 / 128: a 2-norm of 1. Were it one key, it would be sqrt(128).
     # Twelve of the fifteen landmarks do not count beside those that a row looks for as much.
     assert torch.allclose(squares[0, 0, 4:, 2], squares.new_tensor(128 / 116), rtol=1e-3)
     key[:, :, 257:384, 0] = 0.0
     terms = ops.block_representatives(key)
-    squares, _ = adaptive_reference.squared_shares(query, key, *terms, *arguments[5:], True, 2)
+    squares, *_ = adaptive_reference.squared_shares(Arguments(query, key, *terms, *rest))
     assert (squares[0, 0, 4:, 2] > 100).all()
 
 

@@ -164,11 +164,9 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
             assert run(arguments) == (name, len(arguments))
 
 
-TENSORS = [torch.zeros(1, 1, 1, 1, 1)] * 5
 DISPATCHED = {
-    "block_sparse_attention": (*TENSORS[:4], None, None, 0.1, True, 0, 0, 128, 128),
-    "block_representatives": (TENSORS[0], None, 128, 7),
-    "select_adaptive": (*TENSORS, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
+    "block_representatives": (HALF, None, 128, 7),
+    "select_adaptive": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }
 
 
@@ -186,18 +184,14 @@ DISPATCHED = {
 def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, expected, monkeypatch):
     if op == "block_representatives" and sign < 0:
         pytest.skip("has no scale")
-
-    def says(name):
-        return lambda *arguments: (name, len(arguments))
-
-    arguments = DISPATCHED[op]
     monkeypatch.setattr(choice, "choose", lambda call: kernel)
-    monkeypatch.setattr(choice, "library_op", lambda name, of: says("library"))
-    monkeypatch.setattr(getattr(cuda_library, f"{op}_eager"), op, says("pytorch"))
-    triton = types.SimpleNamespace(**{op: says("triton")})
-    monkeypatch.setitem(sys.modules, f"sa_compile.kernels.{op}.triton", triton)
-    signed = [sign * x if isinstance(x, float) and x == 0.1 else x for x in arguments]
-    assert getattr(cuda_library, op)(*signed) == (expected, len(arguments))
+    monkeypatch.setattr(choice, "library_op", lambda name, of: lambda *values: ("library", len(values)))
+    module = getattr(dispatch, op)
+    run = on_cuda(module, monkeypatch)
+    arguments = module.Arguments(*DISPATCHED[op])
+    if op != "block_representatives":
+        arguments = arguments._replace(scale=sign * arguments.scale)
+    assert run(arguments) == (expected, len(arguments))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from support.implementations import eager, reference
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.select_adaptive import eager as adaptive_eager
+from sa_compile.kernels.select_adaptive.op import Arguments
 from sa_compile.kernels.shared import blocks
 from sa_compile.kernels.shared import reference as shared_reference
 from sa_compile.kernels.shared.rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
@@ -112,10 +113,9 @@ def test_adaptive_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
             continue
         alone, terms = kept(*batch.alone(b))
         query, key, segment = batch.alone(b)
-        shares = adaptive_eager.AdaptiveBlocks(query, key, segment, *where, *forced)
-        near_tau = torch.isclose(
-            shares.squared_shares(*terms), torch.tensor(tau**2), rtol=NEAR["rtol"], atol=0
-        )
+        given = Arguments(query, key, *terms, segment, *where, tau, *forced, last_rows)
+        shares = adaptive_eager.AdaptiveBlocks(given)
+        near_tau = torch.isclose(shares.squared_shares(), torch.tensor(tau**2), rtol=NEAR["rtol"], atol=0)
         own = of_prompt(found[b], end, batch.q_offset, *block)
         assert torch.equal(own | near_tau[0], alone[0] | near_tau[0])
 
