@@ -44,6 +44,8 @@ _METHODS_OF = {
 _OF_STATS = ("chunk_n", "sample_rows")
 BLOCK_SIZES = (16, 32, 64, 128)
 INNER_BACKENDS = ("inductor", "aot_eager", "eager")
+# What only a compiler can follow.
+_COMPILER_ONLY = ("trace", "inner", "inductor")
 # Every other option says which blocks are kept: a profile sets those, for each range of lengths.
 _NOT_SELECTION = ("min_seq_len", "profile", "trace", "stats", "inner", "inductor")
 
@@ -315,6 +317,23 @@ class SampleAttentionConfig:
         self._typed(name, int, f"an int >= {least}")
         if getattr(self, name) < least:
             self._fail(name, f">= {least}", ValueError)
+
+
+def options_without_compiler(
+    options: Mapping[str, Any] | None, place: str, refused: Iterable[str] = _COMPILER_ONLY
+) -> SampleAttentionConfig:
+    """The config of an options dict where no graph is compiled.
+
+    A set option of ``refused`` is a ``ValueError``, which says that it came for ``place``.
+    """
+    config, default = SampleAttentionConfig.from_options(options), SampleAttentionConfig()
+    for name in refused:
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(
+                f"option {name!r} needs torch.compile(backend='sampleattn'), got {getattr(config, name)!r} "
+                f"for {place}, which compiles nothing"
+            )
+    return config
 
 
 def selection_options() -> tuple[str, ...]:

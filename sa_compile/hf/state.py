@@ -10,13 +10,12 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-from sa_compile.config import SampleAttentionConfig
+from sa_compile.config import SampleAttentionConfig, options_without_compiler
 from sa_compile.gathered_stats import Gathered, SiteStats, register
 from sa_compile.passes.site_record import SiteRecord
 from sa_compile.report import GraphReport, Report
 
 ATTRIBUTE = "sampleattn"  # where a transformers config holds the options, as a plain dict
-_COMPILER_ONLY = ("trace", "inner", "inductor")
 
 
 @dataclass
@@ -64,15 +63,7 @@ def _span(before: int | str, now: int | str) -> int | str:
 
 def check_options(options: Mapping[str, Any] | None) -> SampleAttentionConfig:
     """The config of an options dict; an option that only a compiler could follow is a ``ValueError``."""
-    config = SampleAttentionConfig.from_options(options)
-    default = SampleAttentionConfig()
-    for name in _COMPILER_ONLY:
-        if getattr(config, name) != getattr(default, name):
-            raise ValueError(
-                f"option {name!r} needs torch.compile(backend='sampleattn'), got {getattr(config, name)!r} "
-                "for attn_implementation='sampleattn', which compiles nothing"
-            )
-    return config
+    return options_without_compiler(options, "attn_implementation='sampleattn'")
 
 
 def site_of(module: nn.Module) -> Site:
