@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,14 +118,20 @@ def _select_by_rows(
     return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
 
 
-def sampled(attention: CausalAttention, config: SampleAttentionConfig) -> tuple[Tensor, Tensor | None]:
+def sampled(
+    attention: CausalAttention,
+    config: SampleAttentionConfig,
+    observe: Callable[[Tensor], None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """:func:`select`, then the attention of ``config.method``: out [B, Hq, Sq, Dv], and its stats.
 
-    The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None. The
-    attention must have no window.
+    The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None;
+    ``observe`` is shown the block mask. The attention must have no window.
     """
     a, segment = attention, attention.key_segment
     chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
+    if observe is not None:
+        observe(chosen.block_mask)
     stats = _stats(a, config, chosen, segment) if config.stats else None
     attend = _attend_with_means if config.means_dropped else _attend
     return attend(a, config, chosen.block_mask, segment), stats
