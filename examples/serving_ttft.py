@@ -1,0 +1,112 @@
+"""Time to first token in vLLM, with its own attention backend and with the plug-in.
+
+    python examples/serving_ttft.py [--model FOLDER] [--lengths 8192 16384] [--options '{"tau": 0.2}']
+
+Each engine runs in a process of its own, one after the other: a warm-up, then ``--repeat`` prompts of each
+length, none of which begins like another, so that nothing comes from the prefix cache. Needs vLLM beside
+sa_compile (docs/serving.md). ``--load-format dummy`` measures a shape whose weights are not at hand: what is
+kept of random weights is not what is kept of a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+MODEL = Path(__file__).parent / "model"
+DOCS = Path(__file__).parents[1] / "docs"
+ENGINES = {"vLLM's own": None, "sampleattn": "CUSTOM"}
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.engine is not None:
+        print(json.dumps(measure(arguments)))
+        return
+    measured = {name: _in_a_process(name) for name in ENGINES}
+    own, ours = measured["vLLM's own"], measured["sampleattn"]
+    rows = [
+        {
+            "tokens": length,
+            "vLLM's own, s": own["ttft"][str(length)],
+            "sampleattn, s": ours["ttft"][str(length)],
+            "times sooner": own["ttft"][str(length)] / ours["ttft"][str(length)],
+            "first tokens": "equal"
+            if own["tokens"][str(length)] == ours["tokens"][str(length)]
+            else "differ",
+        }
+        for length in arguments.lengths
+    ]
+    print(tabulate(rows, headers="keys", floatfmt=".3g"))
+    print(ours["counted"])
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=MODEL, help="a model folder (default: the shipped one)")
+    parser.add_argument("--load-format", default="auto", help="vLLM's: 'dummy' for random weights")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[8192, 16384], help="prompts, in tokens")
+    parser.add_argument("--options", type=json.loads, default={}, help="of sampleattn, as JSON")
+    parser.add_argument("--max-num-batched-tokens", type=int, help="tokens of a step (default: vLLM's)")
+    parser.add_argument("--repeat", type=int, default=2, help="timed prompts of each length (default 2)")
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _in_a_process(name: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--engine", name]
+    # vLLM logs to stdout as well: what was measured is the last line.
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds to the first token and the first tokens of each length, and what was counted."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # counted() reads this process
+    from vllm import LLM, SamplingParams
+
+    from sa_compile.serving.vllm import counted
+
+    engine = LLM(
+        model=str(arguments.model),
+        load_format=arguments.load_format,
+        attention_backend=ENGINES[arguments.engine],
+        additional_config={"sampleattn": arguments.options} if ENGINES[arguments.engine] else {},
+        max_model_len=max(arguments.lengths) + 16,
+        **(
+            {"max_num_batched_tokens": arguments.max_num_batched_tokens}
+            if arguments.max_num_batched_tokens
+            else {}
+        ),
+    )
+    text = engine.get_tokenizer()("\n\n".join(x.read_text() for x in sorted(DOCS.glob("*.md")))).input_ids
+    sampling = SamplingParams(temperature=0, max_tokens=1)
+    ttft: dict[int, float] = {}
+    tokens: dict[int, list[int]] = {}
+    started = 0
+    for length in arguments.lengths:
+        seconds, tokens[length] = [], []
+        for _ in range(arguments.repeat + 1):
+            started += 1
+            prompt = [text[(started * 997 + i) % len(text)] for i in range(length)]
+            start = time.perf_counter()
+            (output,) = engine.generate([{"prompt_token_ids": prompt}], sampling, use_tqdm=False)
+            seconds.append(time.perf_counter() - start)
+            tokens[length].extend(output.outputs[0].token_ids)
+        ttft[length] = statistics.median(seconds[1:])
+    return {"ttft": ttft, "tokens": tokens, "counted": str(counted())}
+
+
+if __name__ == "__main__":
+    main()
