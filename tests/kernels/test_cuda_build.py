@@ -13,12 +13,12 @@ CHECK = ROOT / "cmake" / "check_ptxas.py"
 CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 # Bindings, work list and one kernel of attention and of selection; all kernels take several minutes.
 OBJECTS = (
-    "_C_cuda.dir/kernels/csrc/cuda/bindings.cu.o",
-    "_C_cuda.dir/kernels/csrc/cuda/schedule.cu.o",
-    "_C_cuda.dir/kernels/csrc/cuda/visibility.cu.o",
-    "_C_cuda.dir/kernels/csrc/cuda/adaptive_bindings.cu.o",
-    "_C_cuda.dir/kernels/csrc/cuda/sm90/head_dim_128_128.cu.o",
-    "_C_cuda.dir/kernels/csrc/cuda/sm90/adaptive_128.cu.o",
+    "_C_cuda.dir/kernels/csrc/block_sparse_attention/cuda_binding.cu.o",
+    "_C_cuda.dir/kernels/csrc/block_sparse_attention/cuda/schedule.cu.o",
+    "_C_cuda.dir/kernels/csrc/shared/cuda/visible_blocks.cu.o",
+    "_C_cuda.dir/kernels/csrc/select_adaptive/cuda_binding.cu.o",
+    "_C_cuda.dir/csrc/block_sparse_attention/head_dim_128_128.cu.o",
+    "_C_cuda.dir/csrc/select_adaptive/head_dim_128_128.cu.o",
 )
 
 

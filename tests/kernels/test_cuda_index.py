@@ -15,7 +15,7 @@ def test_every_lane_reads_what_its_product_needs_and_every_kept_run_is_walked(tm
         pytest.skip("needs a C++ compiler")
     program = tmp_path / "cuda_index"
     source = ROOT / "tests" / "kernels" / "csrc" / "cuda_index.cpp"
-    include = ROOT / "kernels" / "csrc" / "include"
+    include = ROOT / "kernels" / "csrc"
     subprocess.run(
         [compiler, "-std=c++20", "-O1", "-Wall", "-Werror", f"-I{include}", str(source), "-o", str(program)],
         check=True,

@@ -8,9 +8,9 @@
 #include <set>
 #include <vector>
 
-#include "sampleattn/cuda/adaptive.h"
-#include "sampleattn/cuda/key_tile.h"
-#include "sampleattn/cuda/matrix_layout.h"
+#include "select_adaptive/cuda/arguments.h"
+#include "block_sparse_attention/cuda/key_tile.h"
+#include "shared/cuda/matrix_layout.h"
 
 using namespace sampleattn;
 
@@ -249,7 +249,7 @@ void check_items(std::mt19937& random) {
       int const key = row + args.q_offset;
       bool const hidden = key >= 0 && key < args.k_len && padding(key);
       if (!hidden) ends[batch] = row + 1;
-      REQUIRE(!args.key_segment || adaptive::is_padding(args, batch, row) == hidden, "row %d", row);
+      REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.k_len, key, args.k_len) == hidden, "row %d", row);
     }
   }
 

@@ -1,0 +1,77 @@
+// Landmarks and means of key blocks as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "block_representatives/cuda/represent.h"
+#include "shared/cuda/tensors.h"
+#include "shared/cuda/visible_blocks.h"
+
+namespace {
+
+using namespace sampleattn;
+
+std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::optional<Tensor> key_segment, int64_t block_k,
+                                                         int64_t landmarks) {
+  using torch::headeronly::ScalarType;
+  int const device = key.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+  STD_TORCH_CHECK(block_k == kBlock, "block_representatives_cuda: block_k must be 128, got ", block_k);
+
+  key = readable(key);
+  adaptive::RepresentativeArguments args{};
+  args.key = key.const_data_ptr();
+  args.key_strides = strides_of(key);
+  args.batch = int(key.size(0));
+  args.heads_kv = int(key.size(1));
+  args.k_len = int(key.size(2));
+  args.head_dim = int(key.size(3));
+  args.landmarks = int(landmarks);
+  args.dtype = data_type(key);
+
+  int64_t const blocks = (args.k_len + kBlock - 1) / kBlock, members = 1 + landmarks;
+  Tensor const representatives =
+      torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks, args.head_dim});
+  auto floats = [&] {
+    return torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks}, ScalarType::Float);
+  };
+  Tensor const log_weights = floats(), spreads = floats();
+  args.representatives = representatives.mutable_data_ptr();
+  args.log_weights = static_cast<float*>(log_weights.mutable_data_ptr());
+  args.spreads = static_cast<float*>(spreads.mutable_data_ptr());
+  if (blocks * args.batch * args.heads_kv == 0) return {representatives, log_weights, spreads};
+
+  Tensor memory = key;  // holds what the kernel reads until it is launched
+  if (key_segment) {
+    key_segment = torch::stable::contiguous(*key_segment);
+    VisibleBlocks visible{};
+    visible.key_segment = args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    visible.key_segment_stride = args.key_segment_stride = broadcast_stride(*key_segment, 0);
+    visible.batch = args.batch;
+    visible.k_len = args.k_len;
+    visible.keep_sink = true;
+    int const entries = visible.entries();
+    memory = workspace(key, entries + (entries * blocks + 3) / 4);
+    visible.sinks = static_cast<int32_t*>(memory.mutable_data_ptr());
+    visible.visible = reinterpret_cast<uint8_t*>(visible.sinks + entries);
+    args.first_blocks = visible.sinks;
+    args.first_block_stride = entries > 1 ? 1 : 0;
+    check(find_visible_blocks(visible, stream), "block_representatives");
+  }
+  check(adaptive::represent_blocks(args, stream), "block_representatives");
+  return {representatives, log_weights, spreads};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
+  library.def(
+      "block_representatives_cuda(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
+      "(Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  library.impl("block_representatives_cuda", TORCH_BOX(&block_representatives));
+}

@@ -1,0 +1,153 @@
+// Block-sparse attention as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+#include <torch/csrc/stable/library.h>
+
+#include <optional>
+#include <tuple>
+
+#include "block_mean_attention/cuda/means.h"
+#include "block_sparse_attention/cuda/schedule.h"
+#include "block_sparse_attention/sm90/forward.h"
+#include "shared/cuda/head_dims.h"
+#include "shared/cuda/tensors.h"
+
+namespace {
+
+using namespace sampleattn;
+
+using Forward = Error (*)(Arguments const& args, int device, cudaStream_t stream);
+
+Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
+  return AttentionHeadDims::dispatch({args.head_dim, args.head_dim_v}, [&]<int kHeadDim, int kHeadDimV> {
+    return sm90::forward<kHeadDim, kHeadDimV>(args, multiprocessors(device), stream);
+  });
+}
+
+Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
+  return MeanHeadDims::dispatch({args.head_dim, args.head_dim_v}, [&]<int kHeadDim, int kHeadDimV> {
+    return sm90::forward_with_means<kHeadDim, kHeadDimV>(args, multiprocessors(device), stream);
+  });
+}
+
+// takes_means: dropped blocks count by their means.
+std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor query, Tensor key, Tensor value,
+                                  Tensor block_mask, std::optional<Tensor> query_segment,
+                                  std::optional<Tensor> key_segment, double scale, bool causal, int64_t q_offset,
+                                  int64_t window, int64_t block_q, int64_t block_k) {
+  using torch::headeronly::ScalarType;
+  int const device = query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+
+  query = readable(query);
+  key = readable(key);
+  value = readable(value);
+  block_mask = torch::stable::contiguous(block_mask);
+  if (query_segment) query_segment = torch::stable::contiguous(*query_segment);
+  if (key_segment) key_segment = torch::stable::contiguous(*key_segment);
+
+  Arguments args{};
+  args.query = query.const_data_ptr();
+  args.key = key.const_data_ptr();
+  args.value = value.const_data_ptr();
+  args.query_strides = strides_of(query);
+  args.key_strides = strides_of(key);
+  args.value_strides = strides_of(value);
+  args.batch = int(query.size(0));
+  args.heads_q = int(query.size(1));
+  args.heads_kv = int(key.size(1));
+  args.q_len = int(query.size(2));
+  args.k_len = int(key.size(2));
+  args.head_dim = int(query.size(3));
+  args.head_dim_v = int(value.size(3));
+  args.q_offset = int(q_offset);
+  args.window = int(window);
+  args.causal = causal;
+  args.scale = float(scale);
+  args.dtype = data_type(query);
+
+  Tensor const out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), value.size(3)});
+  Tensor const lse = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)}, ScalarType::Float);
+  args.out = out.mutable_data_ptr();
+  args.lse = static_cast<float*>(lse.mutable_data_ptr());
+
+  args.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());
+  args.mask_batch_stride = broadcast_stride(block_mask, 0);
+  args.mask_head_stride = broadcast_stride(block_mask, 1);
+  args.mask_words = int(block_mask.size(3));
+  args.block_q = int(block_q);
+  args.block_k = int(block_k);
+
+  // Without a key_segment every key is in segment 0, and without both nothing is cut.
+  if (query_segment && !key_segment) {
+    key_segment = torch::stable::new_zeros(query, {1, key.size(2)}, ScalarType::Int);
+  }
+  int64_t query_ranges = 0, key_ranges = 0;
+  if (key_segment) {
+    args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    args.key_segment_stride = broadcast_stride(*key_segment, 0);
+    key_ranges = key_segment->size(0) * args.key_runs();
+    query_ranges = args.q_tiles();
+    if (query_segment) {
+      args.query_segment = static_cast<int32_t const*>(query_segment->const_data_ptr());
+      args.query_segment_stride = broadcast_stride(*query_segment, 0);
+      query_ranges *= query_segment->size(0);
+    }
+  }
+  if (args.tiles() == 0) return {torch::stable::transpose(out, 1, 2), lse};
+
+  Tensor const memory = workspace(query, 2 * (args.tiles() + key_ranges + query_ranges) + args.tiles() + 1);
+  auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
+  args.work = reinterpret_cast<WorkItem*>(position);
+  args.key_range = reinterpret_cast<SegmentRange*>(position += 2 * args.tiles());
+  args.query_range = reinterpret_cast<SegmentRange*>(position += 2 * key_ranges);
+  args.tile_blocks = position += 2 * query_ranges;
+  args.next_work = position + args.tiles();
+
+  std::optional<Tensor> mean_key, mean_value, mean_terms;
+  if (takes_means) {
+    int64_t const blocks = args.key_blocks();
+    mean_key = torch::stable::new_empty(key, {key.size(0), key.size(1), blocks, key.size(3)});
+    mean_value = torch::stable::new_empty(value, {key.size(0), key.size(1), blocks, value.size(3)});
+    mean_terms = torch::stable::new_empty(key, {key.size(0), key.size(1), blocks, 2}, ScalarType::Float);
+    args.mean_key = mean_key->mutable_data_ptr();
+    args.mean_value = mean_value->mutable_data_ptr();
+    args.mean_terms = static_cast<float*>(mean_terms->mutable_data_ptr());
+    check(to_error(average_blocks(args, stream)), "block_mean_attention");
+  }
+  check(to_error(build_work_list(args, stream)), "block_sparse_attention");
+  check(forward(args, device, stream), "block_sparse_attention");
+  return {torch::stable::transpose(out, 1, 2), lse};
+}
+
+std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                  std::optional<Tensor> query_segment,
+                                                  std::optional<Tensor> key_segment, double scale, bool causal,
+                                                  int64_t q_offset, int64_t window, int64_t block_q, int64_t block_k) {
+  return attend(forward_sm90, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
+                window, block_q, block_k);
+}
+
+std::tuple<Tensor, Tensor> block_mean_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
+                                                std::optional<Tensor> key_segment, double scale, int64_t q_offset,
+                                                int64_t block_q, int64_t block_k) {
+  return attend(means_sm90, true, query, key, value, block_mask, std::nullopt, key_segment, scale, true, q_offset, 0,
+                block_q, block_k);
+}
+
+}  // namespace
+
+// A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
+STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
+  library.def(
+      "block_sparse_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
+      "Tensor? key_segment, float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> "
+      "(Tensor, Tensor)");
+  library.def(
+      "block_mean_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? key_segment, "
+      "float scale, int q_offset, int block_q, int block_k) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention));
+  library.impl("block_mean_attention_sm90", TORCH_BOX(&block_mean_attention));
+}

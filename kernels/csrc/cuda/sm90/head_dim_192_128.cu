@@ -1,9 +1,0 @@
-#include "sampleattn/sm90/launch_all.h"
-
-namespace sampleattn::sm90 {
-
-Error forward_192_128(Arguments const& args, int multiprocessors, cudaStream_t stream) {
-  return launch_all<192, 128, 128, 1, 2, 2>(args, multiprocessors, stream);
-}
-
-}  // namespace sampleattn::sm90

@@ -1,0 +1,197 @@
+// Method C's selection: every query row against the representatives of the key blocks before its own.
+//
+// A row's shares refer to a total that is exact in the query block's own key blocks and estimated elsewhere. All rows of
+// a query block see all keys of the blocks before its own, so only its own blocks are masked.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+#include "block_sparse_attention/cpu.h"
+#include "select_blocks/cpu.h"
+#include "shared/cpu/isa.h"
+#include "shared/cpu/rows.h"
+#include "shared/cpu/strip.h"
+#include "shared/cpu/strip_sums.h"
+#include "shared/cpu/types.h"
+#include "shared/cpu/work.h"
+
+namespace sampleattn::cpu {
+
+struct AdaptiveArguments {
+  Sizes sizes;
+  View query, key;
+  View representatives;  // [B, Hkv, members * n_key_blocks, D]
+  const float* log_weights;  // [B, Hkv, members, n_key_blocks] contiguous, as are spreads
+  const float* spreads;
+  int64_t members;
+  Segments key_segment;
+  float scale;
+  int64_t q_offset;
+  double tau;
+  bool keep_sink;
+  int64_t window_slashes;  // >= 1
+  int64_t last_rows;
+};
+
+namespace detail {
+
+// Packed keys and representatives of consecutive (batch, KV head) pairs, and what the latter add to scores.
+struct PackedRepresentatives {
+  PackedRepresentatives(const Sizes& sizes, const Isa& isa, int64_t members, int64_t pairs)
+      : blocks(sizes.key_blocks()), columns(round_up(blocks, isa.lanes)), members(members),
+        key_floats(sizes.head_dim * sizes.block_k), member_floats(sizes.head_dim * columns),
+        keys(pairs * blocks * key_floats), representatives(pairs * members * member_floats),
+        log2_weights(pairs * members * columns), half_spreads(pairs * members * columns) {}
+
+  float* key(int64_t pair, int64_t block) const { return keys.get() + (pair * blocks + block) * key_floats; }
+  float* member(int64_t pair, int64_t m) const { return representatives.get() + (pair * members + m) * member_floats; }
+  float* log2_weight(int64_t pair, int64_t m) const { return log2_weights.get() + (pair * members + m) * columns; }
+  float* half_spread(int64_t pair, int64_t m) const { return half_spreads.get() + (pair * members + m) * columns; }
+
+  int64_t blocks, columns, members, key_floats, member_floats;
+  Buffer keys, representatives, log2_weights, half_spreads;
+};
+
+// The terms of one member in units of log2, for queries that are scaled by scale * log2(e).
+inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentatives& packed, int64_t pair, int64_t b,
+                       int64_t h, int64_t m) {
+  const int64_t from = ((b * args.sizes.kv_heads + h) * args.members + m) * packed.blocks;
+  float* weights = packed.log2_weight(pair, m);
+  float* spreads = packed.half_spread(pair, m);
+  for (int64_t j = 0; j < packed.columns; ++j) {
+    const bool scored = j < packed.blocks;
+    weights[j] = scored ? args.log_weights[from + j] * kLog2e : -__builtin_inff();
+    spreads[j] = scored ? args.spreads[from + j] * 0.5f / kLog2e : 0.0f;
+  }
+}
+
+class AdaptiveWorker {
+ public:
+  AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
+      : args_(args), isa_(isa), sizes_(args.sizes), columns_(columns), sums_(sizes_, isa, segments),
+        query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim),
+        member_scores_(args.members * kStripRows * columns), squares_(columns) {}
+
+  // rows_end: where the batch entry's rows end.
+  void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t rows_end, int64_t pair, int64_t b,
+           int64_t h, int64_t query_block, uint32_t* words) {
+    const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
+    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, rows_end, args_.last_rows);
+    const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
+    const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
+    const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
+    const int64_t end =
+        std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
+    const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);  // the first block that is scored exactly
+    const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);  // of the causal ones
+    std::fill_n(words, n_words, 0);
+    if (args_.tau <= 0.0 || own_rows.holds_last) {
+      set_prefix(words, stop);
+    } else {
+      for (int64_t j = end; j < stop; ++j) set_bit(words, j);
+      if (args_.keep_sink && visible.first >= 0 && visible.first < stop) set_bit(words, visible.first);
+      if (end > 0) {
+        score(packed, pair, b, h, first_row, rows, own, stop);
+        const float threshold = static_cast<float>(args_.tau * args_.tau);
+        for (int64_t j = 0; j < end; ++j) {
+          if (squares_.get()[j] >= threshold) set_bit(words, j);
+        }
+      }
+    }
+    for (int64_t w = 0; w < n_words; ++w) words[w] &= visible.words[w];
+  }
+
+ private:
+  // Fills squares_[0, own): the squared shares that the rows give each block, summed.
+  void score(const PackedRepresentatives& packed, int64_t pair, int64_t b, int64_t h, int64_t first_row, int64_t rows,
+             int64_t own, int64_t stop) {
+    row_index_.resize(rows);
+    std::iota(row_index_.begin(), row_index_.end(), first_row);
+    isa_.pack_query(query_.get(), args_.query, b, h, row_index_.data(), rows, round_up(rows, isa_.row_multiple),
+                    sizes_.head_dim, args_.scale * kLog2e);
+    const int64_t n_exact = std::max<int64_t>(stop - own, 0);
+    maximum_.resize(kStripRows * n_exact);
+    sum_.resize(kStripRows * n_exact);
+    std::fill_n(squares_.get(), columns_, 0.0f);
+    for (int64_t at = 0; at < rows; at += kStripRows) {
+      strip_.set(
+          std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
+          [&](int64_t r) { return first_row + at + r + args_.q_offset; }, [](int64_t) { return 0; });
+      const float* query = query_.get() + at * sizes_.head_dim;
+      for (int64_t e = 0; e < n_exact; ++e) {
+        sums_.run(strip_, query, packed.key(pair, own + e), b, own + e, maximum_.data() + e, sum_.data() + e, nullptr,
+                  n_exact);
+      }
+      isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
+                              packed.member(pair, 0), args_.members, columns_, own, packed.log2_weight(pair, 0),
+                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact, member_scores_.get(),
+                              squares_.get());
+    }
+  }
+
+  const AdaptiveArguments& args_;
+  const Isa& isa_;
+  const Sizes& sizes_;
+  int64_t columns_;
+  StripSums sums_;
+  Buffer query_, member_scores_, squares_;
+  std::vector<float> maximum_, sum_;  // of the exact blocks, [kStripRows, n_exact]
+  std::vector<int64_t> row_index_;
+  Strip strip_;
+};
+
+}  // namespace detail
+
+// block_mask: [B, Hq, n_query_blocks, n_words] contiguous.
+template <class ParallelFor>
+void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const ParallelFor& parallel_for, int64_t threads,
+                     uint32_t* block_mask) {
+  using namespace detail;
+  const Sizes& sizes = args.sizes;
+  const int64_t pairs = sizes.batch * sizes.kv_heads, query_blocks = sizes.query_blocks();
+  const int64_t blocks = sizes.key_blocks(), words = mask_words(blocks);
+  if (pairs * sizes.group() * query_blocks * blocks == 0) return;
+  const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
+                             args.key_segment.data != nullptr);
+  std::vector<VisibleBlocks> visible;
+  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args.key_segment, b, sizes.k_len, sizes.block_k);
+  const std::vector<int64_t> ends = row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.k_len, args.q_offset);
+  const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
+  const int64_t step = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(pair_floats, 1), 1, pairs);
+  const PackedRepresentatives packed(sizes, isa, args.members, step);
+  for (int64_t first = 0; first < pairs; first += step) {
+    const int64_t count = std::min(step, pairs - first);
+    for_each_item(parallel_for, threads, count * (blocks + args.members), [&] {
+      return [&](int64_t item) {
+        const int64_t pair = item % count, part = item / count;
+        const int64_t b = (first + pair) / sizes.kv_heads, h = (first + pair) % sizes.kv_heads;
+        if (part < blocks) {
+          pack_key_block(isa, sizes, args.key, segments, b, h, part, packed.key(pair, part));
+        } else {
+          const int64_t m = part - blocks;
+          isa.pack_keys(packed.member(pair, m), args.representatives, b, h, m * blocks, blocks, packed.columns,
+                        sizes.head_dim, nullptr);
+          pack_terms(args, packed, pair, b, h, m);
+        }
+      };
+    });
+    // Late query blocks have the most blocks behind them: they come first.
+    for_each_item(parallel_for, threads, count * sizes.group() * query_blocks, [&] {
+      return [&, worker = AdaptiveWorker(args, isa, segments, packed.columns)](int64_t item) mutable {
+        const int64_t heads = count * sizes.group();
+        const int64_t query_block = query_blocks - 1 - item / heads, head = item % heads;
+        const int64_t pair = head / sizes.group();
+        const int64_t b = (first + pair) / sizes.kv_heads;
+        const int64_t h = (first + pair) % sizes.kv_heads * sizes.group() + head % sizes.group();
+        worker.run(packed, visible[b], ends[b], pair, b, h, query_block,
+                   block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words);
+      };
+    });
+  }
+}
+
+}  // namespace sampleattn::cpu

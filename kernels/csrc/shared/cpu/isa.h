@@ -1,0 +1,65 @@
+// The inner kernels, compiled once per instruction set and chosen at run time.
+#pragma once
+
+#include "shared/cpu/types.h"
+
+namespace sampleattn::cpu {
+
+constexpr int kStripRows = 32;  // rows of a query block that are carried through scores, softmax and values at once
+
+// Running softmax of the rows of a query block; scores are in units of log2.
+struct RowState {
+  float* out;      // [rows, v_columns], not yet divided by sum
+  float* maximum;  // [rows]
+  float* sum;      // [rows]
+};
+
+struct Isa {
+  const char* name;
+  int64_t lanes;         // packed matrices have a multiple of this many columns
+  int64_t row_multiple;  // query rows come in multiples of this
+
+  // rows x head_dim to fp32 row-major, times `factor`; rows up to padded_rows are zero.
+  void (*pack_query)(float* packed, const View& query, int64_t b, int64_t h, const int64_t* rows, int64_t n_rows,
+                     int64_t padded_rows, int64_t head_dim, float factor);
+  // Keys of a block, transposed: head_dim x block_k. Padding keys (segment < 0) and those past the end become 0.
+  void (*pack_keys)(float* packed, const View& key, int64_t b, int64_t h, int64_t first, int64_t n_keys,
+                    int64_t block_k, int64_t head_dim, const int32_t* segment);
+  // Values of a block: block_k x round_up(v_dim, lanes). Returns whether all of them are finite.
+  bool (*pack_values)(float* packed, const View& value, int64_t b, int64_t h, int64_t first, int64_t n_keys,
+                      int64_t block_k, int64_t v_dim, const int32_t* segment);
+  // Adds a key block to the state of one strip; `masked` nullptr means that every entry is visible.
+  void (*attend)(const RowState& state, int rows, const float* query, int64_t head_dim, const float* keys,
+                 const float* values, bool finite_values, int64_t block_k, int64_t v_columns,
+                 const BlockMaskedRows* masked, float* scores);
+  // out = state.out / state.sum, lse = natural log; rows without keys give 0 and -inf.
+  void (*finish)(const RowState& state, int rows, int64_t v_dim, int64_t v_columns, const View& out, int64_t b,
+                 int64_t h, int64_t first_row, float* lse);
+  // Maximum, sum of exp2(score - maximum) and sum of its squares of each row of a strip over one key block; squares may
+  // be nullptr.
+  void (*block_sums)(int rows, const float* query, int64_t head_dim, const float* keys, int64_t block_k,
+                     const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, float* squares,
+                     int64_t row_stride);
+  // Turns the maxima and sums of a row's n blocks into shares of the row's softmax, in place of the sums, and the sums
+  // of squares, unless nullptr, into those of the keys' shares; false if the row has no visible key.
+  bool (*normalise)(const float* maximum, float* sum, float* squares, int64_t n);
+  // Adds to squares[j], for every column j < end, the squared share that column j's members have of the attention of
+  // each row of a strip. packed: a head_dim x columns matrix for each member; log2_weights and half_spreads (in units of
+  // log2): [members, columns]. The rest of a row's attention comes as the maxima and sums of n_exact blocks,
+  // [rows, n_exact]. scores is scratch: members x padded_rows x columns.
+  void (*add_squared_shares)(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
+                             int64_t members, int64_t columns, int64_t end, const float* log2_weights,
+                             const float* half_spreads, const float* exact_maximum, const float* exact_sum,
+                             int64_t n_exact, float* scores, float* squares);
+};
+
+// The best instruction set of this machine, or the one that ATEN_CPU_CAPABILITY names.
+const Isa& select_isa();
+
+const Isa& isa_baseline();
+#if defined(__x86_64__)
+const Isa& isa_avx2();
+const Isa& isa_avx512();
+#endif
+
+}  // namespace sampleattn::cpu

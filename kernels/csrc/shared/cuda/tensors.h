@@ -1,0 +1,62 @@
+// What all bindings share: tensors in, raw pointers and strides out.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include "shared/cuda/error.h"
+#include "shared/cuda/types.h"
+
+namespace sampleattn {
+
+using torch::stable::Tensor;
+
+inline void check(Error const& error, char const* op) {
+  STD_TORCH_CHECK(!error, op, ": ", error.what, " (", error.code, ")");
+}
+
+// The kernels read rows of any strides that are multiples of 16 bytes; anything else is copied first.
+inline Tensor readable(Tensor const& tensor) {
+  bool fits = tensor.stride(3) == 1 && reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
+  for (int i = 0; i < 3; ++i) {
+    fits = fits && (tensor.size(i) == 1 || (tensor.stride(i) > 0 && tensor.stride(i) % 8 == 0));
+  }
+  return fits ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
+}
+
+// Strides in elements; of a dimension of size 1 any stride will do, so it gets one that the copy engine takes.
+inline Strides strides_of(Tensor const& tensor) {
+  auto stride = [&](int i) { return tensor.size(i) == 1 ? tensor.size(3) : tensor.stride(i); };
+  return {stride(0), stride(1), stride(2)};
+}
+
+inline int64_t broadcast_stride(Tensor const& tensor, int dim) {
+  return tensor.size(dim) == 1 ? 0 : tensor.stride(dim);
+}
+
+inline Tensor workspace(Tensor const& like, int64_t elements) {
+  return torch::stable::new_empty(like, {elements}, torch::headeronly::ScalarType::Int);
+}
+
+inline cudaStream_t current_stream(int device) {
+  void* stream = nullptr;
+  // STABLE_TORCH_ERROR_CODE_CHECK says more of the error, but torch 2.11 does not have it.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline int multiprocessors(int device) {
+  int count = 0;
+  check(to_error(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)), "multiprocessors");
+  return count;
+}
+
+inline DataType data_type(Tensor const& tensor) {
+  return tensor.scalar_type() == torch::headeronly::ScalarType::BFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
+}
+
+}  // namespace sampleattn
