@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,6 @@ from . import choice
 from .block_mean_attention import eager as block_mean_attention_eager
 from .block_sparse_attention import eager as block_sparse_attention_eager
 from .choice import Call
-from .select_blocks import eager as select_blocks_eager
 
 
 def attention_kernel(
@@ -111,28 +109,8 @@ def add_block_means_(
     add(out, lse, query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k)
 
 
-# Op -> module of the Triton kernel, PyTorch implementation, and whether the kernel depends on the first
-# tensor's dtype (``select_blocks`` reads scores, which are float32 whatever the model's dtype is).
-_SELECTION: dict[str, tuple[str, Callable, bool]] = {
-    "select_blocks": ("select_blocks.triton", select_blocks_eager.select_blocks, False),
-}
-
-
-def selection(op: str) -> Callable:
-    """A sampling or selection op on CUDA tensors (see ``ops``); it takes the schema's arguments in order."""
-    module, plain, by_dtype = _SELECTION[op]
-
-    def run(first: Tensor, *arguments: Any) -> Any:
-        call = Call(op, first.device, first.dtype if by_dtype else None)
-        return _implementation(call, module, plain)(first, *arguments)
-
-    return run
-
-
 def register(implement: Callable[[str, str, Callable], None]) -> None:
     """Register the implementations with ``implement(op, dispatch key, function)``; nothing without CUDA."""
     if torch.version.cuda is None:
         return
     implement("block_sparse_attention", "CUDA", block_sparse_attention)
-    for op in _SELECTION:
-        implement(op, "CUDA", selection(op))

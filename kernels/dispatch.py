@@ -19,22 +19,25 @@ from torch import Tensor
 from . import choice, cuda_library, mean_attention, op_checks
 from .attention_mass import op as attention_mass
 from .block_representatives import op as block_representatives
-from .mask_blocks.eager import segment_batch
+from .mask_blocks import op as mask_blocks
 from .sample_scores import op as sample_scores
 from .select_adaptive import op as select_adaptive
+from .select_blocks import op as select_blocks
 from .select_budget import op as select_budget
 from .shared.record import schema
-from .shared.shapes import ceil_div, n_words
 
 NAMESPACE = "sampleattn"
-OPS: tuple[Any, ...] = (sample_scores, attention_mass, block_representatives, select_adaptive, select_budget)
+OPS: tuple[Any, ...] = (
+    sample_scores,
+    select_blocks,
+    mask_blocks,
+    attention_mass,
+    block_representatives,
+    select_adaptive,
+    select_budget,
+)
 
 SCHEMAS = {
-    "select_blocks": "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, SymInt q_len, "
-    "SymInt k_len, SymInt q_offset, int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, "
-    "SymInt window_slashes, int last_rows) -> Tensor",
-    "mask_blocks": "(Tensor query, Tensor key, Tensor? query_segment, Tensor? key_segment, bool causal, "
-    "SymInt q_offset, SymInt window, int block_q, int block_k) -> Tensor",
     "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
     "Tensor? query_segment, Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, "
     "int block_q, int block_k) -> (Tensor out, Tensor lse)",
@@ -81,39 +84,6 @@ def load_cpu_library() -> bool:
 
 def _fake(name: str) -> Callable[[Callable], Callable]:
     return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=_library)
-
-
-@_fake("select_blocks")
-def _select_blocks_fake(
-    column_scores,
-    slash_scores,
-    key_segment,
-    q_len,
-    k_len,
-    q_offset,
-    block_q,
-    block_k,
-    alpha_c,
-    alpha_s,
-    keep_sink,
-    window_slashes,
-    last_rows,
-):
-    op_checks.check_select_blocks(
-        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s, last_rows
-    )
-    batch, heads, n_key_blocks = column_scores.shape
-    return column_scores.new_empty(
-        (batch, heads, ceil_div(q_len, block_q), n_words(n_key_blocks)), dtype=torch.int32
-    )
-
-
-@_fake("mask_blocks")
-def _mask_blocks_fake(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k):
-    op_checks.check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
-    batch = segment_batch(query_segment, key_segment)
-    shape = (batch, 1, ceil_div(query.shape[2], block_q), n_words(ceil_div(key.shape[2], block_k)))
-    return query.new_empty(shape, dtype=torch.int32)
 
 
 @_fake("block_sparse_attention")

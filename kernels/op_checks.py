@@ -7,40 +7,6 @@ from torch import Tensor
 from .shared import checks
 
 
-def check_select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    key_segment: Tensor | None,
-    q_len: int,
-    k_len: int,
-    block_q: int,
-    block_k: int,
-    alpha_c: float,
-    alpha_s: float,
-    last_rows: int,
-) -> None:
-    op = "select_blocks"
-    checks.check_block_size(op, block_q=block_q, block_k=block_k)
-    checks.check_scores(op, column_scores, slash_scores, k_len, block_k)
-    checks.check_segment(op, "key_segment", key_segment, column_scores.shape[0], k_len, column_scores)
-    checks.check_at_least(op, 0, q_len=q_len, alpha_c=alpha_c, alpha_s=alpha_s, last_rows=last_rows)
-
-
-def check_mask_blocks(
-    query: Tensor,
-    key: Tensor,
-    query_segment: Tensor | None,
-    key_segment: Tensor | None,
-    block_q: int,
-    block_k: int,
-) -> None:
-    op = "mask_blocks"
-    checks.check_qkv(op, query, key)
-    checks.check_segment(op, "query_segment", query_segment, query.shape[0], query.shape[2], query)
-    checks.check_segment(op, "key_segment", key_segment, query.shape[0], key.shape[2], query)
-    checks.check_block_size(op, block_q=block_q, block_k=block_k)
-
-
 def check_block_sparse_attention(
     query: Tensor,
     key: Tensor,

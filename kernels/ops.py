@@ -20,10 +20,11 @@ from torch import Tensor
 from . import cuda_library, op_checks
 from .attention_mass.op import attention_mass
 from .block_representatives.op import block_representatives
-from .defaults import ALPHA
 from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
+from .mask_blocks.op import mask_blocks
 from .sample_scores.op import sample_scores
 from .select_adaptive.op import select_adaptive
+from .select_blocks.op import select_blocks
 from .select_budget.op import select_budget
 
 __all__ = [
@@ -85,72 +86,6 @@ def declare_to_inductor() -> None:
 
     for name in SCHEMAS:
         add_needs_realized_inputs(getattr(torch.ops.sampleattn, name).default)
-
-
-def select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    *,
-    q_len: int,
-    k_len: int,
-    key_segment: Tensor | None = None,
-    q_offset: int = 0,
-    block_q: int = 128,
-    block_k: int = 128,
-    alpha_c: float = ALPHA,
-    alpha_s: float = ALPHA,
-    keep_sink: bool = True,
-    window_slashes: int = 2,
-    last_rows: int = 0,
-) -> Tensor:
-    """The fewest columns and slashes that reach alpha_c and alpha_s of their total, as a block_mask.
-
-    Forced beside them: the first block that holds a key (``keep_sink``), ``window_slashes`` block diagonals,
-    and every block of the query blocks that hold a prompt's last ``last_rows`` rows.
-
-    Scores are float32 [B, Hq, n_key_blocks] from :func:`sample_scores`; returns int32 [B, Hq, n_query_blocks,
-    n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do
-    not fit.
-    """
-    op_checks.check_select_blocks(
-        column_scores, slash_scores, key_segment, q_len, k_len, block_q, block_k, alpha_c, alpha_s, last_rows
-    )
-    return select_blocks_op(
-        column_scores,
-        slash_scores,
-        key_segment,
-        q_len,
-        k_len,
-        q_offset,
-        block_q,
-        block_k,
-        alpha_c,
-        alpha_s,
-        keep_sink,
-        window_slashes,
-        last_rows,
-    )
-
-
-def mask_blocks(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_segment: Tensor | None = None,
-    key_segment: Tensor | None = None,
-    causal: bool = True,
-    q_offset: int = 0,
-    window: int = 0,
-    block_q: int = 128,
-    block_k: int = 128,
-) -> Tensor:
-    """The blocks that a mask leaves, as a block_mask int32 [B|1, 1, n_query_blocks, n_words].
-
-    query and key give sizes and device only; ``window <= 0`` is none. With segments a superset may be kept,
-    never less. Raises ValueError for arguments that do not fit.
-    """
-    op_checks.check_mask_blocks(query, key, query_segment, key_segment, block_q, block_k)
-    return mask_blocks_op(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k)
 
 
 def block_sparse_attention(

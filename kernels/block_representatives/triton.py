@@ -8,8 +8,7 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, readable, tile_dim
-from ..shared.visibility import visible_and_sinks
+from ..shared.triton import batch_stride, readable, tile_dim, visible_and_sinks
 from .op import Arguments, new_results
 
 

@@ -9,11 +9,11 @@ from ..defaults import LANDMARK_GROUPS
 from ..shared import eager as shared
 from ..shared.blocks import pack_bits
 from ..shared.eager import grouped_product
-from ..shared.forced import Forced, forced_blocks
+from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
-from ..shared.rows import block_stops, row_ends, seen_blocks
+from ..shared.rows import block_stops, row_ends
 from ..shared.shapes import query_block_positions
-from ..shared.visibility import visible_blocks
+from ..shared.visibility import allowed_blocks, visible_blocks
 from .op import Arguments
 
 
@@ -21,10 +21,7 @@ def select_adaptive(a: Arguments) -> Tensor:
     blocks = AdaptiveBlocks(a)
     kept = blocks.forced | (blocks.squared_shares() >= a.tau * a.tau)
     stops = block_stops(blocks.ends, a.query.shape[2], a.block_q)
-    kept = kept & seen_blocks(stops, a.key.shape[2], a.q_offset, a.block_k)[:, None]
-    if blocks.visible is not None:
-        kept = kept & blocks.visible[:, None, None]
-    return pack_bits(kept)
+    return pack_bits(kept & allowed_blocks(Grid.of(a), blocks.visible, stops)[:, None])
 
 
 def most_of_groups(scores: Tensor) -> Tensor:
@@ -51,8 +48,7 @@ class AdaptiveBlocks:
         self.visible = visible_blocks(a.key_segment, grid.block_k)
         key_block = torch.arange(grid.n_key_blocks, device=device)
         self.exact = key_block >= self.own[:, None]  # [n_query_blocks, n_key_blocks]
-        always = Forced(a.keep_sink, a.window_slashes, a.last_rows)
-        forced = forced_blocks(grid, always, self.visible, self.ends, device)
+        forced = forced_blocks(grid, a.forced, self.visible, self.ends, device)
         self.forced = forced[:, None]  # [B|1, 1, n_query_blocks, n_key_blocks]
 
     def squared_shares(self) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..choice import Call
 from ..defaults import ADAPTIVE_TAU
 from ..shared import checks
+from ..shared.forced import Forced
 from ..shared.grid import Grid, new_index
 from ..shared.record import Size
 from ..shared.shapes import scale_or_default
@@ -35,6 +36,10 @@ class Arguments(NamedTuple):
     keep_sink: bool
     window_slashes: int
     last_rows: int
+
+    @property
+    def forced(self) -> Forced:
+        return Forced(self.keep_sink, self.window_slashes, self.last_rows)
 
 
 def check(a: Arguments) -> None:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
-from ..shared.forced import Forced
 from ..shared.grid import Grid
 from ..shared.reference import blocks_of_rows, causal_entries, prompt_ends, rows_of_block
 from .op import Arguments
@@ -63,12 +62,11 @@ def squared_shares(a: Arguments, product: Product = exact_product) -> tuple[Tens
     shape = (batch, heads, grid.n_query_blocks, grid.n_key_blocks)
     squares = torch.zeros(shape, dtype=torch.float64, device=device)
     forced, allowed = (torch.zeros_like(squares, dtype=torch.bool) for _ in range(2))
-    always = Forced(a.keep_sink, a.window_slashes, a.last_rows)
     for b, end in enumerate(prompt_ends(a.key_segment, batch, q_len, a.q_offset)):
         for i in range(grid.n_query_blocks):
             rows = rows_of_block(i, a.block_q, q_len, end)
             own = (rows.start + a.q_offset) // a.block_k  # key block of the first row
-            reached, near = blocks_of_rows(grid, always, a.key_segment, b, rows, end)
+            reached, near = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, end)
             allowed[b, :, i, reached] = True
             forced[b, :, i, near] = True
             far = [j for j in reached if j < own]

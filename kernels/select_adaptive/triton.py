@@ -27,8 +27,8 @@ from ..shared.triton import (
     readable,
     row_end,
     tile_dim,
+    visible_and_sinks,
 )
-from ..shared.visibility import visible_and_sinks
 from .op import Arguments
 
 SCRATCH_BYTES = 256 << 20

@@ -6,42 +6,24 @@ import torch
 from torch import Tensor
 
 from ..shared.blocks import pack_bits, slash_blocks
-from ..shared.rows import block_stops, blocks_of_last_rows, row_ends, seen_blocks
-from ..shared.visibility import forced_blocks, visible_blocks
+from ..shared.forced import forced_blocks
+from ..shared.rows import block_stops, row_ends
+from ..shared.visibility import allowed_blocks, visible_blocks
+from .op import Arguments
 
 
-def select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    key_segment: Tensor | None,
-    q_len: int,
-    k_len: int,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    alpha_c: float,
-    alpha_s: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
-    device = column_scores.device
-    columns = _fewest_reaching(column_scores, alpha_c)
-    slashes = _fewest_reaching(slash_scores, alpha_s)
-    if alpha_c >= 1 or alpha_s >= 1:
+def select_blocks(a: Arguments) -> Tensor:
+    columns = _fewest_reaching(a.column_scores, a.alpha_c)
+    slashes = _fewest_reaching(a.slash_scores, a.alpha_s)
+    if a.alpha_c >= 1 or a.alpha_s >= 1:
         columns = torch.ones_like(columns)
-    visible = visible_blocks(key_segment, block_k)
-    sizes = (q_len, k_len, q_offset, block_q, block_k)
-    forced = forced_blocks(visible, *sizes, keep_sink, window_slashes, device)
-    ends = row_ends(key_segment, q_len, q_offset, device)
-    stops = block_stops(ends, q_len, block_q)
-    kept = columns[:, :, None] | slash_blocks(slashes, *sizes, stops)
-    kept = kept | forced[:, None]
-    kept = kept | blocks_of_last_rows(ends, q_len, block_q, last_rows)[:, None, :, None]
-    kept = kept & seen_blocks(stops, k_len, q_offset, block_k)[:, None]
-    if visible is not None:
-        kept = kept & visible[:, None, None]
-    return pack_bits(kept)
+    grid, device = a.grid, columns.device
+    visible = visible_blocks(a.key_segment, a.block_k)
+    ends = row_ends(a.key_segment, a.q_len, a.q_offset, device)
+    stops = block_stops(ends, a.q_len, a.block_q)
+    kept = columns[:, :, None] | slash_blocks(slashes, *grid, stops)
+    kept = kept | forced_blocks(grid, a.forced, visible, ends, device)[:, None]
+    return pack_bits(kept & allowed_blocks(grid, visible, stops)[:, None])
 
 
 def _fewest_reaching(scores: Tensor, alpha: float) -> Tensor:

@@ -5,56 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.reference import (
-    prompt_ends,
-    rows_of_block,
-)
+from ..shared.reference import blocks_of_rows, packed, prompt_ends, rows_of_block
+from .op import Arguments
 
 
-def select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    key_segment: Tensor | None,
-    q_len: int,
-    k_len: int,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    alpha_c: float,
-    alpha_s: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
+def select_blocks(a: Arguments) -> Tensor:
     """Score-based filtering, extended to strips: block by block as the definition reads."""
-    batch, heads, n_key_blocks = column_scores.shape
-    n_query_blocks = -(-q_len // block_q)
-    words = torch.zeros(batch, heads, n_query_blocks, max(2, -(-n_key_blocks // 32)), dtype=torch.int64)
-    for b, end in enumerate(prompt_ends(key_segment, batch, q_len, q_offset)):
-        visible_blocks = list(range(n_key_blocks))
-        if key_segment is not None:
-            ids = key_segment[b % key_segment.shape[0]].tolist()
-            visible_blocks = [j for j in visible_blocks if 0 in ids[j * block_k : (j + 1) * block_k]]
+    batch, heads, n_key_blocks = a.column_scores.shape
+    grid = a.grid
+    kept = torch.zeros(batch, heads, grid.n_query_blocks, n_key_blocks, dtype=torch.bool)
+    for b, end in enumerate(prompt_ends(a.key_segment, batch, a.q_len, a.q_offset)):
         for h in range(heads):
-            columns = fewest_reaching(column_scores[b, h].tolist(), alpha_c)
-            slashes = fewest_reaching(slash_scores[b, h].tolist(), alpha_s)
-            for i in range(n_query_blocks):
-                rows = rows_of_block(i, block_q, q_len, end)
-                whole = any(end - last_rows <= row < end for row in rows)
-                positions = [row + q_offset for row in rows]
-                for j in visible_blocks:
-                    offsets = {p // block_k - j for p in positions}
-                    kept = (
-                        (alpha_c >= 1 or alpha_s >= 1 or whole)
+            columns = fewest_reaching(a.column_scores[b, h].tolist(), a.alpha_c)
+            slashes = fewest_reaching(a.slash_scores[b, h].tolist(), a.alpha_s)
+            for i in range(grid.n_query_blocks):
+                rows = rows_of_block(i, a.block_q, a.q_len, end)
+                allowed, forced = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, end)
+                for j in allowed:
+                    own_slashes = {(row + a.q_offset) // a.block_k - j for row in rows}
+                    kept[b, h, i, j] = (
+                        a.alpha_c >= 1
+                        or a.alpha_s >= 1
                         or j in columns
-                        or bool(offsets & slashes)
-                        or (keep_sink and j == visible_blocks[0])
-                        or min(offsets) < window_slashes
+                        or bool(own_slashes & slashes)
+                        or j in forced
                     )
-                    if kept and j * block_k <= positions[-1]:
-                        words[b, h, i, j // 32] |= 1 << (j % 32)
-    words = torch.where(words >= 1 << 31, words - (1 << 32), words)
-    return words.to(torch.int32).to(column_scores.device)
+    return packed(kept).to(a.column_scores.device)
 
 
 def fewest_reaching(scores: list[float], alpha: float) -> set[int]:

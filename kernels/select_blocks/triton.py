@@ -11,8 +11,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..shared.shapes import WORD_BITS, ceil_div, n_words
-from ..shared.triton import batch_stride, block_stop, ends_of_rows, floor_div, holds_last_row, row_end
+from ..shared.grid import new_index
+from ..shared.shapes import ceil_div
+from ..shared.triton import (
+    batch_stride,
+    block_stop,
+    ends_of_rows,
+    floor_div,
+    holds_last_row,
+    row_end,
+    visible_and_sinks,
+)
+from .op import Arguments
 
 ENTRIES = 64  # strips that one program decides
 OTHERS = 128  # strips that it compares them with at a time
@@ -47,19 +57,6 @@ def _keep_strips(
     keep = before < tl.where(alpha >= 1, float("inf"), alpha * total)
     row = kept + (slashes * tl.num_programs(1) + batch_head) * n
     tl.store(row + index, keep.to(tl.int8), mask=index < n)
-
-
-@triton.jit
-def _find_visible(
-    key_segment, visible, first_visible, segment_batch, k_len, n, TILE: tl.constexpr, BLOCK_K: tl.constexpr
-):
-    batch = tl.program_id(1).to(tl.int64)
-    block = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    index = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
-    seen = tl.max((segment == 0).to(tl.int32), 1)
-    tl.store(visible + batch * n + block, seen.to(tl.int8), mask=block < n)
-    tl.atomic_min(first_visible + batch, tl.min(tl.where(seen == 1, block, n), 0))
 
 
 @triton.jit
@@ -118,74 +115,48 @@ def _write_bits(
     tl.store(block_mask + row + word, bits, mask=word < words)
 
 
-def select_blocks(
-    column_scores: Tensor,
-    slash_scores: Tensor,
-    key_segment: Tensor | None,
-    q_len: int,
-    k_len: int,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-    alpha_c: float,
-    alpha_s: float,
-    keep_sink: bool,
-    window_slashes: int,
-    last_rows: int,
-) -> Tensor:
-    """The op ``select_blocks`` (see ``ops``). Two launches, four with padding; no host synchronisation."""
-    batch, heads, n = column_scores.shape
-    n_q = ceil_div(q_len, block_q)
-    words = n_words(n)
-    block_mask = column_scores.new_empty((batch, heads, n_q, words), dtype=torch.int32)
+def select_blocks(a: Arguments) -> Tensor:
+    """The op ``select_blocks`` (see ``op``). Two launches, four with padding; no host synchronisation."""
+    batch, heads, n = a.column_scores.shape
+    n_q, words = a.grid.n_query_blocks, a.grid.n_words
+    block_mask = new_index(a.column_scores, (batch, heads), a.grid)
     if block_mask.numel() == 0:
         return block_mask
-    kept = column_scores.new_empty((2, batch * heads, n), dtype=torch.int8)
+    kept = a.column_scores.new_empty((2, batch * heads, n), dtype=torch.int8)
     _keep_strips[(ceil_div(n, ENTRIES), batch * heads, 2)](
-        column_scores.contiguous(),
-        slash_scores.contiguous(),
+        a.column_scores.contiguous(),
+        a.slash_scores.contiguous(),
         kept,
         n,
-        alpha_c,
-        alpha_s,
+        a.alpha_c,
+        a.alpha_s,
         TILE=ENTRIES,
         OTHERS=OTHERS,
     )
     visible = first_visible = None
-    if key_segment is not None:
-        visible = key_segment.new_empty((key_segment.shape[0], n), dtype=torch.int8)
-        first_visible = key_segment.new_full((key_segment.shape[0],), n, dtype=torch.int32)
-        _find_visible[(ceil_div(n, WORD_BITS), key_segment.shape[0])](
-            key_segment,
-            visible,
-            first_visible,
-            key_segment.stride(0),
-            k_len,
-            n,
-            TILE=WORD_BITS,
-            BLOCK_K=block_k,
-        )
+    if a.key_segment is not None:
+        visible, first_visible = visible_and_sinks(a.key_segment, n, a.block_k, True, kept.device)
     tile_words = min(WORDS, triton.next_power_of_2(words))
     _write_bits[(n_q, batch * heads, ceil_div(words, tile_words))](
         kept,
         visible,
         first_visible,
-        ends_of_rows(key_segment, q_len, q_offset),
+        ends_of_rows(a.key_segment, a.q_len, a.q_offset),
         block_mask,
-        q_len,
-        q_offset,
+        a.q_len,
+        a.q_offset,
         heads,
         n,
         words,
         batch_stride(first_visible),
-        window_slashes,
-        last_rows,
-        BLOCK_Q=block_q,
-        BLOCK_K=block_k,
+        a.window_slashes,
+        a.last_rows,
+        BLOCK_Q=a.block_q,
+        BLOCK_K=a.block_k,
         TILE_WORDS=tile_words,
-        KEEP_ALL=alpha_c >= 1 or alpha_s >= 1,
-        KEEP_SINK=keep_sink,
-        HAS_VISIBLE=key_segment is not None,
+        KEEP_ALL=a.alpha_c >= 1 or a.alpha_s >= 1,
+        KEEP_SINK=a.keep_sink,
+        HAS_VISIBLE=a.key_segment is not None,
         num_warps=4,
     )
     return block_mask

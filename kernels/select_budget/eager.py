@@ -9,7 +9,7 @@ from torch import Tensor
 from ..shared import eager as shared
 from ..shared.blocks import causal_blocks, pack_bits
 from ..shared.eager import row_weights
-from ..shared.forced import Forced, forced_blocks
+from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
 from ..shared.shapes import blocks_of_keys, ceil_div
 from ..shared.visibility import visible_blocks
@@ -22,7 +22,7 @@ def select_budget(a: Arguments) -> Tensor:
     allowed = causal_blocks(*grid, device)[None]
     if visible is not None:
         allowed = allowed & visible[:, None]
-    forced = forced_blocks(grid, Forced(a.keep_sink, a.window_slashes), visible, None, device)
+    forced = forced_blocks(grid, a.forced, visible, None, device)
     share, squares = block_shares(a)
     candidate = (allowed & ~forced)[:, None]
     kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= a.budget * a.budget)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..choice import Call
 from ..defaults import BUDGET_ROWS
 from ..shared import checks
+from ..shared.forced import Forced
 from ..shared.grid import Grid, new_index
 from ..shared.record import Size
 from ..shared.shapes import scale_or_default
@@ -33,6 +34,10 @@ class Arguments(NamedTuple):
     rows: int
     keep_sink: bool
     window_slashes: int
+
+    @property
+    def forced(self) -> Forced:
+        return Forced(self.keep_sink, self.window_slashes)
 
 
 # Up to so many keys the rows asked for are sampled; from there on half as many each time that keys double.

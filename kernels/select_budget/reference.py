@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.forced import Forced
 from ..shared.grid import Grid
 from ..shared.reference import blocks_of_rows, causal_entries
 from .op import Arguments, first_row, rows_of_a_block
@@ -29,8 +28,7 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for b in range(batch):
         for i in range(grid.n_query_blocks):
             rows = range(i * block_q, min((i + 1) * block_q, q_len))
-            always = Forced(a.keep_sink, a.window_slashes)
-            visible_blocks, near = blocks_of_rows(grid, always, a.key_segment, b, rows, q_len)
+            visible_blocks, near = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, q_len)
             allowed[b, :, i, visible_blocks] = True
             forced[b, :, i, near] = True
             sampled = rows.start + first_row(i, step) + step * torch.arange(count, device=device)

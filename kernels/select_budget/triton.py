@@ -17,8 +17,7 @@ from torch import Tensor
 from ..choice import shared_memory
 from ..shared.grid import Grid, new_index
 from ..shared.shapes import WORD_BITS, ceil_div
-from ..shared.triton import LOG2_E, batch_stride, floor_div, readable, tile_dim
-from ..shared.visibility import visible_and_sinks
+from ..shared.triton import LOG2_E, batch_stride, floor_div, readable, tile_dim, visible_and_sinks
 from .op import Arguments, rows_of_a_block
 
 SCRATCH_BYTES = 256 << 20

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .record import Segmented
 from .shapes import ceil_div, n_words
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -59,6 +60,13 @@ def check_segment(
     _check_size(op, name, segment, 1, (length,))
     if batch is not None:
         _check_size(op, name, segment, 0, (1, batch))
+
+
+def check_segments(op: str, a: Segmented) -> None:
+    """The segments of a record's query rows and keys."""
+    batch = a.query.shape[0]
+    check_segment(op, "query_segment", a.query_segment, batch, a.query.shape[2], a.query)
+    check_segment(op, "key_segment", a.key_segment, batch, a.key.shape[2], a.query)
 
 
 def check_block_mask(

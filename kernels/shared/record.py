@@ -46,6 +46,19 @@ class CausalRows(Protocol):
     def q_offset(self) -> int: ...
 
 
+class Segmented(Protocol):
+    """Query rows and keys of which a row sees those of its own segment alone."""
+
+    @property
+    def query(self) -> Tensor: ...
+    @property
+    def key(self) -> Tensor: ...
+    @property
+    def query_segment(self) -> Tensor | None: ...  # int32 [B|1, Sq]; None: all 0
+    @property
+    def key_segment(self) -> Tensor | None: ...  # int32 [B|1, Sk], negative for keys that nobody sees
+
+
 class Blocked(Protocol):
     """Query rows and keys in blocks."""
 

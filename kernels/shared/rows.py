@@ -37,12 +37,6 @@ def block_stops(ends: Tensor, q_len: int, block_q: int) -> Tensor:
     return torch.where(first < ends[:, None], torch.minimum(stop, ends[:, None]), stop)
 
 
-def seen_blocks(stops: Tensor, k_len: int, q_offset: int, block_k: int) -> Tensor:
-    """Bool [B|1, n_query_blocks, n_key_blocks]: some row before its block's stop reaches the key block."""
-    start = torch.arange(ceil_div(k_len, block_k), device=stops.device) * block_k
-    return start <= (stops - 1 + q_offset)[..., None]
-
-
 def blocks_of_last_rows(ends: Tensor, q_len: int, block_q: int, last_rows: int) -> Tensor:
     """Bool [B|1, n_query_blocks]: the block holds one of the prompt's last ``last_rows`` rows."""
     stop = block_stops(ends, q_len, block_q)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .rows import row_ends
+from .shapes import WORD_BITS, ceil_div
 
 LOG2_E = 1.4426950408889634
 
@@ -44,6 +46,35 @@ def sampled_row(index, end, chunk_n, sample_rows):
     stop = (chunk + 1) * end // chunk_n
     row = stop - sample_rows + index % sample_rows
     return row.to(tl.int32), (row >= begin) & (chunk < chunk_n)
+
+
+@triton.jit
+def _find_visible(
+    key_segment, visible, first_visible, segment_batch, k_len, n, TILE: tl.constexpr, BLOCK_K: tl.constexpr
+):
+    batch = tl.program_id(1).to(tl.int64)
+    block = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    index = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
+    seen = tl.max((segment == 0).to(tl.int32), 1)
+    tl.store(visible + batch * n + block, seen.to(tl.int8), mask=block < n)
+    tl.atomic_min(first_visible + batch, tl.min(tl.where(seen == 1, block, n), 0))
+
+
+def visible_and_sinks(
+    key_segment: Tensor | None, n: int, block_k: int, keep_sink: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """int8 [B|1, n]: the block holds a valid key; int32 [B|1]: the first such, n if it is not forced."""
+    if key_segment is None:
+        visible = torch.ones((1, n), dtype=torch.int8, device=device)
+        return visible, torch.full((1,), 0 if keep_sink else n, dtype=torch.int32, device=device)
+    batch, k_len = key_segment.shape
+    visible = key_segment.new_empty((batch, n), dtype=torch.int8)
+    sinks = key_segment.new_full((batch,), n, dtype=torch.int32)
+    _find_visible[(ceil_div(n, WORD_BITS), batch)](
+        key_segment, visible, sinks, key_segment.stride(0), k_len, n, TILE=WORD_BITS, BLOCK_K=block_k
+    )
+    return visible, sinks if keep_sink else torch.full_like(sinks, n)
 
 
 def ends_of_rows(key_segment: Tensor | None, q_len: int, q_offset: int) -> Tensor | None:

@@ -64,8 +64,6 @@ PADDING = ["none", "left", "right", "all_of_one"]
 @pytest.mark.parametrize("side", PADDING)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: str) -> None:
-    from sa_compile.kernels.select_blocks import triton as selection
-
     sizes = SAMPLES[name]
     q_len, k_len, q_offset = sizes["q_len"], sizes["k_len"], sizes["q_offset"]
     torch.manual_seed(0)
@@ -82,7 +80,7 @@ def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: st
     for alphas in ((0.9, 0.9), (0.5, 0.2), (1.0, 0.3), (0.0, 0.0)):
         for block_q, keep_sink, window, last_rows in ((16, True, 2, 0), (64, False, 0, 0), (16, True, 2, 20)):
             rest = (q_len, k_len, q_offset, block_q, 16, *alphas, keep_sink, window, last_rows)
-            found = selection.select_blocks(*scores, key_segment, *rest)
+            found = triton.select_blocks(*scores, key_segment, *rest)
             assert torch.equal(found, eager.select_blocks(*scores, key_segment, *rest))
 
 

@@ -148,6 +148,7 @@ def on_cuda(op, monkeypatch):
 
 HALF = torch.zeros(1, 1, 1, 128, dtype=torch.float16)
 SELECTIONS = {
+    "select_blocks": (HALF.float(), HALF.float(), None, 100, 100, 0, 128, 128, 0.9, 0.9, True, 2, 0),
     "sample_scores": (HALF, HALF, None, 0.1, 0, 2, 32, 128),
     "select_budget": (HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
 }
