@@ -35,9 +35,7 @@ _SELECTION = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
     "select_budget",
 )
-# What ``block_mean_attention`` adds to the output of block_sparse_attention where no kernel does both.
-_MEANS = ("add_block_means",)
-_ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", *_MEANS)
+_ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention")
 Capability = tuple[int, int]
 HOPPER: Capability = (9, 0)
 

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import choice, cuda_library, mean_attention, op_checks
+from . import choice
 from .attention_mass import op as attention_mass
+from .block_mean_attention import op as block_mean_attention
 from .block_representatives import op as block_representatives
+from .block_sparse_attention import op as block_sparse_attention
 from .mask_blocks import op as mask_blocks
 from .sample_scores import op as sample_scores
 from .select_adaptive import op as select_adaptive
@@ -31,21 +33,15 @@ OPS: tuple[Any, ...] = (
     sample_scores,
     select_blocks,
     mask_blocks,
+    block_sparse_attention,
+    block_mean_attention,
     attention_mass,
     block_representatives,
     select_adaptive,
     select_budget,
 )
 
-SCHEMAS = {
-    "block_sparse_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
-    "Tensor? query_segment, Tensor? key_segment, float scale, bool causal, SymInt q_offset, SymInt window, "
-    "int block_q, int block_k) -> (Tensor out, Tensor lse)",
-    "block_mean_attention": "(Tensor query, Tensor key, Tensor value, Tensor block_mask, "
-    "Tensor? key_segment, float scale, SymInt q_offset, int block_q, int block_k) -> "
-    "(Tensor out, Tensor lse)",
-    **{op.NAME: schema(op.Arguments, op.RETURNS) for op in OPS},
-}
+SCHEMAS = {op.NAME: schema(op.Arguments, op.RETURNS) for op in OPS}
 
 _library = torch.library.Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
@@ -80,43 +76,6 @@ def load_cpu_library() -> bool:
         return False
     torch.ops.load_library(spec.origin)
     return True
-
-
-def _fake(name: str) -> Callable[[Callable], Callable]:
-    return torch.library.register_fake(f"{NAMESPACE}::{name}", lib=_library)
-
-
-@_fake("block_sparse_attention")
-def _block_sparse_attention_fake(
-    query,
-    key,
-    value,
-    block_mask,
-    query_segment,
-    key_segment,
-    scale,
-    causal,
-    q_offset,
-    window,
-    block_q,
-    block_k,
-):
-    op_checks.check_block_sparse_attention(
-        query, key, value, block_mask, query_segment, key_segment, block_q, block_k
-    )
-    return _attention_outputs(query, value)
-
-
-@_fake("block_mean_attention")
-def _block_mean_attention_fake(query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k):
-    op_checks.check_block_mean_attention(query, key, value, block_mask, key_segment, block_q, block_k)
-    return _attention_outputs(query, value)
-
-
-def _attention_outputs(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    batch, heads, q_len, _ = query.shape
-    out = query.new_empty((batch, q_len, heads, value.shape[3])).transpose(1, 2)
-    return out, query.new_empty((batch, heads, q_len), dtype=torch.float32)
 
 
 def _refuse_backward(name: str) -> None:
@@ -155,18 +114,10 @@ def _of_record(op: Any, run: Callable) -> Callable:
 
 
 for _op in OPS:
-    _fake(_op.NAME)(_of_record(_op, _op.fake))
+    torch.library.register_fake(f"{NAMESPACE}::{_op.NAME}", _of_record(_op, _op.fake), lib=_library)
     implement(_op.NAME, "CompositeExplicitAutograd", _of_record(_op, implementation(_op.NAME, "eager")))
     if torch.version.cuda is not None and hasattr(_op, "kernel"):
         implement(_op.NAME, "CUDA", _of_record(_op, on_cuda(_op)))
-for _name in SCHEMAS.keys() - {_op.NAME for _op in OPS}:
-    _module = (
-        mean_attention
-        if _name == "block_mean_attention"
-        else importlib.import_module(f".{_name}.eager", __package__)
-    )
-    implement(_name, "CompositeExplicitAutograd", getattr(_module, _name))
-_refuse_backward("block_sparse_attention")
-_refuse_backward("block_mean_attention")
+for _op in (block_sparse_attention, block_mean_attention):
+    _refuse_backward(_op.NAME)
 HAS_CPU_LIBRARY = load_cpu_library()
-cuda_library.register(implement)

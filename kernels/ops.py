@@ -15,11 +15,12 @@ The only module through which others reach ``torch.ops.sampleattn``. Meaning of 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from . import cuda_library, op_checks
+from . import choice
 from .attention_mass.op import attention_mass
+from .block_mean_attention.op import block_mean_attention
 from .block_representatives.op import block_representatives
+from .block_sparse_attention.op import block_sparse_attention
 from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
 from .mask_blocks.op import mask_blocks
 from .sample_scores.op import sample_scores
@@ -60,7 +61,8 @@ def attention_kernel(
     "pytorch" is correct everywhere and faster than dense attention nowhere.
     """
     if device.type == "cuda":
-        return cuda_library.attention_kernel(device, dtype, head_dim, head_dim_v, block_q, block_k)
+        dims = (head_dim, head_dim_v)
+        return choice.choose(choice.Call("block_sparse_attention", device, dtype, dims, block_q, block_k))
     return "cpp" if device.type == "cpu" and HAS_CPU_LIBRARY else "pytorch"
 
 
@@ -86,71 +88,3 @@ def declare_to_inductor() -> None:
 
     for name in SCHEMAS:
         add_needs_realized_inputs(getattr(torch.ops.sampleattn, name).default)
-
-
-def block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    *,
-    query_segment: Tensor | None = None,
-    key_segment: Tensor | None = None,
-    scale: float | None = None,
-    causal: bool = True,
-    q_offset: int = 0,
-    window: int = 0,
-    block_q: int = 128,
-    block_k: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """Exact attention over the kept blocks of a block_mask.
-
-    query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv] in float32, bfloat16 or float16;
-    ``scale`` None is 1/sqrt(D). Returns ``out`` [B, Hq, Sq, Dv] in query's dtype (memory [B, Sq, Hq, Dv]) and
-    float32 ``lse`` [B, Hq, Sq] in natural log; a row that keeps no key gives 0 and -inf. No backward. Raises
-    ValueError for arguments that do not fit.
-    """
-    op_checks.check_block_sparse_attention(
-        query, key, value, block_mask, query_segment, key_segment, block_q, block_k
-    )
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return block_sparse_attention_op(
-        query,
-        key,
-        value,
-        block_mask,
-        query_segment,
-        key_segment,
-        scale,
-        causal,
-        q_offset,
-        window,
-        block_q,
-        block_k,
-    )
-
-
-def block_mean_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    *,
-    key_segment: Tensor | None = None,
-    scale: float | None = None,
-    q_offset: int = 0,
-    block_q: int = 128,
-    block_k: int = 128,
-) -> tuple[Tensor, Tensor]:
-    """Causal attention over the kept blocks, exactly, and over the dropped ones by their mean key and value.
-
-    Arguments and results as in :func:`block_sparse_attention`, ``lse`` that of both parts. Dropped are blocks
-    whose bit is not set and whose keys all rows of the query block may see; a block that causality cuts is
-    left out if its bit is not set. Source: docs/accuracy.md. No backward. Raises ValueError for arguments
-    that do not fit.
-    """
-    op_checks.check_block_mean_attention(query, key, value, block_mask, key_segment, block_q, block_k)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return block_mean_attention_op(
-        query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k
-    )

@@ -1,4 +1,4 @@
-"""What the op adds to ``block_sparse_attention``, in plain PyTorch, fp32."""
+"""The op: ``block_sparse_attention``, and what dropped blocks add to it in plain PyTorch, fp32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from ..shared import eager as shared
 from ..shared.blocks import unpack_bits
 from ..shared.eager import grouped_product
 from ..shared.shapes import blocks_of_keys, ceil_div
+from .op import Arguments
+
+
+def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
+    out, lse = torch.ops.sampleattn.block_sparse_attention.default(*a.of_kept_blocks)
+    # In place, into outputs that nobody else has yet: at 1M tokens a second output would take gigabytes.
+    add_block_means_(a, out, lse)
+    return out, lse
 
 
 def block_means(
@@ -36,23 +44,11 @@ def block_means(
     return mean_key, mean_value, count.log(), spread
 
 
-def add_block_means_(
-    out: Tensor,
-    lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-) -> None:
+def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """Add the means of dropped blocks, in place, to what ``block_sparse_attention`` gave for kept ones."""
-    batch, heads, q_len, _ = query.shape
-    group, k_len = heads // key.shape[1], key.shape[2]
-    mean_key, mean_value, log_count, spread = block_means(key, value, key_segment, block_k)
+    query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
+    group, k_len, q_offset = query.shape[1] // key.shape[1], key.shape[2], a.q_offset
+    mean_key, mean_value, log_count, spread = block_means(key, value, a.key_segment, block_k)
     spread = spread.repeat_interleave(group, 1)
     # 0 * NaN is NaN: means that are not finite are taken out of the product and marked in the rows that drop
     # them.
@@ -67,13 +63,13 @@ def add_block_means_(
         if end == 0:
             continue
         first = torch.arange(blocks.start, blocks.stop, device=query.device) * block_q + q_offset
-        dropped = ~unpack_bits(block_mask[:, :, blocks], end) & (last_key[:end] <= first[:, None])
+        dropped = ~unpack_bits(a.block_mask[:, :, blocks], end) & (last_key[:end] <= first[:, None])
         dropped = dropped & (log_count[:, :, None, :end] >= 0)  # [B|1, Hq|1, blocks, end]
         drops_poison = (dropped & poisoned[:, :, None, :end]).any(-1)
         dropped, drops_poison = (
             x.repeat_interleave(block_q, 2)[:, :, : part.stop - part.start] for x in (dropped, drops_poison)
         )
-        rows = query[:, :, part].float() * scale
+        rows = query[:, :, part].float() * a.scale
         half_norm = 0.5 * rows.square().sum(-1, keepdim=True)
         gain = torch.minimum(half_norm * spread[:, :, None, :end], log_count[:, :, None, :end])
         scores = grouped_product(rows, mean_key[:, :, :end].transpose(-1, -2))

@@ -10,37 +10,28 @@ from ..shared.reference import (
     kept_entries,
     repeat_heads,
 )
+from .op import Arguments
 
 
-def block_mean_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
+def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """Attention over kept blocks, and over the means of dropped ones. Source: docs/accuracy.md.
 
     Block j of keys is dropped for block i of rows if its bit is not set and every row sees all of it. Its n
     valid keys count as if all were their mean, and the mean of exponentials as what a normal distribution of
     their spread adds to it, at most n times: the whole mass in one key.
     """
-    where = (True, q_offset, 0, block_q, block_k)
-    out, lse = block_sparse_attention(query, key, value, block_mask, None, key_segment, scale, *where)
+    query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
+    out, lse = block_sparse_attention(a.of_kept_blocks)
     group, k_len = query.shape[1] // key.shape[1], key.shape[2]
-    valid = torch.ones(1, k_len, device=key.device) if key_segment is None else key_segment == 0
+    valid = torch.ones(1, k_len, device=key.device) if a.key_segment is None else a.key_segment == 0
     for begin in range(0, query.shape[2], block_q):
         rows = slice(begin, begin + block_q)
-        scaled = scale * query[:, :, rows].double()
+        scaled = a.scale * query[:, :, rows].double()
         # Log mass of a part, and the value that it weighs.
         terms = [(lse[:, :, rows].clone(), out[:, :, rows].clone())]
         for first_key in range(0, k_len, block_k):
             keys = slice(first_key, min(first_key + block_k, k_len))
-            if keys.stop - 1 > begin + q_offset:
+            if keys.stop - 1 > begin + a.q_offset:
                 continue
             own = valid[:, keys].double()
             mean_key, spread = _mean(key[:, :, keys], own)
@@ -51,7 +42,7 @@ def block_mean_attention(
                 (scaled * repeat_heads(mean_key, group)).sum(-1) + log_count + torch.minimum(gain, log_count)
             )
             at = torch.tensor([begin], device=key.device)
-            kept = kept_entries(block_mask, at, k_len, block_q, block_k)[..., first_key]  # [B|1, Hq|1, 1]
+            kept = kept_entries(a.block_mask, at, k_len, block_q, block_k)[..., first_key]  # [B|1, Hq|1, 1]
             terms.append(
                 (mass.masked_fill(kept | (log_count < 0), -torch.inf), repeat_heads(mean_value, group))
             )

@@ -1,4 +1,4 @@
-"""``add_block_means`` in Triton: what dropped blocks add to ``block_sparse_attention``, by their means."""
+"""The op on the device: what dropped blocks add to ``block_sparse_attention``, by their means."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..block_sparse_attention.triton import LOG2_E
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, floor_div, tile_dim
+from ..shared.triton import LOG2_E, batch_stride, floor_div, readable, tile_dim
+from .op import Arguments
 
 TILE_BLOCKS = 32  # key blocks whose means a program holds at a time
 SCANNED_BLOCKS = 1024  # whose bits it looks at to find out whether any was dropped
@@ -184,27 +184,23 @@ def _add_means(
         tl.store(lses, result, mask=exists)
 
 
-def add_block_means(
-    out: Tensor,
-    lse: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    key_segment: Tensor | None,
-    scale: float,
-    q_offset: int,
-    block_q: int,
-    block_k: int,
-) -> None:
+def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
+    """The op ``block_mean_attention`` (see ``op``): ``block_sparse_attention``, and the means added to it."""
+    out, lse = torch.ops.sampleattn.block_sparse_attention.default(*a.of_kept_blocks)
+    add_block_means_(a, out, lse)
+    return out, lse
+
+
+def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """See ``eager.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
-    batch, heads, q_len, head_dim = query.shape
-    heads_kv, k_len, head_dim_v = value.shape[1:]
+    batch, heads, q_len, head_dim = a.query.shape
+    heads_kv, k_len, head_dim_v = a.value.shape[1:]
+    block_q, block_k, key_segment = a.block_q, a.block_k, a.key_segment
     n_key_blocks = ceil_div(k_len, block_k)
     if lse.numel() == 0 or n_key_blocks == 0:
         return
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    block_mask = block_mask.contiguous()
+    query, key, value = readable(a.query), readable(a.key), readable(a.value)
+    block_mask = a.block_mask.contiguous()
     shape = (batch, heads_kv, n_key_blocks)
     mean_keys, mean_values = (key.new_empty((*shape, dim)) for dim in (head_dim, head_dim_v))
     log_counts, spreads = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
@@ -247,9 +243,9 @@ def add_block_means(
         heads // heads_kv,
         q_len,
         k_len,
-        q_offset,
+        a.q_offset,
         n_key_blocks,
-        scale * LOG2_E,
+        a.scale * LOG2_E,
         **dims,
         TILE_ROWS=rows,
         TILE_BLOCKS=TILE_BLOCKS,

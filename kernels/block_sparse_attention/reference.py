@@ -5,42 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..shared.reference import (
-    kept_entries,
-    repeat_heads,
-    row_groups,
-    visible_entries,
-)
+from ..shared.grid import Grid
+from ..shared.reference import kept_entries, masked_entries, repeat_heads, row_groups
+from .op import Arguments
 
 
-def block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    query_segment: Tensor | None,
-    key_segment: Tensor | None,
-    scale: float,
-    causal: bool,
-    q_offset: int,
-    window: int,
-    block_q: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
+def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """Attention over the visible entries of kept blocks; a row without any gives 0 and lse -inf."""
     results = []
-    for rows in row_groups(torch.arange(query.shape[2], device=query.device)):
-        visible = visible_entries(
-            rows,
-            key.shape[2],
-            causal=causal,
-            q_offset=q_offset,
-            window=window,
-            query_segment=query_segment,
-            key_segment=key_segment,
-        )
-        kept = kept_entries(block_mask, rows, key.shape[2], block_q, block_k)
-        results.append(_attend(query, key, value, rows, visible[:, None] & kept, scale))
+    for rows in row_groups(torch.arange(a.query.shape[2], device=a.query.device)):
+        kept = kept_entries(a.block_mask, rows, a.key.shape[2], a.block_q, a.block_k)
+        visible = masked_entries(a, rows)[:, None] & kept
+        results.append(_attend(a.query, a.key, a.value, rows, visible, a.scale))
     return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 2)
 
 
@@ -56,20 +32,12 @@ def dense_attention(
     query_segment: Tensor | None = None,
     key_segment: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention under the predicate, without an index: float64 out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
-    results = []
-    for rows in row_groups(torch.arange(query.shape[2], device=query.device)):
-        visible = visible_entries(
-            rows,
-            key.shape[2],
-            causal=causal,
-            q_offset=q_offset,
-            window=window,
-            query_segment=query_segment,
-            key_segment=key_segment,
-        )
-        results.append(_attend(query, key, value, rows, visible[:, None], scale))
-    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 2)
+    """Attention under the predicate, every block kept: float64 out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
+    grid = Grid(query.shape[2], key.shape[2], q_offset, 128, 128)
+    shape = (1, 1, grid.n_query_blocks, grid.n_words)
+    every_block = torch.full(shape, -1, dtype=torch.int32, device=query.device)
+    where = (query_segment, key_segment, scale, causal, q_offset, window, grid.block_q, grid.block_k)
+    return block_sparse_attention(Arguments(query, key, value, every_block, *where))
 
 
 def _attend(

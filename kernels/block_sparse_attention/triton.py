@@ -8,9 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, tile_dim
-
-LOG2_E = 1.4426950408889634
+from ..shared.triton import LOG2_E, batch_stride, readable, tile_dim
+from .op import Arguments, new_outputs
 
 
 @triton.jit
@@ -137,29 +136,16 @@ def _attend(
     tl.store(lse + batch_head * q_len + row, result, mask=row < q_len)
 
 
-def block_sparse_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    block_mask: Tensor,
-    query_segment: Tensor | None,
-    key_segment: Tensor | None,
-    scale: float,
-    causal: bool,
-    q_offset: int,
-    window: int,
-    block_q: int,
-    block_k: int,
-) -> tuple[Tensor, Tensor]:
-    """The op ``block_sparse_attention`` (see ``ops``). One launch, no host synchronisation."""
-    batch, heads, q_len, head_dim = query.shape
-    heads_kv, k_len, head_dim_v = value.shape[1:]
-    out = query.new_empty((batch, q_len, heads, head_dim_v))
-    lse = query.new_empty((batch, heads, q_len), dtype=torch.float32)
+def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
+    """The op ``block_sparse_attention`` (see ``op``). One launch, no host synchronisation."""
+    batch, heads, q_len, head_dim = a.query.shape
+    heads_kv, k_len, head_dim_v = a.value.shape[1:]
+    out, lse = new_outputs(a)
     if lse.numel() == 0:
-        return out.transpose(1, 2), lse
-    query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    block_mask = block_mask.contiguous()
+        return out, lse
+    query, key, value = readable(a.query), readable(a.key), readable(a.value)
+    block_mask, block_q, block_k = a.block_mask.contiguous(), a.block_q, a.block_k
+    query_segment, key_segment = a.query_segment, a.key_segment
     if query_segment is not None and key_segment is None:
         key_segment = query_segment.new_zeros((1, k_len))
 
@@ -186,9 +172,9 @@ def block_sparse_attention(
         heads // heads_kv,
         q_len,
         k_len,
-        q_offset,
-        window,
-        scale * LOG2_E,
+        a.q_offset,
+        a.window,
+        a.scale * LOG2_E,
         HEAD_DIM=head_dim,
         HEAD_DIM_V=head_dim_v,
         TILE_DIM=tile_dim(head_dim),
@@ -196,11 +182,11 @@ def block_sparse_attention(
         TILE_ROWS=rows,
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
-        CAUSAL=causal,
-        HAS_WINDOW=window > 0,
+        CAUSAL=a.causal,
+        HAS_WINDOW=a.window > 0,
         HAS_QUERY_SEGMENT=query_segment is not None,
         HAS_SEGMENT=key_segment is not None,
         num_warps=8 if wide or rows == 128 else 4,
         num_stages=1 if wide else 2,
     )
-    return out.transpose(1, 2), lse
+    return out, lse

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..shared.grid import Grid
-from ..shared.reference import packed, visible_entries
+from ..shared.reference import masked_entries, packed
 from .op import Arguments
 
 
@@ -15,15 +15,6 @@ def mask_blocks(a: Arguments) -> Tensor:
     grid, block_rows = Grid.of(a), []
     for i in range(grid.n_query_blocks):
         rows = torch.arange(i * a.block_q, min((i + 1) * a.block_q, grid.q_len), device=a.query.device)
-        visible = visible_entries(
-            rows,
-            grid.k_len,
-            causal=a.causal,
-            q_offset=a.q_offset,
-            window=a.window,
-            query_segment=a.query_segment,
-            key_segment=a.key_segment,
-        )
-        reached = visible.any(1)  # [B|1, Sk]
+        reached = masked_entries(a, rows).any(1)  # [B|1, Sk]
         block_rows.append(torch.stack([block.any(-1) for block in reached.split(a.block_k, -1)], -1))
     return packed(torch.stack(block_rows, 1)[:, None])

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .record import Segmented
+from .record import Attending, Segmented
 from .shapes import ceil_div, n_words
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,6 +60,13 @@ def check_segment(
     _check_size(op, name, segment, 1, (length,))
     if batch is not None:
         _check_size(op, name, segment, 0, (1, batch))
+
+
+def check_attention(op: str, a: Attending) -> None:
+    """Queries, keys and values, blocks, and an index of them."""
+    check_qkv(op, a.query, a.key, a.value)
+    check_block_size(op, block_q=a.block_q, block_k=a.block_k)
+    check_block_mask(op, a.block_mask, a.query, a.key.shape[2], a.block_q, a.block_k)
 
 
 def check_segments(op: str, a: Segmented) -> None:

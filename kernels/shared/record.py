@@ -59,6 +59,34 @@ class Segmented(Protocol):
     def key_segment(self) -> Tensor | None: ...  # int32 [B|1, Sk], negative for keys that nobody sees
 
 
+class Masked(Segmented, Protocol):
+    """What a mask may say: causality from an offset on, a window, segments."""
+
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def q_offset(self) -> int: ...
+    @property
+    def window(self) -> int: ...  # how many keys up to its own a row sees; 0 or less: all
+
+
+class Attending(Protocol):
+    """Attention over the kept blocks of an index."""
+
+    @property
+    def query(self) -> Tensor: ...
+    @property
+    def key(self) -> Tensor: ...
+    @property
+    def value(self) -> Tensor: ...  # [B, Hkv, Sk, Dv]
+    @property
+    def block_mask(self) -> Tensor: ...  # int32 [B|1, Hq|1, n_query_blocks, n_words], see blocks
+    @property
+    def block_q(self) -> int: ...
+    @property
+    def block_k(self) -> int: ...
+
+
 class Blocked(Protocol):
     """Query rows and keys in blocks."""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .forced import Forced
 from .grid import Grid
-from .record import CausalRows
+from .record import CausalRows, Masked
 
 ROWS_AT_A_TIME = 256
 
@@ -89,6 +89,19 @@ def block_masses(a: CausalRows, block_k: int, b: int, rows: list[int]) -> Iterat
         mass = torch.stack([block.sum(-1) for block in weights.split(block_k, -1)], -1)
         for at, row in enumerate(part.tolist()):
             yield row, mass[:, at]
+
+
+def masked_entries(a: Masked, rows: Tensor) -> Tensor:
+    """:func:`visible_entries` of a record."""
+    return visible_entries(
+        rows,
+        a.key.shape[2],
+        causal=a.causal,
+        q_offset=a.q_offset,
+        window=a.window,
+        query_segment=a.query_segment,
+        key_segment=a.key_segment,
+    )
 
 
 def causal_entries(a: CausalRows, b: int, rows: Tensor) -> Tensor:

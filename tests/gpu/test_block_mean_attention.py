@@ -12,7 +12,7 @@ from gpu.kernels import LSE_ERROR, poison_free_memory
 from support.implementations import reference
 from torch import Tensor
 
-from sa_compile.kernels import choice, cuda_library, ops
+from sa_compile.kernels import choice, ops
 from sa_compile.kernels.block_mean_attention.eager import block_means
 from sa_compile.kernels.choice import CUDA_MEAN_HEAD_DIMS, Call, preferring
 from sa_compile.kernels.shared import blocks
@@ -105,9 +105,10 @@ def test_the_means_of_the_cuda_library_are_those_of_pytorch(cuda: str) -> None:
     case = BASE.with_(q_len=512, k_len=512, density=0.0, batch=2, segments="left_padding")
     inputs = attention_cases.random_inputs(case, cuda, seed=5)
     inputs.query.zero_()
-    whole = cuda_library.whole_mean_attention(inputs.query, inputs.value, 1.0, 128, 128)
-    if whole is None:
+    call = Call("block_mean_attention", torch.device(cuda), torch.bfloat16, (128, 128), 128, 128)
+    if not choice.fits("cuda_sm90", call):
         pytest.skip("needs a Hopper GPU and the CUDA library built for it")
+    whole = choice.library_op("cuda_sm90", "block_mean_attention")
     out, lse = whole(*arguments(inputs, case))
     _, values, counts, _ = block_means(inputs.key, inputs.value, inputs.key_segment, 128)
     weights = counts[..., :3].exp()

@@ -37,13 +37,11 @@ SAMPLES = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", ATTENTION)
 def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: str) -> None:
-    from sa_compile.kernels.block_sparse_attention import triton as attention
-
     case = GRID[name].with_(
         dtype=dtype, head_dim=48, head_dim_v=32, block_q=32, block_k=64, heads=2, heads_kv=1
     )
     error, dense_error, lse_error = attention_cases.check(
-        attention.block_sparse_attention, case, triton_device, seed=3
+        triton.block_sparse_attention, case, triton_device, seed=3
     )
     assert error <= 1.5 * dense_error + 1e-6
     assert lse_error <= 1e-3
@@ -211,10 +209,11 @@ def with_triton_means(
 ) -> tuple[Tensor, Tensor]:
     """block_mean_attention: PyTorch's attention over kept blocks, and the Triton kernels' means."""
     from sa_compile.kernels.block_mean_attention import triton as means
+    from sa_compile.kernels.block_mean_attention.op import Arguments
 
-    tensors, (segment, scale, q_offset, *sizes) = (query, key, value, block_mask), rest
-    out, lse = eager.block_sparse_attention(*tensors, None, segment, scale, True, q_offset, 0, *sizes)
-    means.add_block_means(out, lse, *tensors, *rest)
+    given = Arguments(query, key, value, block_mask, *rest)
+    out, lse = eager.block_sparse_attention(*given.of_kept_blocks)
+    means.add_block_means_(given, out, lse)
     return out, lse
 
 
@@ -238,6 +237,7 @@ def test_block_means(name: str, dtype: torch.dtype, triton_device: str) -> None:
 def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     """Query block 2 drops key block 0, whose values are NaN, and block 3 keeps it and drops block 1."""
     from sa_compile.kernels.block_mean_attention import triton as means
+    from sa_compile.kernels.block_mean_attention.op import Arguments
 
     query, key, value = torch.randn(3, 1, 1, 64, 16, device=triton_device)
     kept = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=triton_device)
@@ -245,6 +245,6 @@ def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     mask = blocks.pack_bits(kept)
     out, lse = eager.block_sparse_attention(query, key, value, mask, None, None, 0.25, True, 0, 0, 16, 16)
     value[:, :, :16] = float("nan")
-    means.add_block_means(out, lse, query, key, value, mask, None, 0.25, 0, 16, 16)
+    means.add_block_means_(Arguments(query, key, value, mask, None, 0.25, 0, 16, 16), out, lse)
     assert out[:, :, 32:48].isnan().all()
     assert out[:, :, :32].isfinite().all() and out[:, :, 48:].isfinite().all()

@@ -1,12 +1,14 @@
 """The table of CUDA kernels: which one takes a call, and what forcing one means."""
 
+import importlib
 import sys
 import types
 
 import pytest
 import torch
+from support.attention_inputs import Case, make_inputs
 
-from sa_compile.kernels import choice, cuda_library, dispatch
+from sa_compile.kernels import choice, dispatch, ops
 from sa_compile.kernels.choice import Call, choose, preferring
 
 DEVICE = torch.device("cuda")
@@ -64,8 +66,8 @@ def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
         pytest.param(Call("sample_scores", DEVICE, torch.float32), {}, "pytorch", id="sampling in fp32"),
         pytest.param(Call("select_blocks", DEVICE), {}, "triton", id="selection"),
         pytest.param(Call("select_blocks", DEVICE), {"triton": False}, "pytorch", id="without triton"),
-        pytest.param(Call("add_block_means", DEVICE, torch.float16, (128, 64)), {}, "triton", id="means"),
-        pytest.param(Call("add_block_means", DEVICE, torch.float32), {}, "pytorch", id="means in fp32"),
+        pytest.param(mean_attention((128, 64)), {}, "triton", id="means"),
+        pytest.param(Call("block_mean_attention", DEVICE, torch.float32), {}, "pytorch", id="means in fp32"),
         pytest.param(mean_attention(), {}, "cuda_sm90", id="attention with means"),
         pytest.param(mean_attention((96, 96)), {}, "triton", id="attention with means, head dim 96"),
         pytest.param(mean_attention(block_k=64), {}, "triton", id="attention with means, narrow key blocks"),
@@ -166,6 +168,8 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 
 
 DISPATCHED = {
+    "block_sparse_attention": (HALF, HALF, HALF, HALF, None, None, 0.1, True, 0, 0, 128, 128),
+    "block_mean_attention": (HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128),
     "block_representatives": (HALF, None, 128, 7),
     "select_adaptive": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }
@@ -195,32 +199,19 @@ def test_an_op_with_native_kernels_goes_to_the_one_that_fits(op, kernel, sign, e
     assert run(arguments) == (expected, len(arguments))
 
 
-@pytest.mark.parametrize(
-    "kernel, scale, expected",
-    [("triton", 0.1, "triton"), ("triton", 0.0, "pytorch"), ("pytorch", 0.1, "pytorch")],
-)
-def test_block_means_are_added_by_the_kernel_that_is_preferred(kernel, scale, expected, monkeypatch):
-    called = []
-
-    def notes(name):
-        return lambda *arguments: called.append((name, len(arguments)))
-
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(cuda_library.block_mean_attention_eager, "add_block_means_", notes("pytorch"))
-    triton = types.SimpleNamespace(add_block_means=notes("triton"))
-    monkeypatch.setitem(sys.modules, "sa_compile.kernels.block_mean_attention.triton", triton)
-    half = torch.zeros(1, 1, 1, 1, dtype=torch.float16)
-    with preferring(kernel):
-        cuda_library.add_block_means_(*[half] * 6, None, scale, 0, 128, 128)
-    assert called == [(expected, 11)]
-
-
-@pytest.mark.parametrize(
-    "kernel, scale, whole", [("cuda_sm90", 0.1, True), ("cuda_sm90", -0.1, False), ("triton", 0.1, False)]
-)
-def test_attention_with_means_is_one_kernel_where_there_is_one(kernel, scale, whole, monkeypatch):
-    monkeypatch.setattr(choice, "choose", lambda call: kernel)
-    monkeypatch.setattr(choice, "library_op", lambda name, op: (name, op))
-    half = torch.zeros(1, 1, 1, 128, dtype=torch.float16)
-    found = cuda_library.whole_mean_attention(half, half, scale, 128, 128)
-    assert found == (("cuda_sm90", "block_mean_attention") if whole else None)
+@pytest.mark.parametrize("file", ["eager", "triton"])
+def test_means_are_added_to_the_attention_over_kept_blocks(file, monkeypatch):
+    """Whichever kernel that is computed by."""
+    if file == "triton":
+        pytest.importorskip("triton")
+    module = importlib.import_module(f"sa_compile.kernels.block_mean_attention.{file}")
+    added = []
+    monkeypatch.setattr(module, "add_block_means_", lambda a, out, lse: added.append((a, out, lse)))
+    inputs = make_inputs(Case(batch=2, segments="left_padding"))
+    tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask)
+    given = dispatch.block_mean_attention.Arguments(*tensors, inputs.key_segment, 0.1, 0, 32, 32)
+    found = module.block_mean_attention(given)
+    assert [(a is given, out is found[0], lse is found[1]) for a, out, lse in added] == [(True, True, True)]
+    where = (None, inputs.key_segment, 0.1, True, 0, 0, 32, 32)
+    for tensor, expected in zip(found, ops.block_sparse_attention_op(*tensors, *where), strict=True):
+        assert torch.equal(tensor, expected)

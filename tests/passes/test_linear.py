@@ -8,7 +8,7 @@ from support.graphs import PassesBackend
 from support.models import tiny_llama
 from torch import fx
 
-from sa_compile.kernels import op_checks
+from sa_compile.kernels import dispatch
 from sa_compile.passes import pipeline
 from sa_compile.passes.graph import mutations
 from sa_compile.passes.mask import interpreter
@@ -28,7 +28,7 @@ class Counts:
             patch.object(fx.Graph, "nodes", property(self._counted("walks", nodes))),
             self._count("write_checks", mutations, "written_arguments"),
             self._count("mask_elements", interpreter, "_apply"),
-            self._count("fakes", op_checks, "check_block_sparse_attention"),
+            self._count("fakes", dispatch.block_sparse_attention, "check"),
         ]
         for one in self._patches:
             one.start()

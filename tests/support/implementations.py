@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,6 @@ class Implementations:
 
     def __getattr__(self, op: str) -> Callable:
         function = getattr(importlib.import_module(f"sa_compile.kernels.{op}.{self._file}"), op)
-        if importlib.util.find_spec(f"sa_compile.kernels.{op}.op") is None:
-            return function
         arguments = importlib.import_module(f"sa_compile.kernels.{op}.op").Arguments
 
         def of_arguments(*values: Any) -> Any:
