@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import sympy
 import torch
 from torch import Tensor
 
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
+from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import popcount
-from sa_compile.passes.rewrite.selection import forced_slashes, selection_arguments
+from sa_compile.methods import ON_TENSORS, Attention, Forced, kept_mass, method_of
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,6 @@ class CausalAttention:
         return CausalAttention(self.query, key, value, self.scale, self.q_offset, self.window, valid)
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What was chosen: block_mask int32 [B, Hq, n_query_blocks, n_words].
-
-    Stats measure the CRA of the last ``sample_rows`` rows of ``chunk_n`` chunks.
-    """
-
-    block_mask: Tensor
-    chunk_n: int
-    sample_rows: int
-
-
 def select(
     query: Tensor,
     key: Tensor,
@@ -67,55 +54,16 @@ def select(
     scale: float | None = None,
     q_offset: int = 0,
     key_segment: Tensor | None = None,
-) -> Selection:
+) -> Tensor:
     """The blocks that ``config`` keeps of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D], by the backend's ops.
 
-    ``scale`` None is 1/sqrt(D); ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for padding.
+    ``scale`` None is 1/sqrt(D); ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for padding. Returns a
+    block_mask int32 [B, Hq, n_query_blocks, n_words]. Raises ValueError for tensors that do not fit.
     """
-    where: dict[str, Any] = {"key_segment": key_segment, "scale": scale, "q_offset": q_offset}
-    if config.method == "adaptive":
-        return _select_by_rows(query, key, config, where)
-    q_len, k_len = query.shape[2], key.shape[2]
-    chosen = selection_arguments(config, sympy.Integer(q_len), sympy.Integer(k_len))
-    rows: dict[str, Any] = {"chunk_n": int(chosen.chunk_n), "sample_rows": chosen.sample_rows}
-    scores = ops.sample_scores(query, key, **where, **rows, block_k=config.block_k)
-    block_mask = ops.select_blocks(
-        *scores,
-        q_len=q_len,
-        k_len=k_len,
-        key_segment=key_segment,
-        q_offset=q_offset,
-        block_q=config.block_q,
-        block_k=config.block_k,
-        alpha_c=chosen.alpha_c,
-        alpha_s=chosen.alpha_s,
-        keep_sink=config.keep_sink,
-        window_slashes=int(chosen.window_slashes),
-        last_rows=chosen.last_rows,
+    attention = Attention.of_tensors(
+        query, key, config, scale=scale, q_offset=q_offset, key_segment=key_segment
     )
-    return Selection(block_mask, **rows)
-
-
-def _select_by_rows(
-    query: Tensor, key: Tensor, config: SampleAttentionConfig, where: dict[str, Any]
-) -> Selection:
-    representatives = ops.block_representatives(
-        key, key_segment=where["key_segment"], block_k=config.block_k, landmarks=config.landmarks
-    )
-    where = where | {
-        "block_q": config.block_q,
-        "block_k": config.block_k,
-        "keep_sink": config.keep_sink,
-        "window_slashes": forced_slashes(config),
-    }
-    block_mask = ops.select_adaptive(
-        query, key, representatives, **where, tau=config.tau, last_rows=config.last_rows
-    )
-    if config.budget < 1:
-        block_mask = block_mask | ops.select_budget(
-            query, key, **where, budget=config.budget, tau=config.budget_tau, rows=config.budget_rows
-        )
-    return Selection(block_mask, config.chunk_n, config.rows_of_a_chunk)
+    return _select(attention, config)
 
 
 def sampled(
@@ -126,43 +74,42 @@ def sampled(
     """:func:`select`, then the attention of ``config.method``: out [B, Hq, Sq, Dv], and its stats.
 
     The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None;
-    ``observe`` is shown the block mask. The attention must have no window.
+    ``observe`` is shown the block mask. The attention must have no window. Raises ValueError for tensors that
+    do not fit.
     """
-    a, segment = attention, attention.key_segment
-    chosen = select(a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=segment)
+    a = attention
+    checks.check_qkv("sampled", a.query, a.key, a.value)
+    seen = Attention.of_tensors(
+        a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=a.key_segment
+    )
+    block_mask = _select(seen, config)
     if observe is not None:
-        observe(chosen.block_mask)
-    stats = _stats(a, config, chosen, segment) if config.stats else None
-    attend = _attend_with_means if config.means_dropped else _attend
-    return attend(a, config, chosen.block_mask, segment), stats
+        observe(block_mask)
+    stats = _stats(a, config, seen, block_mask) if config.stats else None
+    out, _ = method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)
+    return out, stats
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     """block_sparse_attention over exactly the blocks that the mask leaves: out [B, Hq, Sq, Dv]."""
-    segment = attention.key_segment
-    return _attend(attention, config, _allowed_blocks(attention, config, segment), segment)
-
-
-def _attend(
-    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
-) -> Tensor:
+    a, segment = attention, attention.key_segment
     out, _ = ops.block_sparse_attention(
-        a.query, a.key, a.value, mask, window=a.window, **_where(a, config, segment)
+        a.query,
+        a.key,
+        a.value,
+        _allowed_blocks(a, config, segment),
+        key_segment=segment,
+        scale=a.scale,
+        q_offset=a.q_offset,
+        window=a.window,
+        block_q=config.block_q,
+        block_k=config.block_k,
     )
     return out
 
 
-def _attend_with_means(
-    a: CausalAttention, config: SampleAttentionConfig, mask: Tensor, segment: Tensor | None
-) -> Tensor:
-    out, _ = ops.block_mean_attention(a.query, a.key, a.value, mask, **_where(a, config, segment))
-    return out
-
-
-def _where(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> dict[str, Any]:
-    """What both attention ops take by name."""
-    blocks = {"block_q": config.block_q, "block_k": config.block_k}
-    return {"key_segment": segment, "scale": a.scale, "q_offset": a.q_offset, **blocks}
+def _select(attention: Attention, config: SampleAttentionConfig) -> Tensor:
+    return method_of(config).select(ON_TENSORS, config, attention, Forced.of(config))
 
 
 def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> Tensor:
@@ -177,23 +124,10 @@ def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: 
     )
 
 
-def _stats(
-    a: CausalAttention, config: SampleAttentionConfig, chosen: Selection, segment: Tensor | None
-) -> Tensor:
+def _stats(a: CausalAttention, config: SampleAttentionConfig, seen: Attention, block_mask: Tensor) -> Tensor:
     """density, smallest and mean CRA over the batch, fp32 [Hq, 3], as of ``passes.rewrite.stats``."""
-    mass = ops.attention_mass(
-        a.query,
-        a.key,
-        chosen.block_mask,
-        key_segment=segment,
-        scale=a.scale,
-        q_offset=a.q_offset,
-        chunk_n=chosen.chunk_n,
-        sample_rows=chosen.sample_rows,
-        block_q=config.block_q,
-        block_k=config.block_k,
-    )
-    kept = popcount(chosen.block_mask).sum((2, 3), dtype=torch.float32)
-    allowed = popcount(_allowed_blocks(a, config, segment)).sum((2, 3), dtype=torch.float32)
+    mass = kept_mass(ON_TENSORS, method_of(config), config, seen, block_mask)
+    kept = popcount(block_mask).sum((2, 3), dtype=torch.float32)
+    allowed = popcount(_allowed_blocks(a, config, seen.key_segment)).sum((2, 3), dtype=torch.float32)
     density = (kept / allowed.clamp(min=1.0)).mean(0)
     return torch.stack([density, mass.amin(0), mass.mean(0)], 1)

@@ -1,14 +1,8 @@
 """Replace an attention by what was decided for it.
 
-Sampled, before and after::
+Sampled, before and after, with the method "adaptive"::
 
     %sdpa = scaled_dot_product_attention(%q, %repeated_k, %repeated_v, attn_mask=%mask)
-
-    %scores = sampleattn.sample_scores(%q, %k, %key_segment, scale, q_offset, chunk_n, sample_rows, block_k)
-    %bits = sampleattn.select_blocks(%scores[0], %scores[1], %key_segment, q_len, k_len, q_offset, ...)
-    %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
-
-With method "adaptive" the bits come from every row, and from sampled ones::
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
     %looked_for = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, ...)
@@ -16,8 +10,7 @@ With method "adaptive" the bits come from every row, and from sampled ones::
     %bits = bitwise_or(%looked_for, %used)
     %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
 
-or, with the option ``means``, ``block_mean_attention``, which takes what was dropped by its means.
-
+Which ops choose the blocks, and which attention reads them, is the method's (``sa_compile.methods``).
 What computed the mask and the repeated heads has no reader any more; ``dead_code.py`` removes it.
 """
 
@@ -35,6 +28,7 @@ from torch import fx
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.late.attention import options_text
+from sa_compile.methods import Attention, Forced, kept_mass, method_of
 
 from ..decide import Decision
 from ..graph.emitter import Emitter
@@ -47,7 +41,6 @@ from ..match.repeats import permutation
 from ..site import AttentionSite
 from .late import emit_late_attention, found_in_mask
 from .segments import emit_segments
-from .selection import forced_slashes, selection_arguments
 from .stats import emit_stats
 
 
@@ -126,110 +119,48 @@ class _Writer:
         self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
 
     def sampled(self) -> fx.Node:
-        """The ops that choose blocks, then attention over them and, as the method says, over means."""
-        if self.config.method == "adaptive":
-            block_mask, rows = self._adaptive()
-        else:
-            block_mask, rows = self._strips()
+        """The ops that the method chooses blocks by, then its attention over them."""
+        config, method, seen = self.config, method_of(self.config), self._seen_by_methods()
+        block_mask = method.select(self, config, seen, Forced.of(config))
         if self.collect_stats:
-            site, config = self.site, self.config
             allowed = self._shared_mask_blocks()
-            offset = self._size(self.mask.causal_offset)
-            measured = (self._segments()[1], self.scale, offset, *rows, config.block_q, config.block_k)
-            self.stats = emit_stats(
-                self.emitter, block_mask, allowed, (site.query, site.key, block_mask, *measured)
-            )
-        return self._mean_attention(block_mask) if self.config.means_dropped else self._attention(block_mask)
+            mass = kept_mass(self, method, config, seen, block_mask)
+            self.stats = emit_stats(self.emitter, block_mask, allowed, mass)
+        return self._output_of(method.attend(self, config, seen, self.site.value, block_mask))
 
     def late(self) -> fx.Node:
         """The same at an offset, or under a mask, that is read when the graph runs."""
         options = options_text(replace(self.config, stats=self.collect_stats))
-        offset = self._size(self.mask.causal_offset)
+        offset = self.size(self.mask.causal_offset)
         late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
         self.found = found_in_mask(late)
         if self.collect_stats:
             self.stats = self.emitter.item(late, 1)
         return self.emitter.item(late, 0)
 
-    def _strips(self) -> tuple[fx.Node, tuple[Any, int]]:
-        """sample_scores and select_blocks: the index, and chunk_n and sample_rows of what was sampled."""
+    def call(self, op: Any, *arguments: Any) -> fx.Node:
+        """What a method calls, as a node."""
+        return self.emitter.function(op, *arguments)
+
+    def item(self, results: fx.Node, number: int) -> fx.Node:
+        """One result of what a method called."""
+        return self.emitter.item(results, number)
+
+    def size(self, size: sympy.Expr) -> int | fx.Node:
+        """A size as a number or a node; one node for all layers."""
+        return self.shared.get(("size", size), lambda: emit_size(self.emitter, size, self.operands))
+
+    def _seen_by_methods(self) -> Attention:
         site, config = self.site, self.config
-        q_len, kv_len = as_expr(shape(site.query)[2]), as_expr(shape(site.key)[2])
-        chosen = selection_arguments(config, q_len, kv_len)
-        offset = self._size(self.mask.causal_offset)
-        _, key_segment = self._segments()
-        rows = (self._size(chosen.chunk_n), chosen.sample_rows)
-        scores = self.emitter.function(
-            ops.sample_scores_op,
+        return Attention(
             site.query,
             site.key,
-            key_segment,
+            self._segments()[1],
             self.scale,
-            offset,
-            *rows,
-            config.block_k,
-        )
-        block_mask = self.emitter.function(
-            ops.select_blocks_op,
-            self.emitter.item(scores, 0),
-            self.emitter.item(scores, 1),
-            key_segment,
-            self._size(q_len),
-            self._size(kv_len),
-            offset,
+            self.size(self.mask.causal_offset),
+            *self._lengths(),
             config.block_q,
             config.block_k,
-            chosen.alpha_c,
-            chosen.alpha_s,
-            config.keep_sink,
-            self._size(chosen.window_slashes),
-            chosen.last_rows,
-        )
-        return block_mask, rows
-
-    def _adaptive(self) -> tuple[fx.Node, tuple[Any, int]]:
-        """What either select_adaptive or select_budget keeps, and the rows whose CRA stats measure."""
-        site, config = self.site, self.config
-        _, key_segment = self._segments()
-        terms = self.emitter.function(
-            ops.block_representatives_op, site.key, key_segment, config.block_k, config.landmarks
-        )
-        block_mask = self.emitter.function(
-            ops.select_adaptive_op,
-            site.query,
-            site.key,
-            *(self.emitter.item(terms, number) for number in range(3)),
-            key_segment,
-            self.scale,
-            self._size(self.mask.causal_offset),
-            config.block_q,
-            config.block_k,
-            config.tau,
-            config.keep_sink,
-            forced_slashes(config),
-            config.last_rows,
-        )
-        if config.budget < 1:
-            block_mask = self.emitter.function(torch.bitwise_or, block_mask, self._budget(key_segment))
-        return block_mask, (config.chunk_n, config.rows_of_a_chunk)
-
-    def _budget(self, key_segment: fx.Node | None) -> fx.Node:
-        """select_budget: what sampled rows give too much attention to be left out."""
-        config = self.config
-        return self.emitter.function(
-            ops.select_budget_op,
-            self.site.query,
-            self.site.key,
-            key_segment,
-            self.scale,
-            self._size(self.mask.causal_offset),
-            config.block_q,
-            config.block_k,
-            config.budget,
-            config.budget_tau,
-            config.budget_rows,
-            config.keep_sink,
-            forced_slashes(config),
         )
 
     def block_sparse(self) -> fx.Node:
@@ -242,7 +173,7 @@ class _Writer:
         key, value_ = self.site.key, self.site.value
         q_len, kv_len = shape(self.site.query)[2], shape(key)[2]
         if not same_shape((q_len,), (kv_len,)):
-            end = self._size(as_expr(q_len))
+            end = self.size(as_expr(q_len))
             key, value_ = (
                 self.emitter.function(
                     operator.getitem, x, (slice(None), slice(None), slice(None, end), slice(None))
@@ -262,7 +193,7 @@ class _Writer:
         out = self.emitter.to_dtype(out, wanted.dtype)
         out = self.emitter.permute(out, self.site.output_order)
         if not same_shape(shape(out), wanted.shape):
-            sizes = [self._size(as_expr(size)) for size in wanted.shape]
+            sizes = [self.size(as_expr(size)) for size in wanted.shape]
             return self.emitter.method("reshape", out, *sizes)
         if (
             wanted.is_contiguous()
@@ -285,24 +216,8 @@ class _Writer:
             key_segment,
             self.scale,
             mask.causal,
-            self._size(mask.causal_offset),
-            self._size(mask.window) if mask.window is not None else 0,
-            config.block_q,
-            config.block_k,
-        )
-        return self._output_of(attention)
-
-    def _mean_attention(self, block_mask: fx.Node) -> fx.Node:
-        site, config = self.site, self.config
-        attention = self.emitter.function(
-            ops.block_mean_attention_op,
-            site.query,
-            site.key,
-            site.value,
-            block_mask,
-            self._segments()[1],
-            self.scale,
-            self._size(self.mask.causal_offset),
+            self.size(mask.causal_offset),
+            self.size(mask.window) if mask.window is not None else 0,
             config.block_q,
             config.block_k,
         )
@@ -338,8 +253,8 @@ class _Writer:
             query_segment,
             key_segment,
             self.mask.causal,
-            self._size(self.mask.causal_offset),
-            self._size(self.mask.window) if self.mask.window is not None else 0,
+            self.size(self.mask.causal_offset),
+            self.size(self.mask.window) if self.mask.window is not None else 0,
             self.config.block_q,
             self.config.block_k,
         )
@@ -350,8 +265,10 @@ class _Writer:
         )
 
     def _mask_key(self) -> tuple[Any, ...]:
-        lengths = as_expr(shape(self.site.query)[2]), as_expr(shape(self.site.key)[2])
-        return self.mask, *lengths, value(self.site.query).device
+        return self.mask, *self._lengths(), value(self.site.query).device
+
+    def _lengths(self) -> tuple[sympy.Expr, sympy.Expr]:
+        return as_expr(shape(self.site.query)[2]), as_expr(shape(self.site.key)[2])
 
     def _sdpa(self, key: fx.Node, value_: fx.Node, is_causal: bool) -> fx.Node:
         grouped = fixed(shape(self.site.query)[1]) != fixed(shape(key)[1])
@@ -366,9 +283,6 @@ class _Writer:
             scale=self.site.scale,
             enable_gqa=grouped,
         )
-
-    def _size(self, expr: sympy.Expr) -> int | fx.Node:
-        return self.shared.get(("size", expr), lambda: emit_size(self.emitter, expr, self.operands))
 
 
 def _readers_take_any_layout(node: fx.Node) -> bool:

@@ -10,12 +10,9 @@ computes reads them. Sites in child graph modules have none.
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
-
-from sa_compile.kernels import ops
 
 from ..graph.emitter import Emitter
 from ..graph.nodes import value
@@ -24,15 +21,12 @@ COLUMNS = ("density", "cra_min", "cra_mean")
 _BITS = 32
 
 
-def emit_stats(
-    emitter: Emitter, block_mask: fx.Node, allowed_mask: fx.Node, mass_arguments: tuple[Any, ...]
-) -> fx.Node:
+def emit_stats(emitter: Emitter, block_mask: fx.Node, allowed_mask: fx.Node, mass: fx.Node) -> fx.Node:
     """Nodes that compute the stats of one site; float32 [Hq, 3].
 
     ``block_mask`` int32 [B, Hq, n_query_blocks, words]: the kept blocks; ``allowed_mask``: what the mask
-    allows. ``mass_arguments``: those of ``sampleattn.attention_mass``.
+    allows. ``mass`` fp32 [B, Hq]: the CRA of each head.
     """
-    mass = emitter.function(ops.attention_mass_op, *mass_arguments)  # [B, Hq]
     kept = _popcount(emitter, block_mask)
     allowed = emitter.method(
         "clamp", _popcount(emitter, allowed_mask), min=1.0

@@ -20,7 +20,7 @@ NOT_CAUSAL = -1
 
 def options_text(config: SampleAttentionConfig) -> str:
     """The options that sampling reads, as an op takes them."""
-    names = (*selection_options(), "stats")
+    names = (*selection_options(config), "stats")
     return json.dumps({name: getattr(config, name) for name in names}, sort_keys=True)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
-from sa_compile.lab.eval.rules import RULES
+from sa_compile.lab.eval.rules import kind_of
 
 # Settings that rules were given since, with what stood for them before.
 _BEFORE = {"last": 0, **BEFORE_THE_BUDGET}
@@ -39,7 +39,7 @@ def present_name(rule: str, settings: dict[str, Any]) -> str:
     A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind.
     """
     base, plus, forced = rule.partition("+")
-    kind = RULES[base.partition(":")[0]]
+    kind = kind_of(base.partition(":")[0])
     own = settings["rule"] if plus else settings
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not own.keys() <= known:

@@ -42,7 +42,10 @@ def _range(choice: Choice, last: int | None) -> dict[str, Any]:
     chosen = choice.chosen
     options = None
     if chosen is not None:
-        options = {name: getattr(chosen.candidate.config, name) for name in selection_options()}
+        options = {
+            name: getattr(chosen.candidate.config, name)
+            for name in selection_options(chosen.candidate.config)
+        }
     return {
         "first": choice.length,
         "last": last,

@@ -10,10 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.utils._sympy.functions import FloorDiv, Mod
 
-from sa_compile.config import SampleAttentionConfig
 from sa_compile.passes.graph.emitter import Emitter
 from sa_compile.passes.graph.sizes import SizeNotAvailable, as_expr, emit_size
-from sa_compile.passes.rewrite.selection import selection_arguments
 
 
 def symbolic_graph(rows, columns):
@@ -67,27 +65,3 @@ def test_a_symbol_that_is_no_size_is_refused():
     _, x, end = symbolic_graph(4, 5)
     with pytest.raises(SizeNotAvailable, match="unknown"):
         emit_size(Emitter(end), sympy.Symbol("unknown", integer=True) + 1, (x,))
-
-
-@settings(deadline=None)
-@given(length=st.integers(1, 10**6), share=st.integers(1, 100))
-def test_stride_samples_the_share_of_rows_rounded_up(length, share):
-    config = SampleAttentionConfig(method="stride", r_row=share / 100, r_w=share / 100)
-    chosen = selection_arguments(config, sympy.Integer(length), sympy.Integer(length))
-    rows = -(-length * share // 100)
-    assert chosen.chunk_n == rows
-    assert (
-        (chosen.window_slashes - 1) * config.block_k
-        >= rows - 1
-        > (chosen.window_slashes - 2) * config.block_k
-    )
-
-
-@settings(deadline=None)
-@given(q=st.sampled_from([16, 32, 64, 128]), k=st.sampled_from([16, 32, 64, 128]), window=st.integers(1, 8))
-def test_chunked_window_is_counted_in_query_blocks(q, k, window):
-    if k > q:
-        return
-    config = SampleAttentionConfig(method="chunked", block_q=q, block_k=k, window_blocks=window)
-    chosen = selection_arguments(config, sympy.Integer(1000), sympy.Integer(1000))
-    assert chosen.window_slashes * k == window * q

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .adaptive import Adaptive
+from sa_compile.methods import METHODS
+
 from .base import Problem as Problem
 from .base import Rule as Rule
 from .fixed import BigBird, Full, StreamingLLM
@@ -19,9 +20,9 @@ from .flexprefill import FlexPrefill
 from .forced import Forced as Forced
 from .forced import forced as forced
 from .hashing import HashSparse, HyperAttention
+from .methods import Adaptive, Chunked, Stride, rule_of
 from .minference import MInference
 from .oracle import Oracle
-from .sample import Chunked, Stride
 from .xattention import XAttention
 
 _RULES: tuple[type[Rule], ...] = (
@@ -42,6 +43,15 @@ _RULES: tuple[type[Rule], ...] = (
 RULES: dict[str, type[Rule]] = {rule.name: rule for rule in _RULES}
 
 
+def kind_of(name: str) -> type[Rule]:
+    """The class of the rule of this name; a method that was registered has one too. ValueError if unknown."""
+    if name in RULES:
+        return RULES[name]
+    if name in METHODS:
+        return rule_of(METHODS[name])
+    raise ValueError(f"unknown selection rule {name!r}; known: {', '.join({**RULES, **METHODS})}")
+
+
 def parse_rule(spec: str) -> Rule:
     """The rule that a string such as ``"xattention:stride=8,tau=0.95+sink+w2"`` names.
 
@@ -51,9 +61,8 @@ def parse_rule(spec: str) -> Rule:
     """
     text, *extras = spec.split("+")
     name, _, settings = text.partition(":")
-    if name not in RULES:
-        raise ValueError(f"unknown selection rule {name!r}; known: {', '.join(RULES)}")
-    rule = RULES[name](**_settings(RULES[name], settings))
+    kind = kind_of(name)
+    rule = kind(**_settings(kind, settings))
     return _with_forced(rule, extras, spec) if extras else rule
 
 

@@ -7,7 +7,8 @@ from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.eval.rules import parse_rule
-from sa_compile.lab.tune.space import BLOCKS, FAMILIES, Candidate, axis, candidates
+from sa_compile.lab.tune.space import BLOCKS, FAMILIES, Candidate, candidates
+from sa_compile.methods.base import axis
 
 EVERY = list(candidates(FAMILIES, [(32, 32), (32, 16)]))
 
@@ -20,7 +21,7 @@ def test_rule_and_ops_of_a_setting_keep_the_same_blocks(candidate):
     key[:, :, ::37] *= 6  # a few columns stand out
     block_q, block_k = candidate.blocks
     by_rule = parse_rule(candidate.rule).select(query, key, block_q=block_q, block_k=block_k)
-    by_ops = prefill.select(query, key, candidate.config).block_mask
+    by_ops = prefill.select(query, key, candidate.config)
     assert torch.equal(unpack_bits(by_rule, 300 // block_k), unpack_bits(by_ops, 300 // block_k))
     assert (candidate.config.block_q, candidate.config.block_k) == candidate.blocks
 

@@ -1,0 +1,137 @@
+"""Method "adaptive": per query block the blocks that its rows look for, and what may not be left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sa_compile.kernels import ops
+from sa_compile.kernels.defaults import (
+    ADAPTIVE_LANDMARKS,
+    ADAPTIVE_TAU,
+    BEFORE_THE_BUDGET,
+    BUDGET,
+    BUDGET_ROWS,
+    BUDGET_TAU,
+    MEANS,
+)
+
+from .base import Attention, Calls, Forced, Method, axis
+from .options import flag, int_up_to, number_in, option, power_of_two
+
+_share = number_in(0, 1)
+# What sampled rows add to tau: nothing, with the means of what is left out, or a budget.
+_SAMPLED = (
+    {"budget": 1.0, "means": True},
+    {"budget": 0.018, "means": False},
+    {"budget": 0.025, "means": False},
+    {"budget": 0.025, "budget_rows": 8, "means": False},
+    {"budget": 0.035, "means": False},
+    {"budget": 0.05, "means": False},
+    {"budget": 0.07, "budget_rows": 8, "means": False},
+)
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    tau: float = option(
+        ADAPTIVE_TAU,
+        "A block is kept if the shares of attention that a query block's rows give its keys reach this in "
+        "their 2-norm; 0 keeps every block (method 'adaptive'), in [0, 1].",
+        _share,
+    )
+    landmarks: int = option(
+        ADAPTIVE_LANDMARKS,
+        "Keys that stand for a key block beside its mean (method 'adaptive'): large ones in different "
+        "directions, in [0, block_k]; on Hopper 7 and 15 have the fastest kernel.",
+        int_up_to(0, "block_k"),
+    )
+    budget: float = option(
+        BUDGET,
+        "What may be left out of a query block's attention (method 'adaptive'): blocks go from the smallest "
+        "share on, as long as a share times (itself and twice what went before it) stays below this squared; "
+        "in [0, 1], 1: neither this nor 'budget_tau' is looked at, and 'tau' alone decides.",
+        _share,
+    )
+    budget_tau: float = option(
+        BUDGET_TAU,
+        "A block is kept, too, if the shares of its keys on the rows that 'budget' samples reach this in "
+        "their 2-norm (method 'adaptive'), in [0, 1].",
+        _share,
+    )
+    budget_rows: int = option(
+        BUDGET_ROWS,
+        "Rows of a query block whose attention 'budget' is measured on, a power of two; half as many each "
+        "time a prompt of more than 16384 keys doubles, 4 at least (method 'adaptive').",
+        power_of_two,
+    )
+    means: bool = option(
+        MEANS,
+        "Blocks that are left out count by their mean key and value (method 'adaptive'): better on models "
+        "trained for retrieval, several times worse on pretrained ones (docs/pretrained.md).",
+        flag,
+    )
+
+
+class Adaptive(Method):
+    name = "adaptive"
+    summary = (
+        "scores all rows against a few keys of every block and keeps what they look for, wherever in the "
+        "prompt, and what sampled rows give too much attention to be left out (docs/pretrained.md)"
+    )
+    options = AdaptiveOptions
+    shared = ("window_blocks", "last_rows")
+    read_by_stats = ("chunk_n", "sample_rows")
+    tried = (axis("tau", 0.1, 0.2, 0.3, 0.5, 0.8), axis("landmarks", 7, 15), _SAMPLED)
+
+    def select(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
+        """What either every row, by landmarks, or the sampled rows, by all keys, ask for."""
+        looked_for = self._looked_for(run, options, attention, forced)
+        if options.budget >= 1:
+            return looked_for
+        return run.call(torch.bitwise_or, looked_for, self._used(run, options, attention, forced))
+
+    def _looked_for(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
+        a = attention
+        found = run.call(ops.block_representatives_op, a.key, a.key_segment, a.block_k, options.landmarks)
+        representatives = (run.item(found, number) for number in range(3))
+        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows)
+        return run.call(
+            ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
+        )
+
+    def _used(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
+        a = attention
+        sampled = (options.budget, options.budget_tau, options.budget_rows)
+        kept = (forced.keep_sink, forced.window_slashes)
+        return run.call(ops.select_budget_op, a.query, a.key, *a.where, a.block_q, a.block_k, *sampled, *kept)
+
+    def attend(self, run: Calls, options: Any, attention: Attention, value: Any, block_mask: Any) -> Any:
+        if not options.means:
+            return super().attend(run, options, attention, value, block_mask)
+        a = attention
+        return run.call(
+            ops.block_mean_attention_op, a.query, a.key, value, block_mask, *a.where, a.block_q, a.block_k
+        )
+
+    def means_dropped(self, options: Any) -> bool:
+        return bool(options.means)
+
+    def timed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The landmarks, and how many rows a budget samples. Settings that are older than it have none, and
+        take what is left out by its means."""
+        settings = {**BEFORE_THE_BUDGET, **settings}
+        found = {"landmarks": settings["landmarks"]}
+        if settings["budget"] < 1:
+            found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]
+        if settings["means"] != ("rows" not in found):
+            found["means"] = settings["means"]
+        return found
+
+    def rule_settings(self, options: Any) -> dict[str, Any]:
+        settings = super().rule_settings(options)
+        rows_tau, rows = settings.pop("budget_tau"), settings.pop("budget_rows")
+        return {**settings, "rows_tau": rows_tau, "rows": rows}
