@@ -15,14 +15,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-
-if TYPE_CHECKING:
-    from sa_compile.passes.site_record import SiteRecord
 
 _WEIGHTS = 8  # that are digested, evenly spread over the model's matrices
 _VALUES = 256  # of each
@@ -31,6 +28,23 @@ _NAME_PARTS = re.compile(r"\._(?:modules|parameters)\['([^']+)'\]")
 
 class WrongModel(ValueError):
     """A profile is used with another model than the one it was tuned for."""
+
+
+class ReportedAttention(Protocol):
+    """What is read of an attention's row in a report (``passes.site_record``)."""
+
+    @property
+    def module_path(self) -> str: ...
+    @property
+    def q_heads(self) -> int | str: ...
+    @property
+    def kv_heads(self) -> int | str: ...
+    @property
+    def head_dim(self) -> int | str: ...
+    @property
+    def value_head_dim(self) -> int | str: ...
+    @property
+    def dtype(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -95,7 +109,7 @@ class Compared:
         return f"{self.attentions} attentions, {self.weights} weights, values of {self.values}"
 
 
-def fingerprint(model: nn.Module, sites: Iterable[SiteRecord]) -> Fingerprint:
+def fingerprint(model: nn.Module, sites: Iterable[ReportedAttention]) -> Fingerprint:
     """The fingerprint of a model; ``sites`` are the causal attentions that ``explain`` reports of it."""
     matrices = [(name, p) for name, p in model.named_parameters() if p.ndim >= 2]
     spread = {round(n * (len(matrices) - 1) / max(_WEIGHTS - 1, 1)) for n in range(_WEIGHTS)}
@@ -109,7 +123,7 @@ def fingerprint(model: nn.Module, sites: Iterable[SiteRecord]) -> Fingerprint:
     )
 
 
-def kind_of(site: SiteRecord) -> AttentionKind:
+def kind_of(site: ReportedAttention) -> AttentionKind:
     """The kind of an attention in a report, without a count. ValueError for one that was not understood."""
     sizes = (site.q_heads, site.kv_heads, site.head_dim, site.value_head_dim)
     if not all(isinstance(size, int) for size in sizes):
@@ -144,7 +158,7 @@ def check_graph(
     expected: Fingerprint,
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
-    sites: Sequence[SiteRecord],
+    sites: Sequence[ReportedAttention],
     profile: str,
 ) -> Compared:
     """Compare what a graph shows of the model; returns how much was compared.

@@ -12,8 +12,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Folders of the repository, and the names under which their files import each other.
 FOLDERS = {"sa_compile": "sa_compile", "passes": "sa_compile.passes", "kernels": "sa_compile.kernels"}
-# What measures: no part of a model that runs.
-LAB = "sa_compile.lab"
+# From below to above: each imports what stands before it. What no line names is product.
+BELOW = (
+    ("kernels", ("sa_compile.kernels",)),
+    (
+        "methods",
+        (
+            *("sa_compile.methods", "sa_compile.config", "sa_compile.profile", "sa_compile.fingerprint"),
+            *("sa_compile.prefill", "sa_compile.late"),
+        ),
+    ),
+    ("passes", ("sa_compile.passes",)),
+)
+LAB = "sa_compile.lab"  # what measures: no part of a model that runs
+ORDER = (*(name for name, _ in BELOW), "product", "lab")
 
 
 def sources(root: Path) -> dict[str, Path]:
@@ -59,18 +71,49 @@ def inside(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
+def layer(module: str) -> int:
+    """Where a module, or what is imported of it, stands: an index into ``ORDER``."""
+    if inside(module, LAB):
+        return ORDER.index("lab")
+    owners = (name for name, packages in BELOW if any(inside(module, package) for package in packages))
+    return ORDER.index(next(owners, "product"))
+
+
 def wrong_ways(root: Path) -> list[str]:
-    """Imports against the allowed directions, also those in functions and for types: 'module: name'."""
-    wrong = []
-    for module, file in sources(root).items():
+    """Imports of what stands above, also those in functions and for types: 'module: name'."""
+    return [
+        f"{module}: {name}"
+        for module, file in sources(root).items()
+        if module != "sa_compile.cli"  # the command line alone starts what measures
+        for name in imported(module, file, when_loaded=False)
+        if inside(name, "sa_compile") and name != "sa_compile" and layer(name) > layer(module)
+    ]
+
+
+def folder(module: str, files: dict[str, Path]) -> str:
+    """The folder of a module; of a file right under passes/ or sa_compile/, the file. ``lab/`` has one a
+    subfolder."""
+    package = module if files[module].name == "__init__.py" else module.rpartition(".")[0]
+    if package in FOLDERS.values():
+        return module
+    return ".".join(package.split(".")[:3])
+
+
+def circle_of_folders(root: Path) -> list[str]:
+    """Folders of passes/ and sa_compile/ that import each other, first and last the same; none: [].
+
+    A command line (``cli.py``) may start anything and is left out.
+    """
+    files, graph = sources(root), dict[str, set[str]]()
+    for module, file in files.items():
         for name in imported(module, file, when_loaded=False):
-            if inside(module, "sa_compile.kernels"):
-                bad = inside(name, "sa_compile") and not inside(name, "sa_compile.kernels")
-            else:
-                # The command line alone starts what measures.
-                bad = inside(name, LAB) and not inside(module, LAB) and module != "sa_compile.cli"
-            wrong += [f"{module}: {name}"] if bad else []
-    return wrong
+            parts = name.split(".")
+            above = (".".join(parts[:length]) for length in range(len(parts), 1, -1))
+            found = next((x for x in above if x in files), None)
+            command = module.endswith(".cli")
+            if found is not None and not command and not inside(found, "sa_compile.kernels"):
+                graph.setdefault(folder(module, files), set()).add(folder(found, files))
+    return _first_circle({name: others - {name} for name, others in graph.items()})
 
 
 def circle(root: Path) -> list[str]:
@@ -86,6 +129,10 @@ def circle(root: Path) -> list[str]:
             modules = [x for x in above if x in files]
             loaded.update(x for x in modules[:-1] if not inside(module, x))
             loaded.update(x for x in modules[-1:] if x != module)
+    return _first_circle(graph)
+
+
+def _first_circle(graph: dict[str, set[str]]) -> list[str]:
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -93,9 +140,14 @@ def circle(root: Path) -> list[str]:
     return []
 
 
-def test_kernels_and_passes_import_nothing_of_what_stands_above_them():
-    assert (ROOT / "sa_compile" / "lab").is_dir()
+def test_imports_point_from_the_lab_down_to_the_kernels():
+    assert all(package in sources(ROOT) for _, packages in BELOW for package in packages)
+    assert {layer(module) for module in sources(ROOT)} == set(range(len(ORDER)))
     assert wrong_ways(ROOT) == []
+
+
+def test_no_folders_import_each_other_in_a_circle():
+    assert circle_of_folders(ROOT) == []
 
 
 def test_no_files_import_each_other_in_a_circle():
@@ -111,6 +163,10 @@ def test_no_files_import_each_other_in_a_circle():
         ("kernels/op/__init__.py", "def f():\n    from ... import passes"),
         ("kernels/a.py", "import passes.site"),
         ("passes/a.py", "from sa_compile.lab import bench"),
+        ("passes/a.py", "from sa_compile.report import Report"),
+        ("sa_compile/methods/a.py", "from sa_compile.passes.site import AttentionSite"),
+        ("sa_compile/late/a.py", "def f():\n    from sa_compile import backend"),
+        ("sa_compile/report.py", "from sa_compile.lab.eval import run"),
         ("passes/mask/a.py", "if TYPE_CHECKING:\n    from sa_compile.lab.eval.rules import Rule"),
     ],
 )
@@ -139,6 +195,19 @@ def test_circles_are_found_where_files_load_each_other(tmp_path, files, is_circl
         if not (tmp_path / path).exists():
             _write(tmp_path, {path: ""})
     assert bool(circle(tmp_path)) == is_circle
+
+
+def test_a_circle_of_folders_is_found(tmp_path):
+    files = {
+        "passes/graph/__init__.py": "",
+        "passes/mask/__init__.py": "",
+        "passes/graph/a.py": "def f():\n    from ..mask import b",
+        "passes/mask/b.py": "",
+        "passes/mask/c.py": "from ..graph.a import f",
+    }
+    _write(tmp_path, files)
+    assert circle(tmp_path) == []
+    assert set(circle_of_folders(tmp_path)) == {"sa_compile.passes.graph", "sa_compile.passes.mask"}
 
 
 def _write(root: Path, files: dict[str, str]) -> None:
