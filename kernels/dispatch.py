@@ -1,12 +1,12 @@
 """The ops as PyTorch knows them: schemas, fakes, and which function computes them where.
 
 Importing it defines the ops of the namespace ``sampleattn``, registers the PyTorch implementations
-(``eager.py``) for every device and the kernels for CUDA, and loads the C++ library for the CPU.
+(``eager.py``) for every device and the kernels for CUDA, and loads the C++ library for the CPU. A call comes
+as the schema's values and goes on as the op's record, ``Arguments``; the CUDA library's ops take the values.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import warnings
@@ -48,21 +48,6 @@ for _name, _schema in SCHEMAS.items():
     # Implementations take any strides whose last dimension is contiguous, so the order of strides is all that
     # Inductor has to keep: views such as [B, S, H, D].transpose(1, 2) reach them uncopied.
     _library.define(_name + _schema, tags=(torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag))
-
-
-def implement(name: str, dispatch_key: str, function: Callable) -> None:
-    """Register ``function`` as the implementation of op ``name`` for a dispatch key such as "CUDA".
-
-    ``function`` takes the schema's arguments positionally. Must run before a graph is captured. Under
-    autocast, which knows none of the ops, it computes as without.
-    """
-
-    @functools.wraps(function)
-    def without_autocast(*args: Any) -> Any:
-        with torch._C._DisableAutocast():
-            return function(*args)
-
-    _library.impl(name, without_autocast, dispatch_key)
 
 
 def load_cpu_library() -> bool:
@@ -108,16 +93,31 @@ def on_cuda(op: Any) -> Callable:
     return run
 
 
-def _of_record(op: Any, run: Callable) -> Callable:
-    arguments = op.Arguments
-    return lambda *values: run(arguments(*values))
+def _register(op: Any, dispatch_key: str, run: Callable) -> None:
+    """Register ``run``, a function of the op's record, for a dispatch key such as "CUDA".
+
+    Must run before a graph is captured. Under autocast, which knows none of the ops, it computes as without.
+    """
+
+    def without_autocast(*values: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return run(op.Arguments(*values))
+
+    _library.impl(op.NAME, without_autocast, dispatch_key)
+
+
+def _register_fake(op: Any) -> None:
+    def fake(*values: Any) -> Any:
+        return op.fake(op.Arguments(*values))
+
+    torch.library.register_fake(f"{NAMESPACE}::{op.NAME}", fake, lib=_library)
 
 
 for _op in OPS:
-    torch.library.register_fake(f"{NAMESPACE}::{_op.NAME}", _of_record(_op, _op.fake), lib=_library)
-    implement(_op.NAME, "CompositeExplicitAutograd", _of_record(_op, implementation(_op.NAME, "eager")))
+    _register_fake(_op)
+    _register(_op, "CompositeExplicitAutograd", implementation(_op.NAME, "eager"))
     if torch.version.cuda is not None and hasattr(_op, "kernel"):
-        implement(_op.NAME, "CUDA", _of_record(_op, on_cuda(_op)))
+        _register(_op, "CUDA", on_cuda(_op))
 for _op in (block_sparse_attention, block_mean_attention):
     _refuse_backward(_op.NAME)
 HAS_CPU_LIBRARY = load_cpu_library()
