@@ -1,15 +1,166 @@
-"""``block_sparse_attention`` in Triton: the portable path, and a cross-check of the CUDA kernel."""
+"""``block_sparse_attention`` in Triton: the portable path, and a cross-check of the CUDA kernel.
+
+A loop with a condition around its products cannot overlap loads with them, and a mask costs as much as the
+exponentials. So a first kernel writes each query block's kept blocks as a list, and counts those that neither
+position nor length cuts; the second runs these without a mask, the others after them. The lists of as many
+query blocks are made at a time as fit in ``SCRATCH_BYTES``.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..choice import shared_memory
 from ..shared.shapes import ceil_div
 from ..shared.triton import LOG2_E, batch_stride, readable, tile_dim
 from .op import Arguments, new_outputs
+
+SCRATCH_BYTES = 64 << 20
+STAGES = 3  # the first only finds the block that the others load and multiply
+
+
+class Tile(NamedTuple):
+    """Query rows of a thread block, and keys that it multiplies them with at a time."""
+
+    rows: int
+    keys: int
+
+    def fits(self, size: int, dim: int, value_dim: int, shared: int) -> bool:
+        """Do the rows and two steps' keys and values of ``size`` bytes fit into ``shared`` bytes?"""
+        return size * (self.rows * dim + (STAGES - 1) * self.keys * (dim + value_dim)) + 2048 <= shared
+
+    def warps(self, value_dim: int) -> int:
+        """As many as hold the output's sums in 64 registers a thread."""
+        return 4 if self.rows * value_dim <= 128 * 64 else 8
+
+
+# The first that the device's shared memory holds; fast on an H200 at the head dims that it serves there.
+TILES_OF_64 = (Tile(128, 64), Tile(64, 32), Tile(32, 32), Tile(16, 16))  # head dims of at most 64
+TILES = (Tile(128, 128), Tile(128, 64), Tile(64, 64), Tile(64, 32), Tile(32, 32), Tile(16, 16))
+
+
+def tile_that_fits(size: int, dim: int, value_dim: int, shared: int) -> Tile:
+    """The tile for elements of ``size`` bytes and these head dims, as ``tile_dim`` rounds them up."""
+    tiles = TILES_OF_64 if max(dim, value_dim) <= 64 else TILES
+    return next((tile for tile in tiles if tile.fits(size, dim, value_dim, shared)), tiles[-1])
+
+
+@triton.jit
+def _list_blocks(
+    block_mask,
+    kept,  # int32 [B|1, Hq|1, query blocks of the group, n]
+    counts,  # int32 [B|1, Hq|1, query blocks of the group, 3]: before, among and behind the whole blocks
+    mask_batch,
+    mask_head,
+    mask_row,
+    mask_heads,
+    n,
+    q_len,
+    k_len,
+    q_offset,
+    window,
+    first_query_block,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    query_block = first_query_block + tl.program_id(0)
+    of_mask = tl.program_id(1).to(tl.int64)
+    words = block_mask + of_mask // mask_heads * mask_batch + of_mask % mask_heads * mask_head
+    words += query_block.to(tl.int64) * mask_row
+    place = of_mask * tl.num_programs(0) + tl.program_id(0)
+    first = query_block * BLOCK_Q + q_offset  # positions of the first row, and behind the last one
+    stop = tl.minimum(query_block * BLOCK_Q + BLOCK_Q, q_len) + q_offset
+
+    # Key blocks that position and length allow, and those of them that they do not cut.
+    begin, end = 0, (k_len + BLOCK_K - 1) // BLOCK_K
+    whole_begin, whole_end = 0, k_len // BLOCK_K
+    if CAUSAL:
+        end = tl.minimum(end, (tl.maximum(stop, 0) + BLOCK_K - 1) // BLOCK_K)
+        whole_end = tl.minimum(whole_end, tl.maximum(first + 1, 0) // BLOCK_K)
+    if HAS_WINDOW:
+        begin = tl.maximum(first - window + 1, 0) // BLOCK_K
+        whole_begin = (tl.maximum(stop - window, 0) + BLOCK_K - 1) // BLOCK_K
+    if HAS_SEGMENT:
+        whole_end = 0  # a segment may cut any block
+
+    count = 0
+    before = 0
+    whole = 0
+    for start in range(begin // STEP * STEP, end, STEP):
+        block = start + tl.arange(0, STEP)
+        inside = (block >= begin) & (block < end)
+        word = tl.load(words + block // 32, mask=inside, other=0)
+        bit = (word >> (block % 32)) & inside.to(tl.int32)
+        tl.store(kept + place * n + count + tl.cumsum(bit, 0) - 1, block, mask=bit != 0)
+        count += tl.sum(bit, 0)
+        before += tl.sum(bit * (block < whole_begin).to(tl.int32), 0)
+        whole += tl.sum(bit * ((block >= whole_begin) & (block < whole_end)).to(tl.int32), 0)
+    tl.store(counts + place * 3, before)
+    tl.store(counts + place * 3 + 1, whole)
+    tl.store(counts + place * 3 + 2, count - before - whole)
+
+
+@triton.jit
+def _add_keys(
+    q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
+    highest, total, acc,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_V: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    TILE_DIM_V: tl.constexpr,
+    TILE_KEYS: tl.constexpr,
+    MASKED: tl.constexpr,  # not every row sees every key of the tile
+    CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Adds the keys from ``start`` on to the rows' highest scores, sums of exponentials, and outputs."""
+    dim, dim_v, entry = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V), tl.arange(0, TILE_KEYS)
+    index = start + entry
+    exists = index < k_len
+    places_k = keys + start.to(tl.int64) * k_row + entry[None, :] * k_row + dim[:, None]
+    places_v = values + start.to(tl.int64) * v_row + entry[:, None] * v_row + dim_v[None, :]
+    if MASKED:
+        k = tl.load(places_k, mask=exists[None, :] & (dim < HEAD_DIM)[:, None], other=0.0)
+    elif TILE_DIM != HEAD_DIM:
+        k = tl.load(places_k, mask=(dim < HEAD_DIM)[:, None], other=0.0)
+    else:
+        k = tl.load(places_k)
+    scores = tl.dot(q, k, input_precision="ieee")
+    if MASKED:
+        visible = exists[None, :]
+        if CAUSAL:
+            visible = visible & (index[None, :] <= position[:, None])
+        if HAS_WINDOW:
+            visible = visible & (index[None, :] > position[:, None] - window)
+        if HAS_SEGMENT:
+            segment = tl.load(segments + index, mask=exists, other=-1)
+            visible = visible & (segment[None, :] == own_segment[:, None]) & (segment >= 0)[None, :]
+            # The weight of a key that no row sees is 0, but 0 * NaN is NaN.
+            exists = exists & (segment >= 0)
+        scores = tl.where(visible, scores, float("-inf"))
+    # Scores are compared before they are scaled: the scale is positive.
+    higher = tl.maximum(highest, tl.max(scores, 1))
+    offset = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+    weights = tl.exp2(scores * scale_log2 - (offset * scale_log2)[:, None])
+    correction = tl.exp2((highest - offset) * scale_log2)
+    if MASKED:
+        v = tl.load(places_v, mask=exists[:, None] & (dim_v < HEAD_DIM_V)[None, :], other=0.0)
+    elif TILE_DIM_V != HEAD_DIM_V:
+        v = tl.load(places_v, mask=(dim_v < HEAD_DIM_V)[None, :], other=0.0)
+    else:
+        v = tl.load(places_v)
+    total = total * correction + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * correction[:, None], input_precision="ieee")
+    return higher, total, acc
 
 
 @triton.jit
@@ -17,7 +168,8 @@ def _attend(
     query,
     key,
     value,
-    block_mask,
+    kept,  # as _list_blocks wrote them
+    counts,
     query_segment,
     key_segment,
     out,
@@ -31,32 +183,36 @@ def _attend(
     v_batch,
     v_head,
     v_row,
-    mask_batch,
-    mask_head,
-    mask_row,
+    list_batch,
+    list_head,
     query_segment_batch,
     key_segment_batch,
     heads,
     group,
+    n,
     q_len,
     k_len,
     q_offset,
     window,
     scale_log2,
+    first_tile,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_V: tl.constexpr,
     TILE_DIM: tl.constexpr,
     TILE_DIM_V: tl.constexpr,
     TILE_ROWS: tl.constexpr,
+    TILE_KEYS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     CAUSAL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_QUERY_SEGMENT: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     # Long rows first: the last tiles have the most keys under a causal mask.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    of_group = tl.num_programs(0) - 1 - tl.program_id(0)
+    tile = first_tile + of_group
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
@@ -72,72 +228,47 @@ def _attend(
         own_segment = tl.load(query_segment + batch * query_segment_batch + row, mask=row < q_len, other=0)
     keys = key + batch * k_batch + (head // group) * k_head
     values = value + batch * v_batch + (head // group) * v_head
-    words = block_mask + batch * mask_batch + head * mask_head + (tile * TILE_ROWS // BLOCK_Q) * mask_row
-
-    # Key blocks that position and length allow.
-    end = (k_len + BLOCK_K - 1) // BLOCK_K
-    begin = 0
-    if CAUSAL:
-        last = tl.minimum(tile * TILE_ROWS + TILE_ROWS, q_len) - 1 + q_offset
-        end = tl.minimum(end, (tl.maximum(last, -1) + BLOCK_K) // BLOCK_K)
-    if HAS_WINDOW:
-        begin = tl.maximum(tile * TILE_ROWS + q_offset - window + 1, 0) // BLOCK_K
+    segments = key_segment + batch * key_segment_batch if HAS_SEGMENT else key_segment
+    place = batch * list_batch + head * list_head + of_group * TILE_ROWS // BLOCK_Q
+    kept += place * n
+    before, whole = tl.load(counts + place * 3), tl.load(counts + place * 3 + 1)
+    behind = tl.load(counts + place * 3 + 2)
 
     highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((TILE_ROWS,), tl.float32)
     acc = tl.zeros((TILE_ROWS, TILE_DIM_V), tl.float32)
-    for block in range(begin, end):
-        word = tl.load(words + block // 32)
-        if (word >> (block % 32)) & 1:
-            index = block * BLOCK_K + tl.arange(0, BLOCK_K)
-            exists = index < k_len
-            k = tl.load(
-                keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
-                mask=exists[None, :] & (dim < HEAD_DIM)[:, None],
-                other=0.0,
-            )
-            visible = exists[None, :]
-            if CAUSAL:
-                visible = visible & (index[None, :] <= position[:, None])
-            if HAS_WINDOW:
-                visible = visible & (index[None, :] > position[:, None] - window)
-            if HAS_SEGMENT:
-                segment = tl.load(key_segment + batch * key_segment_batch + index, mask=exists, other=-1)
-                visible = visible & (segment[None, :] == own_segment[:, None]) & (segment >= 0)[None, :]
-                # The weight of a key that no row sees is 0, but 0 * NaN is NaN.
-                exists = exists & (segment >= 0)
-            scores = tl.dot(q, k, input_precision="ieee") * scale_log2
-            scores = tl.where(visible, scores, float("-inf"))
-            higher = tl.maximum(highest, tl.max(scores, 1))
-            offset = tl.where(higher == float("-inf"), 0.0, higher)
-            weights = tl.exp2(scores - offset[:, None])
-            correction = tl.exp2(highest - offset)
-            v = tl.load(
-                values + index[:, None].to(tl.int64) * v_row + dim_v[None, :],
-                mask=exists[:, None] & (dim_v < HEAD_DIM_V)[None, :],
-                other=0.0,
-            )
-            total = total * correction + tl.sum(weights, 1)
-            acc = acc * correction[:, None]
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
-            highest = higher
+    PARTS: tl.constexpr = BLOCK_K // TILE_KEYS
+    for part in tl.range(before * PARTS, (before + whole) * PARTS, num_stages=STAGES):
+        start = tl.load(kept + part // PARTS) * BLOCK_K + part % PARTS * TILE_KEYS
+        highest, total, acc = _add_keys(
+            q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
+            highest, total, acc, HEAD_DIM, HEAD_DIM_V, TILE_DIM, TILE_DIM_V, TILE_KEYS,
+            False, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
+        )  # fmt: skip
+    for part in tl.range(0, (before + behind) * PARTS, num_stages=STAGES if HAS_SEGMENT else 1):
+        cut = part // PARTS
+        cut = tl.where(cut < before, cut, cut + whole)
+        start = tl.load(kept + cut) * BLOCK_K + part % PARTS * TILE_KEYS
+        highest, total, acc = _add_keys(
+            q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
+            highest, total, acc, HEAD_DIM, HEAD_DIM_V, TILE_DIM, TILE_DIM_V, TILE_KEYS,
+            True, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
+        )  # fmt: skip
 
     seen = total > 0
-    acc = acc / tl.where(seen, total, 1.0)[:, None]
-    result = tl.where(
-        highest == float("-inf"), float("-inf"), (highest + tl.log2(total)) * 0.6931471805599453
-    )
+    total = tl.where(seen, total, 1.0)
+    result = (highest * scale_log2 + tl.log2(total)) * 0.6931471805599453
     out_row = (batch * q_len + row[:, None]) * heads + head
     tl.store(
         out + out_row * HEAD_DIM_V + dim_v[None, :],
-        acc.to(out.dtype.element_ty),
+        (acc / total[:, None]).to(out.dtype.element_ty),
         mask=(row < q_len)[:, None] & (dim_v < HEAD_DIM_V)[None, :],
     )
-    tl.store(lse + batch_head * q_len + row, result, mask=row < q_len)
+    tl.store(lse + batch_head * q_len + row, tl.where(seen, result, float("-inf")), mask=row < q_len)
 
 
 def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
-    """The op ``block_sparse_attention`` (see ``op``). One launch, no host synchronisation."""
+    """The op ``block_sparse_attention`` (see ``op``). Two launches a group; no host synchronisation."""
     batch, heads, q_len, head_dim = a.query.shape
     heads_kv, k_len, head_dim_v = a.value.shape[1:]
     out, lse = new_outputs(a)
@@ -149,44 +280,78 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     if query_segment is not None and key_segment is None:
         key_segment = query_segment.new_zeros((1, k_len))
 
-    wide = query.dtype == torch.float32 or max(head_dim, head_dim_v) > 128
-    rows = min(block_q, 64 if wide else 128)
-    _attend[(ceil_div(q_len, rows), batch * heads)](
-        query,
-        key,
-        value,
-        block_mask,
-        query_segment,
-        key_segment,
-        out,
-        lse,
-        *query.stride()[:3],
-        *key.stride()[:3],
-        *value.stride()[:3],
-        batch_stride(block_mask),
-        0 if block_mask.shape[1] == 1 else block_mask.stride(1),
-        block_mask.stride(2),
-        batch_stride(query_segment),
-        batch_stride(key_segment),
-        heads,
-        heads // heads_kv,
-        q_len,
-        k_len,
-        a.q_offset,
-        a.window,
-        a.scale * LOG2_E,
-        HEAD_DIM=head_dim,
-        HEAD_DIM_V=head_dim_v,
-        TILE_DIM=tile_dim(head_dim),
-        TILE_DIM_V=tile_dim(head_dim_v),
-        TILE_ROWS=rows,
-        BLOCK_Q=block_q,
-        BLOCK_K=block_k,
-        CAUSAL=a.causal,
-        HAS_WINDOW=a.window > 0,
-        HAS_QUERY_SEGMENT=query_segment is not None,
-        HAS_SEGMENT=key_segment is not None,
-        num_warps=8 if wide or rows == 128 else 4,
-        num_stages=1 if wide else 2,
-    )
+    dims = tile_dim(head_dim), tile_dim(head_dim_v)
+    shared = shared_memory(query.device) if query.is_cuda else 1 << 20  # in Triton's interpreter
+    tile = tile_that_fits(query.element_size(), *dims, shared)
+    rows = min(tile.rows, block_q)
+    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
+    mask_batches, mask_heads = block_mask.shape[:2]
+    lists = mask_batches * mask_heads
+    step = min(max(SCRATCH_BYTES // (4 * lists * max(n, 1)), 1), n_query_blocks)
+    kept = block_mask.new_empty((lists, step, n))
+    counts = block_mask.new_empty((lists, step, 3))
+    for first in range(0, n_query_blocks, step):
+        count = min(step, n_query_blocks - first)
+        _list_blocks[(count, lists)](
+            block_mask,
+            kept,
+            counts,
+            *block_mask.stride()[:3],
+            mask_heads,
+            n,
+            q_len,
+            k_len,
+            a.q_offset,
+            a.window,
+            first,
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            CAUSAL=a.causal,
+            HAS_WINDOW=a.window > 0,
+            HAS_SEGMENT=key_segment is not None,
+            STEP=min(1024, max(32, triton.next_power_of_2(n))),
+            num_warps=4,
+        )
+        group_rows = min(q_len - first * block_q, count * block_q)
+        _attend[(ceil_div(group_rows, rows), batch * heads)](
+            query,
+            key,
+            value,
+            kept,
+            counts,
+            query_segment,
+            key_segment,
+            out,
+            lse,
+            *query.stride()[:3],
+            *key.stride()[:3],
+            *value.stride()[:3],
+            0 if mask_batches == 1 else mask_heads * count,
+            0 if mask_heads == 1 else count,
+            batch_stride(query_segment),
+            batch_stride(key_segment),
+            heads,
+            heads // heads_kv,
+            n,
+            q_len,
+            k_len,
+            a.q_offset,
+            a.window,
+            a.scale * LOG2_E,
+            first * block_q // rows,
+            HEAD_DIM=head_dim,
+            HEAD_DIM_V=head_dim_v,
+            TILE_DIM=dims[0],
+            TILE_DIM_V=dims[1],
+            TILE_ROWS=rows,
+            TILE_KEYS=min(tile.keys, block_k),
+            BLOCK_Q=block_q,
+            BLOCK_K=block_k,
+            CAUSAL=a.causal,
+            HAS_WINDOW=a.window > 0,
+            HAS_QUERY_SEGMENT=query_segment is not None,
+            HAS_SEGMENT=key_segment is not None,
+            STAGES=STAGES,
+            num_warps=tile.warps(dims[1]),
+        )
     return out, lse

@@ -22,6 +22,7 @@ ATTENTION = [
     "ragged_bshd",
     "unaligned_offset",
     "negative_offset",
+    "window",
     "left_padding",
     "packed_sparse_batch",
 ]
@@ -45,6 +46,45 @@ def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: st
     )
     assert error <= 1.5 * dense_error + 1e-6
     assert lse_error <= 1e-3
+
+
+@pytest.mark.parametrize("scratch", [1, 2048], ids=["a_query_block_a_group", "two_groups"])
+def test_block_sparse_attention_in_groups(scratch: int, triton_device: str, monkeypatch) -> None:
+    from sa_compile.kernels.block_sparse_attention import triton as attention
+
+    monkeypatch.setattr(attention, "SCRATCH_BYTES", scratch)
+    case = GRID["unaligned_offset"].with_(dtype=torch.float16, block_q=32, block_k=32, heads=2, heads_kv=1)
+    error, dense_error, lse_error = attention_cases.check(
+        triton.block_sparse_attention, case, triton_device, seed=5
+    )
+    assert error <= 1.5 * dense_error + 1e-6
+    assert lse_error <= 1e-3
+
+
+@pytest.mark.parametrize(
+    "device, dims, tile",
+    [
+        ("H200", (64, 64), (128, 64)),
+        ("H200", (128, 128), (128, 128)),
+        ("H200", (256, 128), (128, 64)),
+        ("H200", (256, 256), (128, 64)),
+        ("H200", (512, 512), (64, 32)),
+        ("A100", (128, 128), (128, 128)),
+        ("A100", (256, 256), (64, 64)),
+        ("RTX 4090", (64, 64), (128, 64)),
+        ("RTX 4090", (128, 128), (128, 64)),
+        ("RTX 4090", (256, 256), (64, 32)),
+        ("T4", (128, 128), (64, 32)),
+        ("T4", (512, 512), (16, 16)),
+    ],
+)
+def test_a_tile_of_the_attention_fits_the_device(
+    device: str, dims: tuple[int, int], tile: tuple[int, int]
+) -> None:
+    from sa_compile.kernels.block_sparse_attention.triton import tile_that_fits
+
+    kib = {"H200": 227, "A100": 163, "RTX 4090": 99, "T4": 64}[device]
+    assert tile_that_fits(2, *dims, kib * 1024) == tile
 
 
 def padding_of(side: str, k_len: int, device: str) -> Tensor | None:
