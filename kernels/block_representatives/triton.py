@@ -1,4 +1,8 @@
-"""The representatives of key blocks on the device: ``block_representatives`` of method C."""
+"""``block_representatives`` in Triton: the portable path.
+
+A first kernel writes the products of a block's keys with each other; the second, a warp a block, then only
+reads one row of them for each landmark that it chooses, and no step waits for another warp.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,47 @@ from ..shared.shapes import ceil_div
 from ..shared.triton import batch_stride, readable, tile_dim, visible_and_sinks
 from .op import Arguments, new_results
 
+SCRATCH_BYTES = 256 << 20
+
 
 @triton.jit
-def _represent(
+def _multiply(
     key,
     key_segment,
+    products,  # fp32 [B * Hkv, blocks of the group, BLOCK_K, BLOCK_K]
+    k_batch,
+    k_head,
+    k_row,
+    segment_batch,
+    heads,
+    k_len,
+    first_block,
+    HEAD_DIM: tl.constexpr,
+    TILE_DIM: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HAS_SEGMENT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Products of a block's keys with each other, 0 for those that are padding."""
+    block, batch_head = first_block + tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, head = batch_head // heads, batch_head % heads
+    dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K)
+    index = block * BLOCK_K + entry
+    valid = index < k_len
+    if HAS_SEGMENT:
+        valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
+    at = key + batch * k_batch + head * k_head + index[:, None].to(tl.int64) * k_row + dim[None, :]
+    k = tl.load(at, mask=valid[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+    place = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_K * BLOCK_K
+    product = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+    tl.store(products + place + entry[:, None] * BLOCK_K + entry[None, :], product)
+
+
+@triton.jit
+def _choose(
+    key,
+    key_segment,
+    products,
     first_blocks,  # int32 [B|1] beside key_segment: the first block that holds a valid key
     representatives,  # [B, Hkv, 1 + landmarks, n, D]
     log_weights,  # [B, Hkv, 1 + landmarks, n], as is spreads
@@ -29,29 +69,32 @@ def _represent(
     k_len,
     n,
     landmarks,
+    first_of_group,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    MARKS: tl.constexpr,
+    ROWS: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
-    PRECISION: tl.constexpr,
     TAKEN: tl.constexpr,
 ):
-    block, batch_head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    """The landmarks of a block, the mean of its other keys and their spread; one warp."""
+    block, batch_head = first_of_group + tl.program_id(0), tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
-    dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K)
+    dim, entry, before = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K), tl.arange(0, MARKS)
     index = block * BLOCK_K + entry
     valid = index < k_len
     if HAS_SEGMENT:
         valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
-    keys = key + batch * k_batch + head * k_head + dim
-    loaded = valid[:, None] & (dim < HEAD_DIM)[None, :]
-    k = tl.load(keys[None, :] + index[:, None].to(tl.int64) * k_row, mask=loaded, other=0.0)
-    products = tl.dot(k, tl.trans(k), input_precision=PRECISION)  # what is left of them
-    k = k.to(tl.float32)
-    left = tl.where(valid, tl.sum(k * k, 1), -1.0)  # of the squared norms; below 0: no key, or chosen
+    keys = key + batch * k_batch + head * k_head + (block * BLOCK_K).to(tl.int64) * k_row
+    products += (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_K * BLOCK_K
+    left = tl.load(products + entry * (BLOCK_K + 1))
+    left = tl.where(valid, left, -1.0)  # of the squared norms; below 0: no key, or chosen
     count = tl.sum(valid.to(tl.int32), 0)
-    first = (batch_head * (1 + landmarks)) * n + block
+    first = batch_head * (1 + landmarks) * n + block
     first_block = tl.load(first_blocks + batch * first_batch) if HAS_SEGMENT else 0
+    # What was left of the keys' products with each landmark, over the root of what was left of its norm.
+    columns = tl.zeros((MARKS, BLOCK_K), tl.float32)
     for mark in range(1, landmarks + 1):
         place = first + mark * n
         strongest = tl.argmax(left, 0)  # of equal ones the first
@@ -59,37 +102,50 @@ def _represent(
             strongest = tl.argmax(valid.to(tl.int32), 0)  # the prompt's first key
         exists = count >= mark
         landmark = tl.load(
-            keys + (block * BLOCK_K + strongest).to(tl.int64) * k_row,
-            mask=dim < tl.where(exists, HEAD_DIM, 0),
-            other=0.0,
+            keys + strongest * k_row + dim, mask=dim < tl.where(exists, HEAD_DIM, 0), other=0.0
         )
         tl.store(representatives + place * HEAD_DIM + dim, landmark, mask=dim < HEAD_DIM)
         tl.store(log_weights + place, tl.where(exists, 0.0, float("-inf")))
         tl.store(spreads + place, 0.0)
-        norm = tl.maximum(tl.sum(tl.where(entry == strongest, left, 0.0), 0), 1.1754943508222875e-38)
-        column = tl.sum(tl.where((entry == strongest)[None, :], products, 0.0), 1)
-        taken = column * (TAKEN / norm)
-        left = tl.where(left >= 0, tl.maximum(left - taken * column, 0.0), left)
-        left = tl.where(entry == strongest, -1.0, left)
-        row = tl.sum(tl.where((entry == strongest)[:, None], products, 0.0), 0)  # the column, along columns
-        products -= taken[:, None] * row[None, :]
-    others = left >= 0
-    number = tl.sum(others.to(tl.float32), 0)
-    k = tl.where(others[:, None], k, 0.0)
-    mean = tl.sum(k, 0) / tl.maximum(number, 1.0)
-    distance = tl.where(others[:, None], k - mean[None, :], 0.0)
-    spread = tl.sum(tl.sum(distance * distance, 1), 0) / (tl.maximum(number, 1.0) * HEAD_DIM)
+        chosen = entry == strongest
+        norm = tl.maximum(tl.sum(tl.where(chosen, left, 0.0), 0), 1.1754943508222875e-38)
+        column = tl.load(products + strongest * BLOCK_K + entry)
+        of_landmark = tl.sum(tl.where(chosen[None, :], columns, 0.0), 1)
+        column -= TAKEN * tl.sum(columns * of_landmark[:, None], 0)
+        column = column * tl.rsqrt(norm)
+        left = tl.where(left >= 0, tl.maximum(left - TAKEN * column * column, 0.0), left)
+        left = tl.where(chosen, -1.0, left)
+        columns = tl.where((before == mark - 1)[:, None], column[None, :], columns)
+    others = (left >= 0).to(tl.int32)
+    number = tl.sum(others, 0)
+    divisor = tl.maximum(number, 1).to(tl.float32)
+    total = tl.zeros((TILE_DIM,), tl.float32)
+    for start in range(0, BLOCK_K, ROWS):
+        row = start + tl.arange(0, ROWS)
+        other = tl.sum(tl.where(row[:, None] == entry[None, :], others[None, :], 0), 1) > 0
+        at = keys + row[:, None] * k_row + dim[None, :]
+        k = tl.load(at, mask=other[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
+        total += tl.sum(k.to(tl.float32), 0)
+    mean = total / divisor
+    squares = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, BLOCK_K, ROWS):
+        row = start + tl.arange(0, ROWS)
+        other = tl.sum(tl.where(row[:, None] == entry[None, :], others[None, :], 0), 1) > 0
+        known = other[:, None] & (dim < HEAD_DIM)[None, :]
+        k = tl.load(keys + row[:, None] * k_row + dim[None, :], mask=known, other=0.0)
+        distance = tl.where(known, k.to(tl.float32) - mean[None, :], 0.0)
+        squares += tl.sum(distance * distance, 1)
     tl.store(
         representatives + first * HEAD_DIM + dim,
         mean.to(representatives.dtype.element_ty),
         mask=dim < HEAD_DIM,
     )
-    tl.store(log_weights + first, tl.where(number > 0, tl.log(tl.maximum(number, 1.0)), float("-inf")))
-    tl.store(spreads + first, spread)
+    tl.store(log_weights + first, tl.where(number > 0, tl.log(divisor), float("-inf")))
+    tl.store(spreads + first, tl.sum(squares, 0) / (divisor * HEAD_DIM))
 
 
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    """The op ``block_representatives`` (see ``op``). No host synchronisation."""
+    """The op ``block_representatives`` (see ``op``). Two launches a group; no host synchronisation."""
     key, key_segment, block_k, landmarks = a
     batch, heads, k_len, dim = key.shape
     n = ceil_div(k_len, block_k)
@@ -100,26 +156,49 @@ def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     first_blocks = None
     if key_segment is not None:
         _, first_blocks = visible_and_sinks(key_segment, n, block_k, True, key.device)
-    _represent[(n, batch * heads)](
-        key,
-        key_segment,
-        first_blocks,
-        representatives,
-        log_weights,
-        spreads,
-        *key.stride()[:3],
-        batch_stride(key_segment),
-        batch_stride(first_blocks),
-        heads,
-        k_len,
-        n,
-        landmarks,
-        HEAD_DIM=dim,
-        TILE_DIM=tile_dim(dim),
-        BLOCK_K=block_k,
-        HAS_SEGMENT=key_segment is not None,
-        PRECISION="ieee",
-        TAKEN=LANDMARK_TAKEN,
-        num_warps=8,
-    )
+    step = min(max(SCRATCH_BYTES // (4 * batch * heads * block_k * block_k), 1), n)
+    products = key.new_empty((batch * heads, step, block_k, block_k), dtype=torch.float32)
+    for first in range(0, n, step):
+        count = min(step, n - first)
+        _multiply[(count, batch * heads)](
+            key,
+            key_segment,
+            products,
+            *key.stride()[:3],
+            batch_stride(key_segment),
+            heads,
+            k_len,
+            first,
+            HEAD_DIM=dim,
+            TILE_DIM=tile_dim(dim),
+            BLOCK_K=block_k,
+            HAS_SEGMENT=key_segment is not None,
+            PRECISION="ieee",
+            num_warps=8,
+        )
+        _choose[(count, batch * heads)](
+            key,
+            key_segment,
+            products,
+            first_blocks,
+            representatives,
+            log_weights,
+            spreads,
+            *key.stride()[:3],
+            batch_stride(key_segment),
+            batch_stride(first_blocks),
+            heads,
+            k_len,
+            n,
+            landmarks,
+            first,
+            HEAD_DIM=dim,
+            TILE_DIM=tile_dim(dim),
+            BLOCK_K=block_k,
+            MARKS=max(2, triton.next_power_of_2(landmarks)),
+            ROWS=min(block_k, 8),
+            HAS_SEGMENT=key_segment is not None,
+            TAKEN=LANDMARK_TAKEN,
+            num_warps=1,
+        )
     return representatives, log_weights, spreads

@@ -1,10 +1,11 @@
-"""The selection of method C on the device: ``select_adaptive``.
+"""``select_adaptive`` in Triton: the portable path.
 
-The selection scores a tile of query rows against a few landmarks of many key blocks at a time, so that the
-largest of a block's group and the sum over groups are found in registers: no product is reduced across
-columns. A row's shares need its total, which the end of the pass knows, so the pass stores one number per
-(row, key block), the 2-norm of its keys' exponentials, and a second kernel turns them into bits. Query blocks
-come in batches whose numbers fit in ``SCRATCH_BYTES``.
+Representatives and queries are multiplied as bytes, as the Hopper kernel does: the matrix unit multiplies
+these twice as fast, and all landmarks of a block count in one unit, so that the largest is found before any
+product becomes a float. A landmark of many key blocks at a time makes a product: nothing is reduced across
+columns. A row's shares need its total, which the end of the pass knows, so the pass stores a number for every
+(row, key block), the sum of its keys' squared exponentials relative to the row's highest score so far, and a
+second kernel turns them into bits. Query blocks come in groups whose numbers fit in ``SCRATCH_BYTES``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
 from ..shared.grid import Grid, new_index
-from ..shared.shapes import WORD_BITS
+from ..shared.shapes import WORD_BITS, ceil_div
 from ..shared.triton import (
     LOG2_E,
     batch_stride,
@@ -33,14 +34,56 @@ from .op import Arguments
 
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
-MARKS = 4  # landmarks of a group that one product scores: a block's columns lie in one thread's registers
-LOWEST = -1e30  # below every score, and yet a number: differences from it are none of infinities
+STAGES = 3
+REGISTERS = 128  # a thread: two thread blocks of 256 share a multiprocessor, and hide each other's latency
 
 
 @triton.jit
 def _log_sum(highest, total):
     offset = tl.where(highest == float("-inf"), 0.0, highest)
     return offset + tl.log2(total)
+
+
+@triton.jit
+def _rounded(x):
+    """To the nearest integer, halves to even, of numbers below 2^22."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def _code_factor(largest):
+    """What brings numbers of at most ``largest`` to 127."""
+    return tl.where(largest > 0, 127.0 / tl.where(largest > 0, largest, 1.0), 0.0)
+
+
+@triton.jit
+def _write_codes(
+    representatives,
+    log_weights,
+    codes,  # int8 [B * Hkv, members, n_padded, CODE_DIM]
+    units,  # fp32 [B * Hkv, n_padded]: what a block's bytes are multiples of
+    n,
+    n_padded,
+    members,
+    HEAD_DIM: tl.constexpr,
+    CODE_DIM: tl.constexpr,
+    MEMBERS: tl.constexpr,
+):
+    """The representatives of a block, less the head's common key: the mean of its first block."""
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    dim, member = tl.arange(0, CODE_DIM), tl.arange(0, MEMBERS)
+    place = head * members * n + member * n + block
+    exists = (member < members) & (block < n)
+    exists = exists & (tl.load(log_weights + place, mask=exists, other=float("-inf")) > float("-inf"))
+    loaded = exists[:, None] & (dim < HEAD_DIM)[None, :]
+    common = tl.load(representatives + head * members * n * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+    own = tl.load(representatives + place[:, None] * HEAD_DIM + dim[None, :], mask=loaded, other=0.0)
+    difference = tl.where(loaded, own.to(tl.float32) - common.to(tl.float32)[None, :], 0.0)
+    largest = tl.max(tl.max(tl.abs(difference), 1), 0)
+    code = _rounded(difference * _code_factor(largest)).to(tl.int8)
+    to = codes + (head * members * n_padded + member[:, None] * n_padded + block) * CODE_DIM + dim[None, :]
+    tl.store(to, code, mask=(member < members)[:, None])
+    tl.store(units + head * n_padded + block, largest / 127.0)
 
 
 @triton.jit
@@ -71,16 +114,35 @@ def _exact_block(
 
 
 @triton.jit
+def _products(
+    row_codes, codes, member, start, marks, n_padded,
+    CODE_DIM: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    WHOLE: tl.constexpr,
+    LEAST: tl.constexpr,
+):  # fmt: skip
+    """Of the rows' bytes with those of a member of each block of the tile; LEAST for a block without it."""
+    of_tile = codes + (member * n_padded + start).to(tl.int64) * CODE_DIM
+    block, dim = tl.arange(0, TILE_BLOCKS), tl.arange(0, CODE_DIM)
+    product = tl.dot(row_codes, tl.load(of_tile + block[None, :] * CODE_DIM + dim[:, None]))
+    return product if WHOLE else tl.where((member <= marks)[None, :], product, LEAST)
+
+
+@triton.jit
 def _score_blocks(
     query,
     key,
     representatives,
     log_weights,
     spreads,
+    codes,
+    units,
     landmarks,  # int32 [B, Hkv, n]: how many the block has
     key_segment,
     ends,
-    log_norms,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q, n], base 2
+    all_row_codes,  # int8 [B * Hq, query blocks of the group, BLOCK_Q, CODE_DIM]
+    squares,  # bf16 [B * Hq, query blocks of the group, BLOCK_Q, n]
+    offsets,  # fp32 [B * Hq, query blocks of the group, tiles, BLOCK_Q]: what squares are relative to, base 2
     totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
     q_batch,
     q_head,
@@ -97,22 +159,28 @@ def _score_blocks(
     q_offset,
     first_query_block,
     n,
-    members,
+    n_padded,
+    tiles,
     last_rows,
     scale,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
+    CODE_DIM: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TILE_KEYS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
-    MARKS: tl.constexpr,
     GROUPS: tl.constexpr,
+    MEMBERS: tl.constexpr,
+    WHOLE: tl.constexpr,  # every block before a query block's own has all its landmarks
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
-    LOWEST: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    q_block = first_query_block + tl.program_id(0)
+    # Long rows first: the last query blocks have the most key blocks.
+    of_group = tl.num_programs(0) - 1 - tl.program_id(0)
+    q_block = first_query_block + of_group
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     kv_head = batch * (heads // group) + head // group
@@ -125,7 +193,6 @@ def _score_blocks(
         other=0.0,
     )
     scale_log2 = scale * LOG2_E
-    norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1) * (0.5 * scale * scale_log2)
     end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
     row_stop = block_stop(q_block * BLOCK_Q, end, q_len, BLOCK_Q)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
@@ -137,67 +204,108 @@ def _score_blocks(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     keys = key + batch * k_batch + (head // group) * k_head
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
-    for exact in range(own, stop):
+    for exact in range(own * (BLOCK_K // TILE_KEYS), stop * (BLOCK_K // TILE_KEYS)):
         highest, total = _exact_block(
             q, keys, segments, highest, total, exact, position, dim, k_row, k_len, scale_log2,
-            HEAD_DIM, BLOCK_K, HAS_SEGMENT, PRECISION,
+            HEAD_DIM, TILE_KEYS, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
 
-    slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    for start in range(0, own, TILE_BLOCKS):
+    numbers = q.to(tl.float32)
+    half_norm = tl.sum(numbers * numbers, 1) * (0.5 * scale * scale_log2)
+    common = tl.load(representatives + kv_head * MEMBERS * n * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+    base = tl.sum(numbers * common.to(tl.float32)[None, :], 1) * scale_log2
+    largest = tl.max(tl.abs(numbers), 1)
+    row_unit = largest * (scale_log2 / 127.0)
+    place_of_group = batch_head * tl.num_programs(0) + of_group
+    slot = place_of_group * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    # Through memory: an operand that was loaded is multiplied where it lies, and takes no registers.
+    all_row_codes += slot[:, None] * CODE_DIM
+    tl.store(all_row_codes + dim[None, :], _rounded(numbers * _code_factor(largest)[:, None]).to(tl.int8))
+    if TILE_DIM < CODE_DIM:
+        behind = TILE_DIM + tl.arange(0, CODE_DIM - TILE_DIM)
+        tl.store(all_row_codes + behind[None, :], tl.zeros((BLOCK_Q, CODE_DIM - TILE_DIM), tl.int8))
+    tl.debug_barrier()
+    row_codes = tl.load(all_row_codes + tl.arange(0, CODE_DIM)[None, :])
+
+    codes += kv_head * MEMBERS * n_padded * CODE_DIM
+    units += kv_head * n_padded
+    USED: tl.constexpr = min(GROUPS, MEMBERS - 1)
+    PARTS: tl.constexpr = max((MEMBERS - 1 + GROUPS - 1) // GROUPS, 1)
+    LEAST: tl.constexpr = -2147483648
+    most_1 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
+    most_2 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
+    most_3 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
+    # One loop over tiles and landmarks, so that loads run ahead across tiles.
+    for step in tl.range(0, tl.cdiv(own, TILE_BLOCKS) * PARTS, num_stages=STAGES):
+        start, part = step // PARTS * TILE_BLOCKS, step % PARTS
         block = start + tl.arange(0, TILE_BLOCKS)
-        scored = block < own
-        column = tl.arange(0, MARKS * TILE_BLOCKS)
-        of_block = start + column % TILE_BLOCKS
-        of_column = representatives + (kv_head * members * n + of_block) * HEAD_DIM
-        marks = tl.load(landmarks + kv_head * n + of_block, mask=of_block < own, other=0)
-        # The mean first; of the landmarks, which weigh nothing and have no spread, only those that exist.
-        place = kv_head * members * n + block
-        weight = tl.load(log_weights + place, mask=scored, other=float("-inf")) * LOG2_E
-        spread = tl.load(spreads + place, mask=scored, other=0.0)
-        means = tl.load(
-            representatives + place[None, :] * HEAD_DIM + dim[:, None],
-            mask=scored[None, :] & (dim < HEAD_DIM)[:, None],
-            other=0.0,
-        )
-        mean_scores = tl.dot(q, means, input_precision=PRECISION) * scale_log2
-        number = tl.maximum(weight, 0.0)[None, :]  # log of the keys that the mean stands for, if any
-        boost = tl.minimum(norm[:, None] * spread[None, :], number)
-        mean_scores = mean_scores + boost + weight[None, :]
-        block_highest = tl.maximum(mean_scores, LOWEST)
-        block_total = tl.exp2(mean_scores - block_highest)
-        block_squares = block_total * block_total * tl.exp2(tl.minimum(2 * boost - number, 0.0))
-        for landmark_group in range(1, tl.minimum(GROUPS, members - 1) + 1):
-            most = tl.full((BLOCK_Q, TILE_BLOCKS), float("-inf"), tl.float32)
-            for first_mark in range(landmark_group, members, MARKS * GROUPS):
-                mark = first_mark + GROUPS * (column // TILE_BLOCKS)
-                marked = tl.load(
-                    of_column[None, :] + (mark * n)[None, :] * HEAD_DIM + dim[:, None],
-                    mask=(mark <= marks)[None, :] & (dim < HEAD_DIM)[:, None],
-                    other=0.0,
-                )
-                scores = tl.dot(q, marked, input_precision=PRECISION) * scale_log2
-                scores = tl.where((mark <= marks)[None, :], scores, float("-inf"))
-                most = tl.maximum(most, tl.max(tl.reshape(scores, (BLOCK_Q, MARKS, TILE_BLOCKS)), 1))
-            higher_block = tl.maximum(block_highest, most)
-            lower = tl.exp2(block_highest - higher_block)
-            mass = tl.exp2(most - higher_block)
-            block_total = block_total * lower + mass
-            block_squares = block_squares * (lower * lower) + mass * mass
-            block_highest = higher_block
-        log_norm = block_highest + 0.5 * tl.log2(block_squares)
-        tl.store(log_norms + slot[:, None] * n + block[None, :], log_norm, mask=scored[None, :])
-        log_sum = block_highest + tl.log2(block_total)
-        higher = tl.maximum(highest, tl.max(log_sum, 1))
-        offset = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp2(highest - offset) + tl.sum(tl.exp2(log_sum - offset[:, None]), 1)
-        highest = higher
+        marks = block
+        if not WHOLE:
+            marks = tl.load(landmarks + kv_head * n + tl.minimum(block, n - 1))
+        # Where a group has no landmark of this number, its first one counts twice.
+        first = 1 + part * GROUPS
+        if USED > 0:
+            found = _products(
+                row_codes, codes, first, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
+            )
+            most_1 = tl.maximum(most_1, found)
+        if USED > 1:
+            mark = tl.where(first + 1 < MEMBERS, first + 1, 2)
+            found = _products(
+                row_codes, codes, mark, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
+            )
+            most_2 = tl.maximum(most_2, found)
+        if USED > 2:
+            mark = tl.where(first + 2 < MEMBERS, first + 2, 3)
+            found = _products(
+                row_codes, codes, mark, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
+            )
+            most_3 = tl.maximum(most_3, found)
+        if part == PARTS - 1:
+            scored = block < own
+            place = kv_head * MEMBERS * n + tl.minimum(block, n - 1)
+            weight = tl.load(log_weights + place) * LOG2_E
+            worth = row_unit[:, None] * tl.load(units + block)[None, :]
+            number = tl.maximum(weight, 0.0)[None, :]  # log of the keys that the mean stands for, if any
+            boost = tl.minimum(half_norm[:, None] * tl.load(spreads + place)[None, :], number)
+            mean = _products(
+                row_codes, codes, 0 * part, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, True, LEAST
+            )
+            mean_score = mean.to(tl.float32) * worth + boost + weight[None, :]
+            most = tl.maximum(tl.maximum(most_1, most_2), most_3)
+            score = tl.where(most == LEAST, float("-inf"), most.to(tl.float32) * worth)
+            score = tl.where(scored[None, :], tl.maximum(score, mean_score), float("-inf"))
+            higher = tl.maximum(highest, tl.max(score, 1) + base)
+            offset = tl.where(higher == float("-inf"), 0.0, higher)
+            shift = (base - offset)[:, None]
+            mean_score = mean_score + shift
+            # The keys that the mean stands for share its mass, the less equally the further they spread.
+            mass = tl.exp2(mean_score)
+            square = tl.exp2(2 * mean_score + tl.minimum(2 * boost - number, 0.0))
+            for landmark_group in tl.static_range(USED):
+                most = most_1 if landmark_group == 0 else (most_2 if landmark_group == 1 else most_3)
+                term = tl.exp2(most.to(tl.float32) * worth + shift)
+                if not WHOLE:
+                    term = tl.where(most == LEAST, 0.0, term)
+                mass += term
+                square += term * term
+            tl.store(
+                squares + slot[:, None] * n + block[None, :], square.to(tl.bfloat16), mask=scored[None, :]
+            )
+            tile = place_of_group * tiles + start // TILE_BLOCKS
+            tl.store(offsets + tile * BLOCK_Q + tl.arange(0, BLOCK_Q), offset)
+            total = total * tl.exp2(highest - offset) + tl.sum(tl.where(scored[None, :], mass, 0.0), 1)
+            highest = higher
+            most_1 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
+            most_2 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
+            most_3 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
     tl.store(totals + slot, tl.where(row < row_stop, _log_sum(highest, total), float("-inf")))
 
 
 @triton.jit
 def _write_bits(
-    log_norms,
+    squares,
+    offsets,
     totals,
     visible,  # int8 [B|1, n]: the block holds a valid key
     sinks,
@@ -212,6 +320,7 @@ def _write_bits(
     first_query_block,
     n_query_blocks,
     n,
+    tiles,
     words,
     window_slashes,
     last_rows,
@@ -219,6 +328,7 @@ def _write_bits(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WORD_BITS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
@@ -231,19 +341,21 @@ def _write_bits(
     last = row_stop - 1 + q_offset
     whole = holds_last_row(row_stop, prompt_end, last_rows)
     end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n))
-    squares = tl.zeros((WORD_BITS,), tl.float32)
+    norm = tl.zeros((WORD_BITS,), tl.float32)
     if word * WORD_BITS < end:
-        slot = (batch_head * tl.num_programs(0) + tl.program_id(0)) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-        total = tl.load(totals + slot)
+        place = batch_head * tl.num_programs(0) + tl.program_id(0)
+        entry = tl.arange(0, BLOCK_Q)
+        total = tl.load(totals + place * BLOCK_Q + entry)
         seen = total != float("-inf")
-        log_norm = tl.load(
-            log_norms + slot[:, None] * n + block[None, :],
-            mask=seen[:, None] & (block < end)[None, :],
-            other=float("-inf"),
+        counts = seen[:, None] & (block < end)[None, :]
+        square = tl.load(
+            squares + (place * BLOCK_Q + entry[:, None]) * n + block[None, :], mask=counts, other=0.0
         )
-        share = tl.exp2(log_norm - tl.where(seen, total, 0.0)[:, None])
-        squares = tl.sum(share * share, 0)
-    keep = (squares >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
+        tile = place * tiles + block // TILE_BLOCKS
+        offset = tl.load(offsets + tile[None, :] * BLOCK_Q + entry[:, None], mask=counts, other=0.0)
+        share = square.to(tl.float32) * tl.exp2(2 * (offset - tl.where(seen, total, 0.0)[:, None]))
+        norm = tl.sum(tl.where(counts, share, 0.0), 0)
+    keep = (norm >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
     keep = keep & (block < n) & (block * BLOCK_K <= last)
     keep = keep & (tl.load(visible + batch * visible_batch + block, mask=block < n, other=0) != 0)
     bits = tl.sum(keep.to(tl.int32) << tl.arange(0, WORD_BITS), 0)
@@ -251,7 +363,7 @@ def _write_bits(
 
 
 def select_adaptive(a: Arguments) -> Tensor:
-    """The op ``select_adaptive`` (see ``op``). Two launches a group; no host synchronisation."""
+    """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
     batch, heads, q_len, dim = a.query.shape
     heads_kv, k_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
@@ -263,22 +375,51 @@ def select_adaptive(a: Arguments) -> Tensor:
     landmarks = (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
-    per_block = batch * heads * block_q * n * 4
+    # What a query block's own keys come after has all its keys, unless there is padding.
+    members = a.representatives.shape[2]
+    whole = a.key_segment is None and a.q_offset + q_len <= k_len and members <= block_k
+    tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
+    n_padded = tiles * TILE_BLOCKS
+    kept_heads = a.representatives.shape[0] * heads_kv
+    representatives, log_weights = a.representatives.contiguous(), a.log_weights.contiguous()
+    codes = query.new_empty((kept_heads, members, n_padded, code_dim), dtype=torch.int8)
+    units = query.new_empty((kept_heads, n_padded), dtype=torch.float32)
+    _write_codes[(n_padded, kept_heads)](
+        representatives,
+        log_weights,
+        codes,
+        units,
+        n,
+        n_padded,
+        members,
+        HEAD_DIM=dim,
+        CODE_DIM=code_dim,
+        MEMBERS=triton.next_power_of_2(members),
+        num_warps=1,
+    )
+    per_block = batch * heads * block_q * (2 * n + 4 * tiles + code_dim)
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
-    log_norms = query.new_empty((batch * heads, step, block_q, n), dtype=torch.float32)
+    row_codes = query.new_empty((batch * heads, step, block_q, code_dim), dtype=torch.int8)
+    squares = query.new_empty((batch * heads, step, block_q, n), dtype=torch.bfloat16)
+    offsets = query.new_empty((batch * heads, step, tiles, block_q), dtype=torch.float32)
     totals = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
+    two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and query.is_cuda else {}
     for first in range(0, n_query_blocks, step):
         count = min(step, n_query_blocks - first)
         _score_blocks[(count, batch * heads)](
             query,
             key,
-            a.representatives.contiguous(),
-            a.log_weights.contiguous(),
+            representatives,
+            log_weights,
             a.spreads.contiguous(),
+            codes,
+            units,
             landmarks,
             a.key_segment,
             ends,
-            log_norms,
+            row_codes,
+            squares,
+            offsets,
             totals,
             *query.stride()[:3],
             *key.stride()[:3],
@@ -291,25 +432,31 @@ def select_adaptive(a: Arguments) -> Tensor:
             a.q_offset,
             first,
             n,
-            a.representatives.shape[2],
+            n_padded,
+            tiles,
             a.last_rows,
             a.scale,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
+            CODE_DIM=code_dim,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
+            TILE_KEYS=min(block_k, 64),
             TILE_BLOCKS=TILE_BLOCKS,
-            MARKS=MARKS,
             GROUPS=LANDMARK_GROUPS,
+            MEMBERS=members,
+            WHOLE=whole,
             HAS_SEGMENT=a.key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
-            LOWEST=LOWEST,
+            STAGES=STAGES,
             num_warps=8 if block_q == 128 else 4,
             num_stages=2,
+            **two_at_once,
         )
         _write_bits[(count, batch * heads, words)](
-            log_norms,
+            squares,
+            offsets,
             totals,
             visible,
             sinks,
@@ -324,6 +471,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             first,
             n_query_blocks,
             n,
+            tiles,
             words,
             a.window_slashes,
             a.last_rows,
@@ -331,6 +479,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             WORD_BITS=WORD_BITS,
+            TILE_BLOCKS=TILE_BLOCKS,
             HAS_SEGMENT=a.key_segment is not None,
         )
     return block_mask

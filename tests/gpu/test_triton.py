@@ -159,13 +159,13 @@ def test_block_representatives_and_select_adaptive(
     where = (key_segment, 0.2, q_offset, block_q, block_k)
     for keep_sink, window, last_rows in ((True, 2, 0), (False, 1, 0), (True, 2, 20)):
         given = Arguments(query, key, *found, *where, 0.0, keep_sink, window, last_rows)
-        squares, *_ = adaptive_reference.squared_shares(given)
+        squares, *_ = adaptive_reference.squared_shares(given, adaptive_reference.byte_product)
         for tau in (0.0, 0.1, 0.4):
             given = given._replace(tau=tau)
             bits = adaptive.select_adaptive(given)
             kept = blocks.unpack_bits(bits, -(-k_len // block_k))
-            near_tau = (squares - tau**2).abs() <= 1e-3 * tau**2
-            exact = adaptive_reference.select_adaptive(given)
+            near_tau = (squares - tau**2).abs() <= 4e-3 * tau**2  # squares wait as bfloat16
+            exact = adaptive_reference.select_adaptive(given, adaptive_reference.byte_product)
             assert torch.equal(kept | near_tau, exact | near_tau)
 
 
