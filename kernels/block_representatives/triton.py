@@ -6,6 +6,7 @@ reads one row of them for each landmark that it chooses, and no step waits for a
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor

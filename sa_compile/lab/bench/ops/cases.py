@@ -162,6 +162,29 @@ CASES = (
     Case("whole_1m", problems.whole_attention, Shape(1024 * K, heads_kv=2), rounds=2, repeats=1),
     Case("kernels_32k", problems.each_kernel, Shape(32 * K)),
     *(
+        Case(
+            f"portable_{head_dim}_{length}k",
+            problems.portable_attention,
+            Shape(length * K, head_dim, head_dim, *((16, 4) if head_dim == 256 else (32, 8))),
+            against=("flex",),
+            goals=(faster_than("flex", 1.0, "triton"),),
+            repeats={8: 20, 32: 8, 128: 2}[length],
+        )
+        for head_dim in (64, 128, 256)
+        for length in (8, 32, 128)
+    ),
+    *(
+        Case(
+            f"portable_selection_{head_dim}_{length}k",
+            problems.portable_selection,
+            Shape(length * K, head_dim, head_dim),
+            goals=tuple(share_of((step + problems.IN_TRITON,), step, 2.0) for step in ADAPTIVE_STEPS),
+            repeats={32: 8, 128: 2}[length],
+        )
+        for head_dim in (64, 128)
+        for length in (32, 128)
+    ),
+    *(
         Case(f"random_32k_{percent}", problems.random_lists, Shape(32 * K), percent / 100, ("flex",))
         for percent in (5, 20, 40)
     ),

@@ -22,6 +22,7 @@ from sa_compile.lab.bench.ops.inputs import Shape
 HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
 KERNELS = ("cuda_sm90", "triton")
 FEWER = 7
+IN_TRITON = ", triton"  # behind the name of a step that another kernel takes, too
 FEWER_LANDMARKS = f", {FEWER} landmarks"  # behind the names of method C's steps
 
 
@@ -163,6 +164,25 @@ def each_kernel(shape: Shape, density: float, against: tuple[str, ...], device: 
     return Problem(
         {name: Run(partial(_on, name, run.function), run.flops) for name in KERNELS}, _share(mask, shape)
     )
+
+
+def portable_attention(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Triton's kernel on random blocks, and FlexAttention ("flex") on the same."""
+    query, key, value = inputs.qkv(shape, device)
+    kept = inputs.random_blocks(shape.heads, shape.length, density, device)
+    mask = blocks.pack_bits(kept)
+    run = _attention(query, key, value, mask, shape)
+    runs = {"triton": Run(partial(_on, "triton", run.function), run.flops)}
+    runs |= {name: Run(competitors.flex_attention(query, key, value, kept), run.flops) for name in against}
+    return Problem(runs, _share(mask, shape))
+
+
+def portable_selection(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Method C's two ops with default settings, and the same in Triton; the share is of no block mask."""
+    query, key, _ = inputs.qkv(shape, device)
+    runs = _selection(query, key, ADAPTIVE_LANDMARKS, "")
+    runs |= {f"{name}{IN_TRITON}": Run(partial(_on, "triton", run.function)) for name, run in runs.items()}
+    return Problem(runs, 1.0)
 
 
 def _on(kernel: str, function: Callable[[], Any]) -> Any:
