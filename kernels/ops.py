@@ -54,14 +54,14 @@ __all__ = [
 
 
 def attention_kernel(
-    device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, block_q: int, block_k: int
+    device: torch.device, dtype: torch.dtype, head_dim: int, value_head_dim: int, block_q: int, block_k: int
 ) -> str:
     """What ``block_sparse_attention`` runs on such tensors: "cpp" on the CPU, or a key of ``choice.KERNELS``.
 
     "pytorch" is correct everywhere and faster than dense attention nowhere.
     """
     if device.type == "cuda":
-        dims = (head_dim, head_dim_v)
+        dims = (head_dim, value_head_dim)
         return choice.choose(choice.Call("block_sparse_attention", device, dtype, dims, block_q, block_k))
     return "cpp" if device.type == "cpu" and HAS_CPU_LIBRARY else "pytorch"
 

@@ -194,25 +194,25 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """See ``eager.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
     batch, heads, q_len, head_dim = a.query.shape
-    heads_kv, k_len, head_dim_v = a.value.shape[1:]
+    kv_heads, k_len, value_head_dim = a.value.shape[1:]
     block_q, block_k, key_segment = a.block_q, a.block_k, a.key_segment
     n_key_blocks = ceil_div(k_len, block_k)
     if lse.numel() == 0 or n_key_blocks == 0:
         return
     query, key, value = readable(a.query), readable(a.key), readable(a.value)
     block_mask = a.block_mask.contiguous()
-    shape = (batch, heads_kv, n_key_blocks)
-    mean_keys, mean_values = (key.new_empty((*shape, dim)) for dim in (head_dim, head_dim_v))
+    shape = (batch, kv_heads, n_key_blocks)
+    mean_keys, mean_values = (key.new_empty((*shape, dim)) for dim in (head_dim, value_head_dim))
     log_counts, spreads = (key.new_empty(shape, dtype=torch.float32) for _ in range(2))
     means = (mean_keys, mean_values, log_counts, spreads)
     dims = {
         "HEAD_DIM": head_dim,
-        "HEAD_DIM_V": head_dim_v,
+        "HEAD_DIM_V": value_head_dim,
         "TILE_DIM": tile_dim(head_dim),
-        "TILE_DIM_V": tile_dim(head_dim_v),
+        "TILE_DIM_V": tile_dim(value_head_dim),
     }
-    wide = query.dtype == torch.float32 or max(head_dim, head_dim_v) > 128
-    _block_means[(n_key_blocks, batch * heads_kv)](
+    wide = query.dtype == torch.float32 or max(head_dim, value_head_dim) > 128
+    _block_means[(n_key_blocks, batch * kv_heads)](
         key,
         value,
         key_segment,
@@ -220,7 +220,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         *key.stride()[:3],
         *value.stride()[:3],
         batch_stride(key_segment),
-        heads_kv,
+        kv_heads,
         k_len,
         n_key_blocks,
         **dims,
@@ -240,7 +240,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         0 if block_mask.shape[1] == 1 else block_mask.stride(1),
         block_mask.stride(2),
         heads,
-        heads // heads_kv,
+        heads // kv_heads,
         q_len,
         k_len,
         a.q_offset,

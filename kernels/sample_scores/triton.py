@@ -178,7 +178,7 @@ def _reduce(
 def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``sample_scores`` (see ``op``). Three launches, no host synchronisation."""
     batch, heads, q_len, head_dim = a.query.shape
-    heads_kv, k_len = a.key.shape[1:3]
+    kv_heads, k_len = a.key.shape[1:3]
     block_k = a.block_k
     n_key_blocks = ceil_div(k_len, block_k)
     samples = a.chunk_n * a.sample_rows
@@ -204,7 +204,7 @@ def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
         batch_stride(a.key_segment),
         batch_stride(ends),
         heads,
-        heads // heads_kv,
+        heads // kv_heads,
         q_len,
         k_len,
         a.q_offset,

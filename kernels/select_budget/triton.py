@@ -215,7 +215,7 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
 def select_budget(a: Arguments) -> Tensor:
     """The op ``select_budget``. Two launches a batch of query blocks."""
     batch, heads, q_len, dim = a.query.shape
-    heads_kv, k_len = a.key.shape[1:3]
+    kv_heads, k_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
     n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
     block_mask = new_index(a.query, (batch, heads), grid)
@@ -243,7 +243,7 @@ def select_budget(a: Arguments) -> Tensor:
             *key.stride()[:3],
             batch_stride(a.key_segment),
             heads,
-            heads // heads_kv,
+            heads // kv_heads,
             q_len,
             k_len,
             a.q_offset,

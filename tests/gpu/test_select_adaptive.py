@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from support.implementations import eager
 from torch import Tensor
 
 from sa_compile.kernels import choice, ops
@@ -154,7 +153,7 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(
 
     def kept(query: Tensor, key: Tensor, segment: Tensor | None) -> Tensor:
         terms = ops.block_representatives_op(key, segment, 128, 15)
-        bits = ops.select_adaptive_op(query, key, *terms, segment, *where, 0.1, *after, last_rows)
+        bits = ops.select_adaptive_op(*Arguments(query, key, *terms, segment, *where, 0.1, *after, last_rows))
         return blocks.unpack_bits(bits, -(-key.shape[2] // 128))
 
     found = kept(query, key, segment)
@@ -200,8 +199,8 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
     key += 40 * torch.randn(1, 2, 1, dim, device="cuda").to(key.dtype)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (sharpness**-0.5 * dim**-0.5, 0, 128, 128)
-    exact = eager.select_adaptive(query, key, *terms, None, *where, 0.2, True, 2, 0)
-    found = ops.select_adaptive_op(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    given = Arguments(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    exact, found = adaptive_eager.select_adaptive(given), ops.select_adaptive_op(*given)
     exact, found = (blocks.unpack_bits(mask, 64) for mask in (exact, found))
     assert (exact & ~found).sum() < 0.02 * exact.sum() and (found & ~exact).sum() < 0.02 * exact.sum()
 

@@ -8,6 +8,8 @@ from torch._inductor.utils import run_and_get_code
 from torch.library import opcheck
 
 from sa_compile.kernels import dispatch, ops
+from sa_compile.kernels.select_adaptive.op import Arguments as Adaptive
+from sa_compile.kernels.select_budget.op import Arguments as Budget
 
 CASES = {
     "plain": Case(dtype=torch.bfloat16),
@@ -39,7 +41,7 @@ def calls():
         represented = (x.key, key_segment, case.block_k, 4)
         yield f"block_representatives-{name}", ops.block_representatives_op, represented
         terms = ops.block_representatives_op(*represented)
-        adaptive = (
+        adaptive = Adaptive(
             x.query,
             x.key,
             *terms,
@@ -54,7 +56,7 @@ def calls():
             20,
         )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
-        budget = (x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
+        budget = Budget(x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
         yield f"select_budget-{name}", ops.select_budget_op, budget
 
 
@@ -90,9 +92,10 @@ def attend(query, key, value):
     window = ops.mask_blocks_op(query, key, None, None, True, 0, 40, 64, 32)
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
     terms = ops.block_representatives_op(key, None, 32, 4)
-    adaptive = ops.select_adaptive_op(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
-    budget = ops.select_budget_op(query, key, None, 0.2, 0, 64, 32, 0.1, 0.3, 8, True, 2)
-    return out, lse, *means, mask, window, mass, *terms, adaptive, budget
+    adaptive = Adaptive(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
+    budget = Budget(query, key, None, 0.2, 0, 64, 32, 0.1, 0.3, 8, True, 2)
+    chosen = ops.select_adaptive_op(*adaptive), ops.select_budget_op(*budget)
+    return out, lse, *means, mask, window, mass, *terms, *chosen
 
 
 def test_one_dynamic_graph_serves_every_length():
@@ -218,7 +221,10 @@ def direct_calls():
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)
     terms = (TERMS[0], TERMS[1][..., :1], TERMS[2])
-    yield "terms", lambda: ops.select_adaptive_op(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2, 0)
+    yield (
+        "terms",
+        lambda: ops.select_adaptive_op(*Adaptive(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2, 0)),
+    )
     yield "chunk_n", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 0, 8, 16)
     yield (
         "scores",

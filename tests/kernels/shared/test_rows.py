@@ -10,6 +10,7 @@ from support.implementations import eager, reference
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.select_adaptive import eager as adaptive_eager
+from sa_compile.kernels.select_adaptive import reference as adaptive_reference
 from sa_compile.kernels.select_adaptive.op import Arguments
 from sa_compile.kernels.shared import blocks
 from sa_compile.kernels.shared import reference as shared_reference
@@ -72,14 +73,10 @@ def of_prompt(kept, end, q_offset, block_q, block_k):
     return kept[:, :n_q, :n_k]
 
 
-def adaptive_of_oracle(query, key, terms, *rest):
-    return blocks.pack_bits(reference.select_adaptive(query, key, *terms, *rest))
-
-
 ADAPTIVE = [
-    pytest.param(lambda q, k, terms, *rest: ops.select_adaptive_op(q, k, *terms, *rest), id="op"),
-    pytest.param(lambda q, k, terms, *rest: eager.select_adaptive(q, k, *terms, *rest), id="eager"),
-    pytest.param(adaptive_of_oracle, id="oracle"),
+    pytest.param(lambda given: ops.select_adaptive_op(*given), id="op"),
+    pytest.param(adaptive_eager.select_adaptive, id="eager"),
+    pytest.param(lambda given: blocks.pack_bits(adaptive_reference.select_adaptive(given)), id="oracle"),
 ]
 CHUNKED = [
     pytest.param(ops.sample_scores_op, ops.select_blocks_op, ops.attention_mass_op, id="op"),
@@ -104,16 +101,14 @@ def test_adaptive_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
 
     def kept(query, key, segment):
         terms = ops.block_representatives_op(key, segment, block[1], LANDMARKS)
-        bits = select(query, key, terms, segment, *where, tau, *forced, last_rows)
-        return blocks.unpack_bits(bits, -(-key.shape[2] // block[1])), terms
+        given = Arguments(query, key, *terms, segment, *where, tau, *forced, last_rows)
+        return blocks.unpack_bits(select(given), -(-key.shape[2] // block[1])), given
 
     found, _ = kept(batch.query, batch.key, batch.segment)
     for b, end in enumerate(batch.ends):
         if end == 0:
             continue
-        alone, terms = kept(*batch.alone(b))
-        query, key, segment = batch.alone(b)
-        given = Arguments(query, key, *terms, segment, *where, tau, *forced, last_rows)
+        alone, given = kept(*batch.alone(b))
         shares = adaptive_eager.AdaptiveBlocks(given)
         near_tau = torch.isclose(shares.squared_shares(), torch.tensor(tau**2), rtol=NEAR["rtol"], atol=0)
         own = of_prompt(found[b], end, batch.q_offset, *block)
