@@ -37,6 +37,7 @@ def flex_attention(query: Tensor, key: Tensor, value: Tensor, kept: Tensor) -> C
     def lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
         return chosen.sum(-1).int(), torch.argsort(chosen.int(), dim=-1, descending=True, stable=True).int()
 
+    torch._dynamo.reset()  # a graph for every shape: more than its limit, if all are kept
     length = query.shape[2]
     mask = BlockMask.from_kv_blocks(
         *lists(kept & ~full),
