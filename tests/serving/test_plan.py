@@ -12,7 +12,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels.shared.blocks import causal_blocks, pack_bits
 from sa_compile.serving.vllm import options
 from sa_compile.serving.vllm.counters import Counters, allowed_blocks
-from sa_compile.serving.vllm.plan import CHUNK_ROWS, long_requests, runs_between
+from sa_compile.serving.vllm.plan import CHUNK_ROWS, long_requests, rehearsal, runs_between
 
 CONFIG = SampleAttentionConfig(min_seq_len=4096)
 
@@ -72,6 +72,15 @@ def test_a_profile_s_ranges_are_lengths_of_the_prompt_so_far(tmp_path):
     config = SampleAttentionConfig(profile=write_profile(tmp_path / "profile.json", model, ranges))
     requests = long_requests(starts_of([2048] * 4 + [1500]), [2048, 4096, 10_000, 18_000, 1500], None, config)
     assert [(one.row, one.config.tau) for one in requests] == [(0, 0.1), (1, 0.1), (3, 0.3)]
+
+
+def test_a_rehearsal_has_every_length_that_kernels_are_compiled_for():
+    whole = [(q_len, kv_len) for q_len, kv_len, _ in rehearsal(CONFIG, 40_000, 20_000)]
+    assert whole == [(n, n) for n in (20_000, 19_997, 10_000, 9997, 5000, 4997)]
+    chunks = [(q_len, kv_len) for q_len, kv_len, _ in rehearsal(CONFIG, 8192, 32_768)]
+    assert chunks[:4] == [(8192, 32_768), (8192, 32_765), (8192, 16_384), (8192, 16_381)]
+    assert chunks[-1] == (4096, 4096)
+    assert rehearsal(CONFIG, 8192, 4000) == []
 
 
 def test_options_of_the_command_line_stand_over_those_of_the_environment(monkeypatch):

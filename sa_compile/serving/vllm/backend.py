@@ -30,7 +30,7 @@ from sa_compile.passes.decide import why_no_kernel, why_not_dtypes
 from sa_compile.prefill import CausalAttention
 from sa_compile.serving.vllm.counters import COUNTERS, allowed_blocks
 from sa_compile.serving.vllm.options import options_of
-from sa_compile.serving.vllm.plan import Long, Plan, Run, long_requests, runs_between
+from sa_compile.serving.vllm.plan import Long, Plan, Run, long_requests, rehearsal, runs_between
 
 # A logger below vLLM's: others have no handler in its processes.
 logger = init_logger(f"vllm.plugins.{__name__}")
@@ -91,6 +91,7 @@ class SampledImpl(AttentionImpl):
                 getattr(layer, "layer_name", "a layer"),
                 lengths,
             )
+        if plan.failed:  # behind the except block: what the exception held of memory is free
             return parent(*whole)
         for run in plan.rest:
             inputs = (x if x is None else x[run.tokens] for x in (query, key, value))
@@ -126,7 +127,7 @@ class SampledImpl(AttentionImpl):
         return out[0].transpose(0, 1)
 
     def _rehearse(self, query: Tensor) -> None:
-        """The longest prefill that can come, while vLLM measures the memory that a step takes.
+        """The prefills that can come, while vLLM measures the memory that a step takes.
 
         Kernels are compiled here and not in a request, and what cannot run stops the start.
         """
@@ -134,17 +135,17 @@ class SampledImpl(AttentionImpl):
         if self.not_sampled is not None or query.device.type != "cuda" or shape in _rehearsed:
             return
         _rehearsed.add(shape)
-        q_len = min(self.max_q_len, self.max_kv_len)
-        if q_len < self.config.min_seq_len:
-            q_len = min(self.config.min_seq_len, self.max_kv_len)
         start = time.perf_counter()
-        rows = query.new_zeros((q_len, *query.shape[1:]))
-        key, value = query.new_zeros((2, 1, self.num_kv_heads, self.max_kv_len, query.shape[-1]))
-        self._attend(rows, key, value, self.config, None)
+        rows = query.new_zeros((self.max_q_len, *query.shape[1:]))
+        keys = query.new_zeros((1, self.num_kv_heads, self.max_kv_len, query.shape[-1]))
+        values = torch.zeros_like(keys)
+        lengths = rehearsal(self.config, self.max_q_len, self.max_kv_len)
+        for q_len, kv_len, config in lengths:
+            self._attend(rows[:q_len], keys[:, :, :kv_len], values[:, :, :kv_len], config, None)
         torch.cuda.synchronize()
         logger.info_once(
-            "sampleattn: rehearsed %d query rows over %d keys in %.1f s",
-            q_len,
+            "sampleattn: rehearsed %d prefills of up to %d keys in %.1f s",
+            len(lengths),
             self.max_kv_len,
             time.perf_counter() - start,
         )

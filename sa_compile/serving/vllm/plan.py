@@ -88,6 +88,24 @@ def runs_between(long: Sequence[Long], starts: Sequence[int]) -> tuple[Run, ...]
     return tuple(runs)
 
 
+def rehearsal(
+    config: SampleAttentionConfig, max_q_len: int, max_kv_len: int
+) -> list[tuple[int, int, SampleAttentionConfig]]:
+    """Prefills (q_len, kv_len, options) that compile what any prefill needs, the longest first.
+
+    Triton compiles anew where numbers of rows and words double, and where a length is no multiple of 16.
+    """
+    found, n = [], max_kv_len
+    while n > 0:
+        for kv_len in (n, n - 3):
+            q_len = min(max_q_len, kv_len)
+            chosen = _settings(config, q_len, kv_len) if q_len > 1 else None
+            if chosen is not None:
+                found.append((q_len, kv_len, chosen))
+        n //= 2
+    return found
+
+
 def _least(config: SampleAttentionConfig) -> int:
     return config.min_seq_len if config.tuned is None else config.tuned.first_length
 
