@@ -221,7 +221,7 @@ def _why_kept(site: AttentionSite, mask: MaskPredicate | LateMask | NotProven) -
 
 def _decode(site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, device: str | None) -> Decision:
     sees_all_keys = mask.is_full or (
-        _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.causal_offset, sizes.kv_len - 1))
+        _nothing_but_causal(mask) and sizes.holds(sympy.Ge(mask.q_offset, sizes.kv_len - 1))
     )
     gains = _gains(site) and not (device == "cpu" and decode_stays(site))
     if sees_all_keys and gains and _sdpa_is_fused(site, device):
@@ -250,7 +250,7 @@ def _causal(
     training: Training | None,
     device: str | None,
 ) -> Decision:
-    offset = mask.causal_offset
+    offset = mask.q_offset
     if not sizes.holds(sympy.Ge(offset, 0)):
         return _kept(f"causal offset {offset} is negative: the first rows see no key")
     first_rows = _kept_for_empty_rows(site, mask)
@@ -276,7 +276,7 @@ def _causal(
 def _exact_causal(
     site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, why: str, blocked: str | None, device: str | None
 ) -> Decision:
-    if _nothing_but_causal(mask) and sizes.holds(sympy.Eq(mask.causal_offset, 0)):
+    if _nothing_but_causal(mask) and sizes.holds(sympy.Eq(mask.q_offset, 0)):
         if site.spelling == "sdpa" and not _gains(site):
             return _exact("unchanged", f"already the cheapest exact form; {why}")
         if _sdpa_is_fused(site, device) or blocked is not None and _native_heads(site):
@@ -391,13 +391,20 @@ def _why_not_block_sparse(
 
 
 def why_no_kernel(
-    device: torch.device, dtype: torch.dtype, head_dim: int, head_dim_v: int, config: SampleAttentionConfig
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_head_dim: int,
+    config: SampleAttentionConfig,
 ) -> str | None:
     """Why the block-sparse op would not be fast on such tensors; None if it is."""
-    for name, size in (("head_dim", head_dim), ("value head_dim", head_dim_v)):
+    for name, size in (("head_dim", head_dim), ("value head_dim", value_head_dim)):
         if size > MAX_HEAD_DIM:
             return f"{name} {size}: supported are sizes up to {MAX_HEAD_DIM}"
-    if ops.attention_kernel(device, dtype, head_dim, head_dim_v, config.block_q, config.block_k) == "pytorch":
+    if (
+        ops.attention_kernel(device, dtype, head_dim, value_head_dim, config.block_q, config.block_k)
+        == "pytorch"
+    ):
         return f"no fast kernel for {dtype} and head_dim {head_dim} on {device.type}, see docs/kernels.md"
     return None
 

@@ -33,6 +33,10 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter, FakeTensor)
 # ATen names attributes of a tensor otherwise than Python does.
 _ATTRIBUTES = {"numpy_T": "T", "matrix_H": "H"}
 
+# Operations that change nothing but the dtype or the strides, and those that change nothing but the sizes.
+CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "clone")
+RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
+
 
 def calls(node: Any, *names: str) -> TypeGuard[fx.Node]:
     """The node is one of these operations."""

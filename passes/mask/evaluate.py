@@ -14,11 +14,11 @@ from .predicate import MaskPredicate, Size
 def evaluate(
     predicate: MaskPredicate,
     q_len: int,
-    k_len: int,
+    kv_len: int,
     values: Mapping[fx.Node, torch.Tensor],
     symbols: Mapping[sympy.Symbol, int] | None = None,
 ) -> torch.Tensor:
-    """``allowed`` as bool [B|1, 1, q_len, k_len].
+    """``allowed`` as bool [B|1, 1, q_len, kv_len].
 
     ``values`` holds the tensors of the predicate's nodes, ``symbols`` the values of the shape symbols.
     """
@@ -26,11 +26,11 @@ def evaluate(
     def number(size: Size) -> int:
         return int(sympy.sympify(size).subs(dict(symbols or {})))
 
-    position = torch.arange(q_len)[:, None] + number(predicate.causal_offset)  # [Sq, 1]
+    position = torch.arange(q_len)[:, None] + number(predicate.q_offset)  # [Sq, 1]
     if predicate.start is not None:
         position = position + values[predicate.start]
-    key = torch.arange(k_len)[None, :]  # [1, Sk]
-    allowed = torch.ones(1, 1, q_len, k_len, dtype=torch.bool)
+    key = torch.arange(kv_len)[None, :]  # [1, Sk]
+    allowed = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool)
     if predicate.causal:
         allowed = allowed & (key <= position)
     if predicate.window is not None:

@@ -35,7 +35,7 @@ class Axes:
     query: sympy.Symbol
     key: sympy.Symbol
     q_len: sympy.Expr
-    k_len: sympy.Expr
+    kv_len: sympy.Expr
 
     def of(self, literal: Bool) -> set[sympy.Symbol]:
         """The index variables that occur in a literal."""
@@ -87,7 +87,7 @@ def to_predicate(
     chunk, chunk_offset = _chunk(parts, offset, axes, materialiser)
     key_valid = None
     if parts.keys:
-        key_valid = materialiser().all_of(parts.keys, conditions, axes.batch, axes.key, axes.k_len)
+        key_valid = materialiser().all_of(parts.keys, conditions, axes.batch, axes.key, axes.kv_len)
     position_offset = offset if offset is not None else chunk_offset
     start = None
     if position_offset.has(AppliedUndef):
@@ -96,11 +96,11 @@ def to_predicate(
     else:
         own_key = facts.never_negative(position_offset) and (
             (window is None and chunk is None)
-            or facts.never_positive(position_offset + axes.q_len - axes.k_len)
+            or facts.never_positive(position_offset + axes.q_len - axes.kv_len)
         )
     return MaskPredicate(
         causal=offset is not None,
-        causal_offset=position_offset,
+        q_offset=position_offset,
         window=window,
         chunk=chunk,
         key_valid=key_valid,
@@ -238,5 +238,5 @@ def _segments(parts: _Parts, axes: Axes, materialiser: Callable[[], Materialiser
         raise DoesNotFit("segments of two kinds")
     query_side, key_side = parts.segments[0]
     query_id: fx.Node = materialiser().integers(query_side, axes.batch, axes.query, axes.q_len)
-    key_id: fx.Node = materialiser().integers(key_side, axes.batch, axes.key, axes.k_len)
+    key_id: fx.Node = materialiser().integers(key_side, axes.batch, axes.key, axes.kv_len)
     return Segments(query_id, key_id)

@@ -32,7 +32,7 @@ class Segments:
 class MaskPredicate:
     """allowed(b, q, k) as a conjunction; a part that is None allows everything.
 
-    With the query's position ``p = q + causal_offset + start``::
+    With the query's position ``p = q + q_offset + start``::
 
         causal        k <= p
         window        k > p - window                    (only together with causal)
@@ -49,7 +49,7 @@ class MaskPredicate:
     """
 
     causal: bool
-    causal_offset: Size = sympy.Integer(0)
+    q_offset: Size = sympy.Integer(0)
     window: Size | None = None
     chunk: Chunk | None = None
     key_valid: fx.Node | None = None
@@ -78,7 +78,7 @@ class MaskPredicate:
         if self.start is not None:
             parts.append("causal(offset read when it runs)")
         elif self.causal:
-            parts.append("causal" if self.causal_offset == 0 else f"causal(offset={self.causal_offset})")
+            parts.append("causal" if self.q_offset == 0 else f"causal(offset={self.q_offset})")
         if self.window is not None:
             parts.append(f"window({self.window})")
         if self.chunk is not None:

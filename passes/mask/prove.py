@@ -80,17 +80,19 @@ class _Proof:
         if len(query) != 4 or len(key) != 4:
             raise GiveUp(self.site.obstacle or "query and key are not [B, H, S, D]")
         batch, heads, q_len, _ = query
-        k_len = key[2]
+        kv_len = key[2]
         index = self.interpreter.facts.index
         # Without a row or a key there is no entry of the mask to say anything about.
-        self.interpreter.facts.given = [size - 1 for size in (batch, q_len, k_len)]
-        return Axes(index("b", batch), index("h", heads), index("q", q_len), index("k", k_len), q_len, k_len)
+        self.interpreter.facts.given = [size - 1 for size in (batch, q_len, kv_len)]
+        return Axes(
+            index("b", batch), index("h", heads), index("q", q_len), index("k", kv_len), q_len, kv_len
+        )
 
     def _allowed(self, mask: fx.Node, axes: Axes) -> tuple[Bool, set[str]]:
         """Where the mask allows, and in which ways it masks."""
         reader = next((n for n in self.site.covered if mask in n.all_input_nodes), self.site.output)
         facts = self.interpreter.facts
-        scores = (facts.last[axes.batch] + 1, facts.last[axes.head] + 1, axes.q_len, axes.k_len)
+        scores = (facts.last[axes.batch] + 1, facts.last[axes.head] + 1, axes.q_len, axes.kv_len)
         at = (axes.batch, axes.head, axes.query, axes.key)
         index = Frame(self.interpreter, mask).broadcast_index(self.interpreter.shape(mask), scores, at)
         element = self.interpreter.element(mask, index, reader)

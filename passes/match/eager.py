@@ -27,7 +27,7 @@ from torch import fx
 from ..graph import autocast
 from ..graph.emitter import Emitter
 from ..graph.nodes import argument, is_tensor, module_path, normal_dim, rank, shape, value
-from ..graph.operations import called, calls, label, operation
+from ..graph.operations import CASTS, RESHAPES, called, calls, label, operation
 from ..graph.scan import GraphScan
 from ..graph.sizes import same_shape, same_size
 from ..site import AttentionSite
@@ -45,8 +45,6 @@ from .repeats import unrepeat_pair
 from .scores import Scores, find_scores
 
 _SOFTMAX = ("softmax", "_softmax", "special_softmax")
-_CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "clone")
-_RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 
 
 def find(scan: GraphScan) -> list[AttentionSite]:
@@ -151,11 +149,11 @@ def _find_weights(softmax: fx.Node) -> _Weights | None:
         step = operation(reader).removesuffix("_")
         if step == "dropout" and reader.args[:1] == (node,):
             weights.dropout_p = _dropout_p(reader)
-        elif step in _RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
+        elif step in RESHAPES and same_shape(shape(node)[-2:], shape(reader)[-2:]):
             for sizes in (tuple(shape(node)), tuple(shape(reader))):
                 if len(sizes) == 4:
                     weights.heads = (sizes[0], sizes[1])
-        elif step not in _CASTS or reader.args[:1] != (node,):
+        elif step not in CASTS or reader.args[:1] != (node,):
             sinks = step == "getitem" and not same_shape(shape(node), shape(reader))
             weights.obstacle = (
                 "attention sinks: concatenated logits"

@@ -24,13 +24,11 @@ from torch import fx
 
 from ..graph.emitter import Emitter
 from ..graph.nodes import argument, is_tensor, number, rank, shape, value
-from ..graph.operations import called, calls, label, operation
+from ..graph.operations import CASTS, RESHAPES, called, calls, label, operation
 from ..graph.sizes import same_shape
 from ..graph.writes import changes_in_place
 from .matrix_products import Heads, is_product
 
-_CASTS = ("to", "type", "float", "half", "bfloat16", "type_as", "contiguous", "clone")
-_RESHAPES = ("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze")
 _NOT_ELEMENTWISE = ("linear", "embedding", "layer_norm", "rms_norm", "softmax", "conv1d", "conv2d", "addmm")
 _EXCLUDES = -1e9  # an entry filled with this or less has weight 0 beside any score of ordinary size
 
@@ -108,9 +106,9 @@ class _Walk:
     def _undo(self, node: fx.Node) -> fx.Node:
         """Note what the step does; the scores before it."""
         step = operation(node).removesuffix("_")
-        if step in _CASTS:
+        if step in CASTS:
             return self._tensor(node)
-        if step in _RESHAPES:
+        if step in RESHAPES:
             return self._undo_reshape(node)
         if step in ("mul", "imul", "multiply", "div", "truediv", "itruediv", "divide", "true_divide"):
             return self._undo_scale(node, "mul" if "mul" in step else "div")

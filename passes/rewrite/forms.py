@@ -131,7 +131,7 @@ class _Writer:
     def late(self) -> fx.Node:
         """The same at an offset, or under a mask, that is read when the graph runs."""
         options = options_text(replace(self.config, stats=self.collect_stats))
-        offset = self.size(self.mask.causal_offset)
+        offset = self.size(self.mask.q_offset)
         late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
         self.found = found_in_mask(late)
         if self.collect_stats:
@@ -157,7 +157,7 @@ class _Writer:
             site.key,
             self._segments()[1],
             self.scale,
-            self.size(self.mask.causal_offset),
+            self.size(self.mask.q_offset),
             *self._lengths(),
             config.block_q,
             config.block_k,
@@ -216,7 +216,7 @@ class _Writer:
             key_segment,
             self.scale,
             mask.causal,
-            self.size(mask.causal_offset),
+            self.size(mask.q_offset),
             self.size(mask.window) if mask.window is not None else 0,
             config.block_q,
             config.block_k,
@@ -253,7 +253,7 @@ class _Writer:
             query_segment,
             key_segment,
             self.mask.causal,
-            self.size(self.mask.causal_offset),
+            self.size(self.mask.q_offset),
             self.size(self.mask.window) if self.mask.window is not None else 0,
             self.config.block_q,
             self.config.block_k,

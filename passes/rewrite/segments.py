@@ -41,7 +41,7 @@ def emit_segments(
         key_segment = _segment_number(emitter, mask.segments.key_id)
     elif mask.chunk is not None:
         q_len, kv_len = as_expr(shape(site.query)[2]), as_expr(shape(site.key)[2])
-        query_segment = _chunk_number(emitter, site, mask.chunk, q_len, mask.causal_offset)
+        query_segment = _chunk_number(emitter, site, mask.chunk, q_len, mask.q_offset)
         key_segment = _chunk_number(emitter, site, mask.chunk, kv_len, sympy.Integer(0))
     if mask.key_valid is None:
         return query_segment, key_segment

@@ -36,10 +36,10 @@ def read_causal(mask: Tensor) -> CausalEntries | None:
     None too where rows would reach past the keys, and where no row shows which key is its last: then any
     offset would do, as for attention that is not causal. Waits for the device, twice.
     """
-    _, q_len, k_len = mask.shape
+    _, q_len, kv_len = mask.shape
     key_valid = mask.any(1)
     bounds = _bounds(mask, key_valid)
-    if bounds is None or not 0 <= bounds[0] <= k_len - q_len:
+    if bounds is None or not 0 <= bounds[0] <= kv_len - q_len:
         return None
     q_offset, window = bounds
     first = max(q_offset - window + 1, 0) if window else 0
@@ -53,13 +53,13 @@ def _bounds(mask: Tensor, key_valid: Tensor) -> tuple[int, int] | None:
 
     How many rows see the newest says which row has it as its own; a window hides keys that other rows see.
     """
-    batch, q_len, k_len = mask.shape
-    position = torch.arange(k_len, device=mask.device)
+    batch, q_len, kv_len = mask.shape
+    position = torch.arange(kv_len, device=mask.device)
     last = mask[:, -1]
     newest = torch.where(last, position, -1).amax(1)  # [B]
     rows = mask[torch.arange(batch, device=mask.device), :, newest.clamp(min=0)].sum(1)  # [B]
-    oldest = torch.where(last, position, k_len).amin(1)
-    first = torch.where(key_valid, position, k_len).amin(1)
+    oldest = torch.where(last, position, kv_len).amin(1)
+    first = torch.where(key_valid, position, kv_len).amin(1)
     found = list(zip(*torch.stack([newest, rows, oldest, first]).tolist(), strict=True))
     offsets = [new + seen_by - q_len for new, seen_by, _, _ in found if new >= 0 and seen_by < q_len]
     if not offsets:
@@ -71,9 +71,9 @@ def _bounds(mask: Tensor, key_valid: Tensor) -> tuple[int, int] | None:
 
 def _holds(mask: Tensor, q_offset: int, window: int, key_valid: Tensor) -> Tensor:
     """Whether every entry is what ``CausalEntries`` says; a bool tensor of no dimension."""
-    batch, q_len, k_len = mask.shape
-    step = max(1, min(q_len, _ROWS_AT_ONCE, _ENTRIES_AT_ONCE // (batch * k_len)))
-    valid, keys = key_valid[:, None], torch.arange(k_len, device=mask.device)
+    batch, q_len, kv_len = mask.shape
+    step = max(1, min(q_len, _ROWS_AT_ONCE, _ENTRIES_AT_ONCE // (batch * kv_len)))
+    valid, keys = key_valid[:, None], torch.arange(kv_len, device=mask.device)
     wrong = []
     for first in range(0, q_len, step):
         slab = mask[:, first : first + step]

@@ -95,14 +95,14 @@ def assert_predicates_are_the_masks(captured: list[Captured]) -> int:
         for site, proof in zip(graph.sites, graph.proofs, strict=True):
             if isinstance(proof, NotProven):
                 continue
-            q_len, k_len = graph.values[site.query].shape[2], graph.values[site.key].shape[2]
-            allowed = torch.ones(1, 1, q_len, k_len, dtype=torch.bool)
+            q_len, kv_len = graph.values[site.query].shape[2], graph.values[site.key].shape[2]
+            allowed = torch.ones(1, 1, q_len, kv_len, dtype=torch.bool)
             if site.is_causal:
                 allowed = allowed.tril()
             if site.mask is not None:
                 mask = graph.values[site.mask]
                 allowed = allowed & (mask if mask.dtype == torch.bool else mask == 0)
-            predicted = evaluate(proof, q_len, k_len, graph.values, symbols)
+            predicted = evaluate(proof, q_len, kv_len, graph.values, symbols)
             assert torch.equal(*torch.broadcast_tensors(allowed, predicted)), f"{proof} is not the mask"
             if not proof.may_have_empty_rows:
                 assert allowed.any(-1).all(), f"{proof} has an empty row"

@@ -50,14 +50,21 @@ def _replace(library: Any, name: str, key: str, kernel: Any, wrap: Callable[[Ker
 
 
 def random_strips(
-    density: float, heads: int, q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int, device: Any
+    density: float,
+    heads: int,
+    q_len: int,
+    kv_len: int,
+    q_offset: int,
+    block_q: int,
+    block_k: int,
+    device: Any,
 ) -> Tensor:
     """block_mask [1, heads, n_query_blocks, words]: random columns and slashes, as selection makes them.
 
     Every head has strips of its own; the first column and the two main slashes are kept, and as many others
     as come nearest to ``density`` of the causal blocks. Always the same for the same arguments.
     """
-    n_blocks = -(-k_len // block_k)
+    n_blocks = -(-kv_len // block_k)
     random = torch.Generator().manual_seed(q_len)
     order = torch.rand(2, heads, n_blocks, generator=random)
     order[0, :, 0] = order[1, :, :2] = -1.0
@@ -65,7 +72,7 @@ def random_strips(
 
     def strips(share: float) -> Tensor:
         column, slash = order < share
-        sizes = (q_len, k_len, q_offset, block_q, block_k)
+        sizes = (q_len, kv_len, q_offset, block_q, block_k)
         # A head at a time: at 1M tokens the blocks of all heads as bytes would take gigabytes.
         return torch.stack(
             [blocks.bits_from_strips(c, s, *sizes) for c, s in zip(column, slash, strict=True)]
@@ -74,7 +81,7 @@ def random_strips(
     low, high = 0.0, 1.0
     for _ in range(12):
         middle = (low + high) / 2
-        found = blocks.density(strips(middle), q_len, k_len, q_offset, block_q, block_k).mean().item()
+        found = blocks.density(strips(middle), q_len, kv_len, q_offset, block_q, block_k).mean().item()
         low, high = (low, middle) if found > density else (middle, high)
     return strips(high if density >= 1.0 else low)[None]
 
@@ -111,12 +118,12 @@ class SetDensity:
         return wrap
 
 
-Sizes = tuple[int, int, int, int, int]  # q_len, k_len, q_offset, block_q, block_k
+Sizes = tuple[int, int, int, int, int]  # q_len, kv_len, q_offset, block_q, block_k
 
 
 def _sizes_of_strips(*arguments: Any) -> Sizes:
-    q_len, k_len, q_offset, block_q, block_k = arguments[3:8]
-    return int(q_len), int(k_len), int(q_offset), int(block_q), int(block_k)
+    q_len, kv_len, q_offset, block_q, block_k = arguments[3:8]
+    return int(q_len), int(kv_len), int(q_offset), int(block_q), int(block_k)
 
 
 def _sizes_by_rows(query: Tensor, key: Tensor, *rest: Any) -> Sizes:

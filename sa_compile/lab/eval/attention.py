@@ -64,19 +64,23 @@ class SparsePrefill:
         """Counted when asked for, neighbouring layers of the same shape at once: few launches."""
         found: list[Tensor] = []
         same = groupby(zip(self.masks, self._lengths, strict=True), lambda layer: (layer[0].shape, layer[1]))
-        for (_, (q_len, k_len)), layers in same:
+        for (_, (q_len, kv_len)), layers in same:
             masks = torch.stack([mask for mask, _ in layers])
-            share = density(masks, q_len, k_len, k_len - q_len, self.block_q, self.block_k)
+            share = density(masks, q_len, kv_len, kv_len - q_len, self.block_q, self.block_k)
             found += share.float().unbind()
         return found
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Output [B, Hq, Sq, Dv] of query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]."""
-        q_len, k_len = query.shape[2], key.shape[2]
-        blocks: dict[str, Any] = {"q_offset": k_len - q_len, "block_q": self.block_q, "block_k": self.block_k}
+        q_len, kv_len = query.shape[2], key.shape[2]
+        blocks: dict[str, Any] = {
+            "q_offset": kv_len - q_len,
+            "block_q": self.block_q,
+            "block_k": self.block_k,
+        }
         mask = self.rule.select(query, key, scale=scale, **blocks)
         self.masks.append(mask.expand(*query.shape[:2], -1, -1))
-        self._lengths.append((q_len, k_len))
+        self._lengths.append((q_len, kv_len))
         if self.cra_chunks:
             rows: dict[str, Any] = {"chunk_n": self.cra_chunks, "sample_rows": self.cra_rows}
             whole = self.masks[-1].contiguous()

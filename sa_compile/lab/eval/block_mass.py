@@ -33,7 +33,7 @@ def _sum_blocks(
     heads,
     group,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     n_key_blocks,
     scale_log2,
@@ -66,11 +66,11 @@ def _sum_blocks(
         index = block * BLOCK_K + tl.arange(0, BLOCK_K)
         k = tl.load(
             keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
-            mask=(index < k_len)[None, :] & (dim < HEAD_DIM)[:, None],
+            mask=(index < kv_len)[None, :] & (dim < HEAD_DIM)[:, None],
             other=0.0,
         )
         scores = tl.dot(q, k, input_precision="ieee") * scale_log2
-        visible = (index < k_len)[None, :] & (index[None, :] <= position[:, None])
+        visible = (index < kv_len)[None, :] & (index[None, :] <= position[:, None])
         weights = tl.where(visible, tl.exp2(scores - total[:, None]), 0.0)
         tl.store(out + block, tl.sum(tl.sum(weights, 1), 0))
 
@@ -85,8 +85,8 @@ def block_mass(
     """
     checks.check_block_size("block_mass", block_q=block_q, block_k=block_k)
     batch, heads, q_len, head_dim = query.shape
-    kv_heads, k_len = key.shape[1:3]
-    n_key_blocks = ceil_div(k_len, block_k)
+    kv_heads, kv_len = key.shape[1:3]
+    n_key_blocks = ceil_div(kv_len, block_k)
     shape = (batch, heads, ceil_div(q_len, block_q), n_key_blocks)
     mass = torch.zeros(shape, dtype=torch.float32, device=query.device)
     if not mass.numel():
@@ -102,7 +102,7 @@ def block_mass(
         heads,
         heads // kv_heads,
         q_len,
-        k_len,
+        kv_len,
         q_offset,
         n_key_blocks,
         scale * _LOG2_E,

@@ -79,7 +79,7 @@ combined = st.recursive(
 )
 
 
-def check(term: Term, q_len: int, k_len: int, as_float: bool = False, dynamic: bool = False) -> list[object]:
+def check(term: Term, q_len: int, kv_len: int, as_float: bool = False, dynamic: bool = False) -> list[object]:
     """Compile, prove, run, compare; the proofs."""
 
     def attention(query: Tensor, key: Tensor, valid: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def check(term: Term, q_len: int, k_len: int, as_float: bool = False, dynamic: b
             mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
         return F.scaled_dot_product_attention(query, key, key, attn_mask=mask)
 
-    query, key = torch.randn(BATCH, HEADS, q_len, HEAD_DIM), torch.randn(BATCH, HEADS, k_len, HEAD_DIM)
-    captured = capture(attention, query, key, torch.rand(BATCH, k_len) < 0.6, dynamic=dynamic)
+    query, key = torch.randn(BATCH, HEADS, q_len, HEAD_DIM), torch.randn(BATCH, HEADS, kv_len, HEAD_DIM)
+    captured = capture(attention, query, key, torch.rand(BATCH, kv_len) < 0.6, dynamic=dynamic)
     assert_predicates_are_the_masks(captured)
     return list(proofs(captured))
 
@@ -136,5 +136,5 @@ def test_causal_windows_are_proven_with_the_right_numbers(
 
     (proof,) = check(term, 8, 8 + offset)
     assert isinstance(proof, MaskPredicate), str(proof)
-    assert (proof.causal, proof.causal_offset, proof.window) == (True, offset, window)
+    assert (proof.causal, proof.q_offset, proof.window) == (True, offset, window)
     assert (proof.key_valid is not None) == padded

@@ -31,14 +31,14 @@ def additive(allowed: Tensor, masked: float = -INF) -> Tensor:
     return torch.zeros(allowed.shape).masked_fill(~allowed, masked)
 
 
-def prove(build: Build, q_len: int, k_len: int, *extra: Tensor, dynamic: bool = False) -> MaskPredicate:
+def prove(build: Build, q_len: int, kv_len: int, *extra: Tensor, dynamic: bool = False) -> MaskPredicate:
     """The proof of SDPA with the mask that ``build(query, key, *extra)`` makes, compared with that mask."""
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *extra: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=build(query, key, *extra))
 
     query = torch.randn(BATCH, HEADS, q_len, HEAD_DIM)
-    key, value = torch.randn(2, BATCH, HEADS, k_len, HEAD_DIM)
+    key, value = torch.randn(2, BATCH, HEADS, kv_len, HEAD_DIM)
     captured = capture(attention, query, key, value, *extra, dynamic=dynamic)
     (proof,) = proofs(captured)
     assert isinstance(proof, MaskPredicate), str(proof)
@@ -200,13 +200,13 @@ OFFSETS = [
 @pytest.mark.parametrize(("build", "offset"), OFFSETS)
 def test_causal_with_offset(build: Build, offset: int) -> None:
     proof = prove(build, Q_LEN, K_LEN)
-    assert proof.causal and proof.causal_offset == offset
+    assert proof.causal and proof.q_offset == offset
     assert proof.may_have_empty_rows == (offset < 0)
 
 
 def test_causal_offset_keeps_the_shape_symbols() -> None:
     proof = prove(lambda q, k: columns(k) <= rows(q) + (k.shape[2] - q.shape[2]), Q_LEN, K_LEN, dynamic=True)
-    assert len(proof.causal_offset.free_symbols) == 2
+    assert len(proof.q_offset.free_symbols) == 2
 
 
 WINDOWS = [
@@ -434,7 +434,7 @@ def test_is_causal_is_aligned_top_left() -> None:
     query, key = torch.randn(1, 2, 5, 4), torch.randn(1, 2, 9, 4)
     captured = capture(lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True), query, key)
     (proof,) = proofs(captured)
-    assert isinstance(proof, MaskPredicate) and str(proof) == "causal" and proof.causal_offset == 0
+    assert isinstance(proof, MaskPredicate) and str(proof) == "causal" and proof.q_offset == 0
     assert assert_predicates_are_the_masks(captured) == 1
 
 

@@ -25,14 +25,14 @@ def test_what_is_said_is_every_entry(monkeypatch, slab):
     generator, found = torch.Generator().manual_seed(0), 0
     for case in range(400):
         q_len, batch = 2 + draw(generator, 10), 1 + draw(generator, 2)
-        k_len = q_len + draw(generator, 8)
-        q_offset, window = draw(generator, k_len - q_len + 1), draw(generator, 2) * draw(generator, 12)
-        key_valid = torch.rand(batch, k_len, generator=generator) < (0.7 if case % 2 else 2)
+        kv_len = q_len + draw(generator, 8)
+        q_offset, window = draw(generator, kv_len - q_len + 1), draw(generator, 2) * draw(generator, 12)
+        key_valid = torch.rand(batch, kv_len, generator=generator) < (0.7 if case % 2 else 2)
         mask = built(q_offset, window, key_valid, q_len)
         meaning = read_causal(mask)
         assert meaning is not None or case % 2, "a mask without padding is not known"
         changed = mask.clone()
-        changed[draw(generator, batch), draw(generator, q_len), draw(generator, k_len)] ^= True
+        changed[draw(generator, batch), draw(generator, q_len), draw(generator, kv_len)] ^= True
         for entries, said in ((mask, meaning), (changed, read_causal(changed))):
             if said is not None:
                 found += 1

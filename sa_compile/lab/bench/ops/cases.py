@@ -159,7 +159,7 @@ CASES = (
         against=("flex", "cudnn", "fa2"),
         goals=(faster_than("cudnn", 1.0),),
     ),
-    Case("whole_1m", problems.whole_attention, Shape(1024 * K, heads_kv=2), rounds=2, repeats=1),
+    Case("whole_1m", problems.whole_attention, Shape(1024 * K, kv_heads=2), rounds=2, repeats=1),
     Case("kernels_32k", problems.each_kernel, Shape(32 * K)),
     *(
         Case(

@@ -26,9 +26,9 @@ class Shape:
 
     length: int
     head_dim: int = 128
-    head_dim_v: int = 128
+    value_head_dim: int = 128
     heads: int = 32
-    heads_kv: int = 8
+    kv_heads: int = 8
     dtype: torch.dtype = torch.bfloat16
 
 
@@ -42,8 +42,8 @@ def qkv(shape: Shape, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tenso
 
     return (
         tensor(shape.heads, shape.head_dim),
-        tensor(shape.heads_kv, shape.head_dim),
-        tensor(shape.heads_kv, shape.head_dim_v),
+        tensor(shape.kv_heads, shape.head_dim),
+        tensor(shape.kv_heads, shape.value_head_dim),
     )
 
 
@@ -133,7 +133,7 @@ def kept_entries(block_mask: Tensor, length: int, block_k: int = 128) -> int:
 
 def attention_flops(entries: int, shape: Shape) -> int:
     """Floating-point operations of both products over so many entries."""
-    return 2 * entries * (shape.head_dim + shape.head_dim_v)
+    return 2 * entries * (shape.head_dim + shape.value_head_dim)
 
 
 def causal_entries(shape: Shape) -> int:

@@ -89,9 +89,9 @@ def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: st
     """The same random blocks for every head dim that has a kernel."""
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     runs = {}
-    for head_dim, head_dim_v in HEAD_DIMS:
-        own = replace(shape, head_dim=head_dim, head_dim_v=head_dim_v)
-        name = str(head_dim) if head_dim == head_dim_v else f"{head_dim}/{head_dim_v}"
+    for head_dim, value_head_dim in HEAD_DIMS:
+        own = replace(shape, head_dim=head_dim, value_head_dim=value_head_dim)
+        name = str(head_dim) if head_dim == value_head_dim else f"{head_dim}/{value_head_dim}"
         runs[name] = _attention(*inputs.qkv(own, device), mask, own)
     return Problem(runs, _share(mask, shape))
 

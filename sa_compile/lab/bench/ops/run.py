@@ -59,9 +59,9 @@ def measure(
         "problem": case.problem.__name__,
         "length": shape.length,
         "heads": shape.heads,
-        "heads_kv": shape.heads_kv,
+        "heads_kv": shape.kv_heads,
         "head_dim": shape.head_dim,
-        "head_dim_v": shape.head_dim_v,
+        "head_dim_v": shape.value_head_dim,
         "dtype": str(shape.dtype).removeprefix("torch."),
     }
     try:

@@ -56,7 +56,7 @@ class Problem:
         return self.query.shape[2]
 
     @property
-    def k_len(self) -> int:
+    def kv_len(self) -> int:
         return self.key.shape[2]
 
     @property
@@ -65,7 +65,7 @@ class Problem:
 
     @property
     def n_key_blocks(self) -> int:
-        return ceil_div(self.k_len, self.block_k)
+        return ceil_div(self.kv_len, self.block_k)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -80,7 +80,7 @@ class Problem:
     @cached_property
     def causal(self) -> Tensor:
         """Bool [n_query_blocks, n_key_blocks]: causality allows an entry of the block."""
-        return causal_blocks(self.q_len, self.k_len, self.q_offset, self.block_q, self.block_k, self.device)
+        return causal_blocks(self.q_len, self.kv_len, self.q_offset, self.block_q, self.block_k, self.device)
 
     @cached_property
     def valid_blocks(self) -> Tensor:
@@ -128,7 +128,7 @@ class Problem:
 
     def row_chunks(self, n_rows: int, multiple: int = 1, columns: int | None = None) -> Iterator[slice]:
         """Slices of ``n_rows`` rows, each a multiple of ``multiple``, whose scores fit in SCORE_BYTES."""
-        row_bytes = 4 * self.batch * self.heads * max(self.k_len if columns is None else columns, 1)
+        row_bytes = 4 * self.batch * self.heads * max(self.kv_len if columns is None else columns, 1)
         step = max(SCORE_BYTES[self.device.type] // row_bytes // multiple, 1) * multiple
         for start in range(0, n_rows, step):
             yield slice(start, min(start + step, n_rows))
@@ -152,7 +152,7 @@ class Problem:
 
         ``keys``: only the first so many, [B, Hq, rows, keys]; the rows must see none behind them.
         """
-        keys = self.k_len if keys is None else keys
+        keys = self.kv_len if keys is None else keys
         position = torch.arange(rows.start, rows.stop, device=self.device) + self.q_offset
         hidden = torch.arange(keys, device=self.device) > position[:, None]
         if self.valid_keys is not None:
@@ -169,7 +169,7 @@ class Problem:
         """Mean valid key of every block, fp32 [B, Hkv, n_key_blocks, D]; 0 for a block without any."""
         key = self.key.float()
         if self.valid_keys is None:
-            weight = torch.ones((1, 1, self.k_len, 1), device=self.device)
+            weight = torch.ones((1, 1, self.kv_len, 1), device=self.device)
         else:
             weight = self.valid_keys.float()[:, None, :, None]
         total = self.pooled_keys(torch.where(weight > 0, key, 0))

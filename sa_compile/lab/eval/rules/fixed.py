@@ -39,10 +39,10 @@ class StreamingLLM(Rule):
     share: float = 0.25
 
     def blocks(self, problem: Problem) -> Tensor:
-        window = self.window or math.ceil(self.share * problem.k_len)
+        window = self.window or math.ceil(self.share * problem.kv_len)
         first, _ = problem.row_positions
         last_key = (torch.arange(problem.n_key_blocks, device=problem.device) + 1) * problem.block_k - 1
-        kept = last_key.clamp(max=problem.k_len - 1) > first[:, None] - window
+        kept = last_key.clamp(max=problem.kv_len - 1) > first[:, None] - window
         return kept | self._sink_blocks(problem)
 
     def _sink_blocks(self, problem: Problem) -> Tensor:

@@ -40,7 +40,7 @@ class FlashPrefill(Rule):
         """fp32 [B, Hq, n_query_blocks, n_key_blocks]; 0 where no row of the block may score."""
         means = problem.mean_keys()
         last_key = (torch.arange(problem.n_key_blocks, device=problem.device) + 1) * problem.block_k
-        last_key = last_key.clamp(max=problem.k_len) - 1
+        last_key = last_key.clamp(max=problem.kv_len) - 1
         parts = []
         for rows in problem.row_chunks(problem.q_len, problem.block_q, columns=problem.n_key_blocks):
             position = torch.arange(rows.start, rows.stop, device=problem.device) + problem.q_offset

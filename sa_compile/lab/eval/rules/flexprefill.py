@@ -32,7 +32,7 @@ class FlexPrefill(Rule):
     min_budget: int = 512
 
     def blocks(self, problem: Problem) -> Tensor:
-        if problem.k_len <= max(2 * problem.block_q, self.min_budget):
+        if problem.kv_len <= max(2 * problem.block_q, self.min_budget):
             return ~problem.none()
         rows = slice(max(problem.q_len - problem.block_q, 0), problem.q_len)
         mass = problem.probabilities(rows)
@@ -48,7 +48,7 @@ class FlexPrefill(Rule):
         slash_count = torch.where(query_aware, least, self._count(slash, problem.block_k).clamp(min=least))
         columns = _top(column_block, column_count)
         slashes = _top(slash_block, slash_count)
-        sizes = (problem.q_len, problem.k_len, problem.q_offset, problem.block_q, problem.block_k)
+        sizes = (problem.q_len, problem.kv_len, problem.q_offset, problem.block_q, problem.block_k)
         kept = columns.unsqueeze(-2) | slash_blocks(slashes, *sizes)
         return kept | (query_aware[..., None] & self._pooled_choice(problem))
 

@@ -44,7 +44,7 @@ class MethodRule(Rule):
         """The blocks that are kept in any case."""
 
     def blocks(self, problem: Problem) -> Tensor:
-        attention = _attention(problem, problem.q_len, problem.k_len)
+        attention = _attention(problem, problem.q_len, problem.kv_len)
         bits = METHODS[self.name].select(ON_TENSORS, self.options(problem), attention, self.forced)
         return unpack_bits(bits, problem.n_key_blocks)
 
@@ -107,8 +107,8 @@ class Chunked(MethodRule):
 
     def _strips_of(self, problem: Problem, end: int) -> Tensor:
         """The strips that the tail of the first ``end`` query rows asks for."""
-        keys, options = min(end + problem.q_offset, problem.k_len), self.options(problem)
-        whole = _attention(problem, problem.q_len, problem.k_len)
+        keys, options = min(end + problem.q_offset, problem.kv_len), self.options(problem)
+        whole = _attention(problem, problem.q_len, problem.kv_len)
         scores = sampled_scores(
             ON_TENSORS, _attention(problem, end, keys), 1, self.sample_rows or problem.block_q
         )

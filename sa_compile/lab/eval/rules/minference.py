@@ -40,13 +40,13 @@ class MInference(Rule):
 
     def _columns(self, problem: Problem, score: Tensor) -> Tensor:
         """Bool [B, Hq, Sk]: the strongest columns."""
-        budget = int(self.vertical_share * problem.k_len) or self.vertical
-        return _strongest(score, forced=30, count=min(problem.k_len, max(budget, 30)))
+        budget = int(self.vertical_share * problem.kv_len) or self.vertical
+        return _strongest(score, forced=30, count=min(problem.kv_len, max(budget, 30)))
 
     def _offsets(self, problem: Problem, score: Tensor) -> Tensor:
         """Bool [B, Hq, Sk]: the strongest distances between query and key."""
-        budget = int(self.slash_share * problem.k_len) or self.slash
-        return _strongest(score, forced=100, count=min(problem.k_len, max(budget, 50)))
+        budget = int(self.slash_share * problem.kv_len) or self.slash
+        return _strongest(score, forced=100, count=min(problem.kv_len, max(budget, 50)))
 
 
 def _strongest(score: Tensor, forced: int, count: int) -> Tensor:
@@ -74,9 +74,9 @@ def blocks_of_offsets(problem: Problem, offsets: Tensor) -> Tensor:
     """Bool [..., n_query_blocks, n_key_blocks]: blocks with an entry at a kept distance, bool [..., Sk]."""
     first, last = problem.row_positions
     key_first = torch.arange(problem.n_key_blocks, device=problem.device) * problem.block_k
-    key_last = (key_first + problem.block_k).clamp(max=problem.k_len) - 1
+    key_last = (key_first + problem.block_k).clamp(max=problem.kv_len) - 1
     # Distances inside block (i, j) run without gap from first_i - key_last_j to last_i - key_first_j.
-    low = (first[:, None] - key_last).clamp(0, problem.k_len)
-    high = (last[:, None] - key_first + 1).clamp(0, problem.k_len)
+    low = (first[:, None] - key_last).clamp(0, problem.kv_len)
+    high = (last[:, None] - key_first + 1).clamp(0, problem.kv_len)
     count = torch.nn.functional.pad(offsets.long().cumsum(-1), (1, 0))
     return count[..., torch.maximum(low, high)] > count[..., low]

@@ -44,7 +44,7 @@ def all_block_mass(problem: Problem) -> Tensor:
         return block_mass(query, key, lse, scale=problem.scale, **blocks)
     parts = []
     for rows in problem.row_chunks(problem.q_len, problem.block_q):
-        keys = min(rows.stop + problem.q_offset, problem.k_len)
+        keys = min(rows.stop + problem.q_offset, problem.kv_len)
         mass = block_sums(problem.probabilities(rows, keys), problem.block_k, -1)
         mass = block_sums(mass, problem.block_q, -2)
         parts.append(torch.nn.functional.pad(mass, (0, problem.n_key_blocks - mass.shape[-1])))

@@ -22,7 +22,7 @@ LENGTH = 512
 
 def small(case):
     """The case on few tokens and heads, without competitors that need a GPU."""
-    shape = replace(case.shape, length=LENGTH, heads=2, heads_kv=1)
+    shape = replace(case.shape, length=LENGTH, heads=2, kv_heads=1)
     return replace(case, shape=shape, against=(), goals=(), rounds=2, repeats=3)
 
 
@@ -60,7 +60,7 @@ def test_kept_entries_are_those_that_the_oracle_sees(block_k):
 
 
 def test_all_blocks_are_as_much_work_as_dense_attention():
-    shape = Shape(LENGTH, head_dim=192, head_dim_v=128, heads=2)
+    shape = Shape(LENGTH, head_dim=192, value_head_dim=128, heads=2)
     mask = blocks.pack_bits(inputs.random_blocks(2, LENGTH, 1.0, "cpu"))
     entries = inputs.kept_entries(mask, LENGTH)
     assert entries == inputs.causal_entries(shape) == 2 * LENGTH * (LENGTH + 1) // 2
