@@ -1,12 +1,15 @@
 """The CUDA library compiles where nvcc is, and a kernel that ptxas had to slow down fails the build."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from sa_compile.kernels import choice
 
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "cmake" / "check_ptxas.py"
@@ -78,6 +81,17 @@ def test_bindings_use_no_macro_that_the_oldest_torch_lacks():
     csrc = ROOT / "kernels" / "csrc"
     sources = [path for kind in ("*.h", "*.cu", "*.cpp") for path in csrc.rglob(kind)]
     assert not [str(path) for path in sources if "STABLE_TORCH_ERROR_CODE_CHECK(" in path.read_text()]
+
+
+def test_calls_are_sent_to_the_head_dims_that_are_compiled():
+    text = (ROOT / "cmake" / "cuda.cmake").read_text()
+    for op, chosen in (
+        ("block_sparse_attention", choice.CUDA_HEAD_DIMS),
+        ("block_mean_attention", choice.CUDA_MEAN_HEAD_DIMS),
+        ("select_adaptive", choice.CUDA_ADAPTIVE_HEAD_DIMS),
+    ):
+        (line,) = re.findall(rf"^sampleattn_head_dims\({op} (.*)\)$", text, re.M)
+        assert [tuple(map(int, dims.split(","))) for dims in line.split()] == list(chosen), op
 
 
 @pytest.mark.parametrize("archs", ["80", "80,90a", "90"])

@@ -2,6 +2,8 @@
 
 import hashlib
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,8 @@ SCHEMAS = {
     "select_adaptive": "d5a2bcaf57f6cf58",
     "select_budget": "79bb8396810cb943",
 }
+
+CSRC = Path(__file__).parents[2] / "kernels" / "csrc"
 
 
 def test_the_ops_are_these():
@@ -45,3 +49,12 @@ def test_the_keyword_call_knows_every_argument_of_the_schema(op):
     assert {parameter.name for parameter in parameters} == names
     assert all(p.default is not p.empty for p in parameters if p.name in ("scale", "key_segment", "q_offset"))
     assert isinstance(getattr(ops, f"{op}_op"), torch._ops.OpOverload)
+
+
+@pytest.mark.parametrize("path", sorted(CSRC.glob("*/arguments.h")), ids=lambda path: path.parent.name)
+def test_the_cpp_libraries_have_the_same_schemas(path):
+    """But for symbolic sizes, which are ints there, and names of results."""
+    (literals,) = re.findall(r"kSchema\[\] =(.*?);", path.read_text(), re.S)
+    schema, returns = ops.SCHEMAS[path.parent.name].replace("SymInt", "int").split(" -> ")
+    returns = re.sub(r"Tensor \w+", "Tensor", returns)
+    assert "".join(re.findall(r'"(.*)"', literals)) == f"{schema} -> {returns}"

@@ -1,10 +1,10 @@
 // Landmarks and means of key blocks as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <tuple>
 
+#include "block_representatives/arguments.h"
 #include "block_representatives/cuda/represent.h"
+#include "shared/binding.h"
 #include "shared/cuda/tensors.h"
 #include "shared/cuda/visible_blocks.h"
 
@@ -12,15 +12,14 @@ namespace {
 
 using namespace sampleattn;
 
-std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::optional<Tensor> key_segment, int64_t block_k,
-                                                         int64_t landmarks) {
+std::tuple<Tensor, Tensor, Tensor> block_representatives(BlockRepresentatives<Tensor> call) {
   using torch::headeronly::ScalarType;
-  int const device = key.get_device();
+  int const device = call.key.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
   cudaStream_t const stream = current_stream(device);
-  STD_TORCH_CHECK(block_k == kBlock, "block_representatives_cuda: block_k must be 128, got ", block_k);
+  STD_TORCH_CHECK(call.block_k == kBlock, "block_representatives_cuda: block_k must be 128, got ", call.block_k);
 
-  key = readable(key);
+  Tensor const key = readable(call.key);
   adaptive::RepresentativeArguments args{};
   args.key = key.const_data_ptr();
   args.key_strides = strides_of(key);
@@ -28,10 +27,10 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::option
   args.heads_kv = int(key.size(1));
   args.k_len = int(key.size(2));
   args.head_dim = int(key.size(3));
-  args.landmarks = int(landmarks);
+  args.landmarks = int(call.landmarks);
   args.dtype = data_type(key);
 
-  int64_t const blocks = (args.k_len + kBlock - 1) / kBlock, members = 1 + landmarks;
+  int64_t const blocks = (args.k_len + kBlock - 1) / kBlock, members = 1 + call.landmarks;
   Tensor const representatives =
       torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks, args.head_dim});
   auto floats = [&] {
@@ -44,8 +43,8 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::option
   if (blocks * args.batch * args.heads_kv == 0) return {representatives, log_weights, spreads};
 
   Tensor memory = key;  // holds what the kernel reads until it is launched
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
   if (key_segment) {
-    key_segment = torch::stable::contiguous(*key_segment);
     VisibleBlocks visible{};
     visible.key_segment = args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     visible.key_segment_stride = args.key_segment_stride = broadcast_stride(*key_segment, 0);
@@ -67,11 +66,9 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(Tensor key, std::option
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
-  library.def(
-      "block_representatives_cuda(Tensor key, Tensor? key_segment, int block_k, int landmarks) -> "
-      "(Tensor, Tensor, Tensor)");
+  define<BlockRepresentatives<Tensor>>(library, "block_representatives_cuda");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
-  library.impl("block_representatives_cuda", TORCH_BOX(&block_representatives));
+  implement<BlockRepresentatives<Tensor>, block_representatives>(library, "block_representatives_cuda");
 }

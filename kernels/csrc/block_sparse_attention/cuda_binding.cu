@@ -1,12 +1,14 @@
-// Block-sparse attention as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
-#include <torch/csrc/stable/library.h>
-
+// Block-sparse attention, with means and without, as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
 #include <optional>
 #include <tuple>
+#include <utility>
 
+#include "block_mean_attention/arguments.h"
 #include "block_mean_attention/cuda/means.h"
+#include "block_sparse_attention/arguments.h"
 #include "block_sparse_attention/cuda/schedule.h"
 #include "block_sparse_attention/sm90/forward.h"
+#include "shared/binding.h"
 #include "shared/cuda/head_dims.h"
 #include "shared/cuda/tensors.h"
 
@@ -29,21 +31,16 @@ Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
 }
 
 // takes_means: dropped blocks count by their means.
-std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor query, Tensor key, Tensor value,
-                                  Tensor block_mask, std::optional<Tensor> query_segment,
-                                  std::optional<Tensor> key_segment, double scale, bool causal, int64_t q_offset,
-                                  int64_t window, int64_t block_q, int64_t block_k) {
+std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparseAttention<Tensor> call) {
   using torch::headeronly::ScalarType;
-  int const device = query.get_device();
+  int const device = call.query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
   cudaStream_t const stream = current_stream(device);
 
-  query = readable(query);
-  key = readable(key);
-  value = readable(value);
-  block_mask = torch::stable::contiguous(block_mask);
-  if (query_segment) query_segment = torch::stable::contiguous(*query_segment);
-  if (key_segment) key_segment = torch::stable::contiguous(*key_segment);
+  Tensor const query = readable(call.query), key = readable(call.key), value = readable(call.value);
+  Tensor const block_mask = torch::stable::contiguous(call.block_mask);
+  std::optional<Tensor> const query_segment = contiguous(call.query_segment);
+  std::optional<Tensor> key_segment = contiguous(call.key_segment);
 
   Arguments args{};
   args.query = query.const_data_ptr();
@@ -59,10 +56,10 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor quer
   args.k_len = int(key.size(2));
   args.head_dim = int(query.size(3));
   args.head_dim_v = int(value.size(3));
-  args.q_offset = int(q_offset);
-  args.window = int(window);
-  args.causal = causal;
-  args.scale = float(scale);
+  args.q_offset = int(call.options.q_offset);
+  args.window = int(call.options.window);
+  args.causal = call.options.causal;
+  args.scale = float(call.options.scale);
   args.dtype = data_type(query);
 
   Tensor const out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), value.size(3)});
@@ -74,8 +71,8 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor quer
   args.mask_batch_stride = broadcast_stride(block_mask, 0);
   args.mask_head_stride = broadcast_stride(block_mask, 1);
   args.mask_words = int(block_mask.size(3));
-  args.block_q = int(block_q);
-  args.block_k = int(block_k);
+  args.block_q = int(call.options.block_q);
+  args.block_k = int(call.options.block_k);
 
   // Without a key_segment every key is in segment 0, and without both nothing is cut.
   if (query_segment && !key_segment) {
@@ -119,35 +116,25 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, Tensor quer
   return {torch::stable::transpose(out, 1, 2), lse};
 }
 
-std::tuple<Tensor, Tensor> block_sparse_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
-                                                  std::optional<Tensor> query_segment,
-                                                  std::optional<Tensor> key_segment, double scale, bool causal,
-                                                  int64_t q_offset, int64_t window, int64_t block_q, int64_t block_k) {
-  return attend(forward_sm90, false, query, key, value, block_mask, query_segment, key_segment, scale, causal, q_offset,
-                window, block_q, block_k);
+std::tuple<Tensor, Tensor> block_sparse_attention(BlockSparseAttention<Tensor> call) {
+  return attend(forward_sm90, false, std::move(call));
 }
 
-std::tuple<Tensor, Tensor> block_mean_attention(Tensor query, Tensor key, Tensor value, Tensor block_mask,
-                                                std::optional<Tensor> key_segment, double scale, int64_t q_offset,
-                                                int64_t block_q, int64_t block_k) {
-  return attend(means_sm90, true, query, key, value, block_mask, std::nullopt, key_segment, scale, true, q_offset, 0,
-                block_q, block_k);
+std::tuple<Tensor, Tensor> block_mean_attention(BlockMeanAttention<Tensor> call) {
+  BlockSparseAttentionOptions const options{call.scale, true, call.q_offset, 0, call.block_q, call.block_k};
+  return attend(means_sm90, true,
+                {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, options});
 }
 
 }  // namespace
 
 // A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
 STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
-  library.def(
-      "block_sparse_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, "
-      "Tensor? key_segment, float scale, bool causal, int q_offset, int window, int block_q, int block_k) -> "
-      "(Tensor, Tensor)");
-  library.def(
-      "block_mean_attention_sm90(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? key_segment, "
-      "float scale, int q_offset, int block_q, int block_k) -> (Tensor, Tensor)");
+  define<BlockSparseAttention<Tensor>>(library, "block_sparse_attention_sm90");
+  define<BlockMeanAttention<Tensor>>(library, "block_mean_attention_sm90");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
-  library.impl("block_sparse_attention_sm90", TORCH_BOX(&block_sparse_attention));
-  library.impl("block_mean_attention_sm90", TORCH_BOX(&block_mean_attention));
+  implement<BlockSparseAttention<Tensor>, block_sparse_attention>(library, "block_sparse_attention_sm90");
+  implement<BlockMeanAttention<Tensor>, block_mean_attention>(library, "block_mean_attention_sm90");
 }

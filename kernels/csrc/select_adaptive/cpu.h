@@ -1,4 +1,4 @@
-// Method C's selection: every query row against the representatives of the key blocks before its own.
+// Selection by landmarks: every query row against the representatives of the key blocks before its own.
 //
 // A row's shares refer to a total that is exact in the query block's own key blocks and estimated elsewhere. All rows of
 // a query block see all keys of the blocks before its own, so only its own blocks are masked.
@@ -10,13 +10,15 @@
 #include <numeric>
 #include <vector>
 
-#include "block_sparse_attention/cpu.h"
-#include "select_blocks/cpu.h"
+#include "select_adaptive/arguments.h"
+#include "shared/cpu/bits.h"
+#include "shared/cpu/head_groups.h"
 #include "shared/cpu/isa.h"
 #include "shared/cpu/rows.h"
 #include "shared/cpu/strip.h"
 #include "shared/cpu/strip_sums.h"
 #include "shared/cpu/types.h"
+#include "shared/cpu/visible_blocks.h"
 #include "shared/cpu/work.h"
 
 namespace sampleattn::cpu {
@@ -29,31 +31,24 @@ struct AdaptiveArguments {
   const float* spreads;
   int64_t members;
   Segments key_segment;
-  float scale;
-  int64_t q_offset;
-  double tau;
-  bool keep_sink;
-  int64_t window_slashes;  // >= 1
-  int64_t last_rows;
+  SelectAdaptiveOptions options;
 };
 
 namespace detail {
 
-// Packed keys and representatives of consecutive (batch, KV head) pairs, and what the latter add to scores.
-struct PackedRepresentatives {
+// Packed keys and representatives of a group's pairs, and what the latter add to scores.
+struct PackedRepresentatives : PackedKeys {
   PackedRepresentatives(const Sizes& sizes, const Isa& isa, int64_t members, int64_t pairs)
-      : blocks(sizes.key_blocks()), columns(round_up(blocks, isa.lanes)), members(members),
-        key_floats(sizes.head_dim * sizes.block_k), member_floats(sizes.head_dim * columns),
-        keys(pairs * blocks * key_floats), representatives(pairs * members * member_floats),
+      : PackedKeys(sizes, pairs), columns(round_up(blocks, isa.lanes)), members(members),
+        member_floats(sizes.head_dim * columns), representatives(pairs * members * member_floats),
         log2_weights(pairs * members * columns), half_spreads(pairs * members * columns) {}
 
-  float* key(int64_t pair, int64_t block) const { return keys.get() + (pair * blocks + block) * key_floats; }
   float* member(int64_t pair, int64_t m) const { return representatives.get() + (pair * members + m) * member_floats; }
   float* log2_weight(int64_t pair, int64_t m) const { return log2_weights.get() + (pair * members + m) * columns; }
   float* half_spread(int64_t pair, int64_t m) const { return half_spreads.get() + (pair * members + m) * columns; }
 
-  int64_t blocks, columns, members, key_floats, member_floats;
-  Buffer keys, representatives, log2_weights, half_spreads;
+  int64_t columns, members, member_floats;
+  Buffer representatives, log2_weights, half_spreads;
 };
 
 // The terms of one member in units of log2, for queries that are scaled by scale * log2(e).
@@ -80,23 +75,23 @@ class AdaptiveWorker {
   void run(const PackedRepresentatives& packed, const VisibleBlocks& visible, int64_t rows_end, int64_t pair, int64_t b,
            int64_t h, int64_t query_block, uint32_t* words) {
     const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
-    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, rows_end, args_.last_rows);
+    const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, rows_end, args_.options.last_rows);
     const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
-    const int64_t low = floor_div(first_row + args_.q_offset, sizes_.block_k);
-    const int64_t high = floor_div(first_row + rows - 1 + args_.q_offset, sizes_.block_k);
+    const int64_t low = floor_div(first_row + args_.options.q_offset, sizes_.block_k);
+    const int64_t high = floor_div(first_row + rows - 1 + args_.options.q_offset, sizes_.block_k);
     const int64_t end =
-        std::clamp<int64_t>(low - args_.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
+        std::clamp<int64_t>(low - args_.options.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
     const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);  // the first block that is scored exactly
     const int64_t stop = std::clamp<int64_t>(high + 1, 0, n_blocks);  // of the causal ones
     std::fill_n(words, n_words, 0);
-    if (args_.tau <= 0.0 || own_rows.holds_last) {
+    if (args_.options.tau <= 0.0 || own_rows.holds_last) {
       set_prefix(words, stop);
     } else {
       for (int64_t j = end; j < stop; ++j) set_bit(words, j);
-      if (args_.keep_sink && visible.first >= 0 && visible.first < stop) set_bit(words, visible.first);
+      if (args_.options.keep_sink && visible.first >= 0 && visible.first < stop) set_bit(words, visible.first);
       if (end > 0) {
         score(packed, pair, b, h, first_row, rows, own, stop);
-        const float threshold = static_cast<float>(args_.tau * args_.tau);
+        const float threshold = static_cast<float>(args_.options.tau * args_.options.tau);
         for (int64_t j = 0; j < end; ++j) {
           if (squares_.get()[j] >= threshold) set_bit(words, j);
         }
@@ -112,7 +107,7 @@ class AdaptiveWorker {
     row_index_.resize(rows);
     std::iota(row_index_.begin(), row_index_.end(), first_row);
     isa_.pack_query(query_.get(), args_.query, b, h, row_index_.data(), rows, round_up(rows, isa_.row_multiple),
-                    sizes_.head_dim, args_.scale * kLog2e);
+                    sizes_.head_dim, static_cast<float>(args_.options.scale) * kLog2e);
     const int64_t n_exact = std::max<int64_t>(stop - own, 0);
     maximum_.resize(kStripRows * n_exact);
     sum_.resize(kStripRows * n_exact);
@@ -120,7 +115,7 @@ class AdaptiveWorker {
     for (int64_t at = 0; at < rows; at += kStripRows) {
       strip_.set(
           std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
-          [&](int64_t r) { return first_row + at + r + args_.q_offset; }, [](int64_t) { return 0; });
+          [&](int64_t r) { return first_row + at + r + args_.options.q_offset; }, [](int64_t) { return 0; });
       const float* query = query_.get() + at * sizes_.head_dim;
       for (int64_t e = 0; e < n_exact; ++e) {
         sums_.run(strip_, query, packed.key(pair, own + e), b, own + e, maximum_.data() + e, sum_.data() + e, nullptr,
@@ -152,46 +147,38 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
                      uint32_t* block_mask) {
   using namespace detail;
   const Sizes& sizes = args.sizes;
-  const int64_t pairs = sizes.batch * sizes.kv_heads, query_blocks = sizes.query_blocks();
-  const int64_t blocks = sizes.key_blocks(), words = mask_words(blocks);
-  if (pairs * sizes.group() * query_blocks * blocks == 0) return;
-  const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
-                             args.key_segment.data != nullptr);
-  std::vector<VisibleBlocks> visible;
-  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args.key_segment, b, sizes.k_len, sizes.block_k);
-  const std::vector<int64_t> ends = row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.k_len, args.q_offset);
+  const int64_t query_blocks = sizes.query_blocks(), blocks = sizes.key_blocks(), words = mask_words(blocks);
+  if (sizes.batch * sizes.q_heads * query_blocks * blocks == 0) return;
+  const KeySegments segments(args.key_segment, sizes, args.key_segment.data != nullptr);
+  const std::vector<VisibleBlocks> visible = visible_blocks(args.key_segment, sizes);
+  const std::vector<int64_t> ends =
+      row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.k_len, args.options.q_offset);
   const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
-  const int64_t step = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(pair_floats, 1), 1, pairs);
-  const PackedRepresentatives packed(sizes, isa, args.members, step);
-  for (int64_t first = 0; first < pairs; first += step) {
-    const int64_t count = std::min(step, pairs - first);
-    for_each_item(parallel_for, threads, count * (blocks + args.members), [&] {
+  const int64_t pairs = pairs_of_a_group(sizes, pair_floats, sizes.group() * query_blocks, threads);
+  const PackedRepresentatives packed(sizes, isa, args.members, pairs);
+  for_each_head_group(sizes, pairs, [&](const HeadGroup& group) {
+    for_each_item(parallel_for, threads, group.count * (blocks + args.members), [&] {
       return [&](int64_t item) {
-        const int64_t pair = item % count, part = item / count;
-        const int64_t b = (first + pair) / sizes.kv_heads, h = (first + pair) % sizes.kv_heads;
+        const int64_t pair = item % group.count, part = item / group.count;
         if (part < blocks) {
-          pack_key_block(isa, sizes, args.key, segments, b, h, part, packed.key(pair, part));
+          packed.pack(isa, group, args.key, segments, pair, part);
         } else {
-          const int64_t m = part - blocks;
+          const int64_t b = group.batch(pair), h = group.kv_head(pair), m = part - blocks;
           isa.pack_keys(packed.member(pair, m), args.representatives, b, h, m * blocks, blocks, packed.columns,
                         sizes.head_dim, nullptr);
           pack_terms(args, packed, pair, b, h, m);
         }
       };
     });
-    // Late query blocks have the most blocks behind them: they come first.
-    for_each_item(parallel_for, threads, count * sizes.group() * query_blocks, [&] {
-      return [&, worker = AdaptiveWorker(args, isa, segments, packed.columns)](int64_t item) mutable {
-        const int64_t heads = count * sizes.group();
-        const int64_t query_block = query_blocks - 1 - item / heads, head = item % heads;
-        const int64_t pair = head / sizes.group();
-        const int64_t b = (first + pair) / sizes.kv_heads;
-        const int64_t h = (first + pair) % sizes.kv_heads * sizes.group() + head % sizes.group();
+    for_each_query_block(parallel_for, threads, group, sizes.group(), [&] {
+      return [&, worker = AdaptiveWorker(args, isa, segments, packed.columns)](int64_t pair, int64_t head,
+                                                                               int64_t query_block) mutable {
+        const int64_t b = group.batch(pair), h = group.kv_head(pair) * sizes.group() + head;
         worker.run(packed, visible[b], ends[b], pair, b, h, query_block,
                    block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words);
       };
     });
-  }
+  });
 }
 
 }  // namespace sampleattn::cpu

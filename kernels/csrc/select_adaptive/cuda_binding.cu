@@ -1,11 +1,11 @@
 // Selection by landmarks as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
+#include "select_adaptive/arguments.h"
 #include "select_adaptive/sm90/select.h"
+#include "shared/binding.h"
 #include "shared/cuda/head_dims.h"
 #include "shared/cuda/tensors.h"
 #include "shared/cuda/visible_blocks.h"
@@ -24,22 +24,20 @@ Error select_sm90(adaptive::Arguments const& args, int thread_blocks, cudaStream
   });
 }
 
-Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads,
-                       std::optional<Tensor> key_segment, double scale, int64_t q_offset, int64_t block_q,
-                       int64_t block_k, double tau, bool keep_sink, int64_t window_slashes, int64_t last_rows) {
+Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   using torch::headeronly::ScalarType;
-  int const device = query.get_device();
+  SelectAdaptiveOptions const& options = call.options;
+  int const device = call.query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
   cudaStream_t const stream = current_stream(device);
-  STD_TORCH_CHECK(block_q == kBlock && block_k == kBlock, "select_adaptive_sm90: blocks must be 128 x 128, got ",
-                  block_q, " x ", block_k);
+  STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock,
+                  "select_adaptive_sm90: blocks must be 128 x 128, got ", options.block_q, " x ", options.block_k);
 
-  query = readable(query);
-  key = readable(key);
-  representatives = torch::stable::contiguous(representatives);
-  log_weights = torch::stable::contiguous(log_weights);
-  spreads = torch::stable::contiguous(spreads);
-  if (key_segment) key_segment = torch::stable::contiguous(*key_segment);
+  Tensor const query = readable(call.query), key = readable(call.key);
+  Tensor const representatives = torch::stable::contiguous(call.representatives);
+  Tensor const log_weights = torch::stable::contiguous(call.log_weights);
+  Tensor const spreads = torch::stable::contiguous(call.spreads);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
 
   adaptive::Arguments args{};
   args.query = query.const_data_ptr();
@@ -60,14 +58,14 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
   args.k_len = int(key.size(2));
   args.head_dim = int(query.size(3));
   args.members = int(representatives.size(2));
-  args.q_offset = int(q_offset);
-  args.window_slashes = int(window_slashes);
-  args.last_rows = int(std::min<int64_t>(last_rows, args.q_len));
-  args.keep_sink = keep_sink;
-  args.scale = float(scale);
-  args.scale_log2 = float(scale) * adaptive::kLog2E;
+  args.q_offset = int(options.q_offset);
+  args.window_slashes = int(options.window_slashes);
+  args.last_rows = int(std::min<int64_t>(options.last_rows, args.q_len));
+  args.keep_sink = options.keep_sink;
+  args.scale = float(options.scale);
+  args.scale_log2 = args.scale * adaptive::kLog2E;
   args.whole_number = std::log2(float(kBlock - args.members + 1));
-  args.tau_squared = float(tau) * float(tau);
+  args.tau_squared = float(options.tau) * float(options.tau);
   args.dtype = data_type(query);
   args.mask_words = mask_words(args.n());
 
@@ -107,12 +105,9 @@ Tensor select_adaptive(Tensor query, Tensor key, Tensor representatives, Tensor 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
-  library.def(
-      "select_adaptive_sm90(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, "
-      "Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, "
-      "int window_slashes, int last_rows) -> Tensor");
+  define<SelectAdaptive<Tensor>>(library, "select_adaptive_sm90");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
-  library.impl("select_adaptive_sm90", TORCH_BOX(&select_adaptive));
+  implement<SelectAdaptive<Tensor>, select_adaptive>(library, "select_adaptive_sm90");
 }

@@ -6,20 +6,21 @@
 #include <numeric>
 #include <vector>
 
+#include "select_blocks/arguments.h"
+#include "shared/cpu/bits.h"
 #include "shared/cpu/rows.h"
 #include "shared/cpu/types.h"
+#include "shared/cpu/visible_blocks.h"
 #include "shared/cpu/work.h"
 
 namespace sampleattn::cpu {
 
-struct SelectionArguments {
+struct SelectBlocksArguments {
   const float* column_scores;  // [B, Hq, n_key_blocks] contiguous, as are slash_scores
   const float* slash_scores;
   Segments key_segment;
-  int64_t batch, heads, q_len, k_len, q_offset, block_q, block_k;
-  double alpha_c, alpha_s;
-  bool keep_sink;
-  int64_t window_slashes, last_rows;
+  int64_t batch, heads;
+  SelectBlocksOptions options;
 };
 
 namespace detail {
@@ -40,58 +41,36 @@ inline std::vector<int64_t> fewest_reaching(const float* scores, int64_t n, doub
   return order;
 }
 
-inline void set_bit(uint32_t* words, int64_t i) { words[i / 32] |= uint32_t{1} << (i % 32); }
-
-// Bits [0, end) of n_words words.
-inline void set_prefix(uint32_t* words, int64_t end) {
-  std::fill_n(words, end / 32, ~uint32_t{0});
-  if (end % 32) words[end / 32] |= (uint32_t{1} << (end % 32)) - 1;
-}
-
-// Which key blocks of a batch entry hold a valid key, and the first of them.
-struct VisibleBlocks {
-  VisibleBlocks(const Segments& key_segment, int64_t b, int64_t k_len, int64_t block_k)
-      : words(mask_words(ceil_div(k_len, block_k)), 0) {
-    const int32_t* ids = key_segment.row(b);
-    for (int64_t k = 0; k < k_len; ++k) {
-      if (ids && ids[k] != 0) continue;
-      if (first < 0) first = k / block_k;
-      set_bit(words.data(), k / block_k);
-    }
-  }
-
-  std::vector<uint32_t> words;
-  int64_t first = -1;  // -1: there is none
-};
-
 }  // namespace detail
 
 // block_mask: [B, Hq, n_query_blocks, n_words] contiguous.
 template <class ParallelFor>
-void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_for, int64_t threads,
+void select_blocks(const SelectBlocksArguments& args, const ParallelFor& parallel_for, int64_t threads,
                    uint32_t* block_mask) {
-  using namespace detail;
-  const int64_t n_key_blocks = ceil_div(args.k_len, args.block_k), n_words = mask_words(n_key_blocks);
-  const int64_t n_query_blocks = ceil_div(args.q_len, args.block_q);
-  const std::vector<int64_t> ends = row_ends(args.key_segment, args.batch, args.q_len, args.k_len, args.q_offset);
-  const bool everything = args.alpha_c >= 1.0 || args.alpha_s >= 1.0;
+  const SelectBlocksOptions& options = args.options;
+  const int64_t n_key_blocks = ceil_div(options.k_len, options.block_k), n_words = mask_words(n_key_blocks);
+  const int64_t n_query_blocks = ceil_div(options.q_len, options.block_q);
+  const std::vector<int64_t> ends =
+      row_ends(args.key_segment, args.batch, options.q_len, options.k_len, options.q_offset);
+  const bool everything = options.alpha_c >= 1.0 || options.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {
-      const VisibleBlocks visible(args.key_segment, item / args.heads, args.k_len, args.block_k);
+      const VisibleBlocks visible(args.key_segment, item / args.heads, options.k_len, options.block_k);
       std::vector<uint32_t> columns(n_words, 0);
       const float* column_scores = args.column_scores + item * n_key_blocks;
       const float* slash_scores = args.slash_scores + item * n_key_blocks;
-      const std::vector<int64_t> slashes = fewest_reaching(slash_scores, n_key_blocks, args.alpha_s);
-      for (int64_t j : fewest_reaching(column_scores, n_key_blocks, args.alpha_c)) set_bit(columns.data(), j);
+      const std::vector<int64_t> slashes = detail::fewest_reaching(slash_scores, n_key_blocks, options.alpha_s);
+      for (int64_t j : detail::fewest_reaching(column_scores, n_key_blocks, options.alpha_c))
+        set_bit(columns.data(), j);
       if (everything) set_prefix(columns.data(), n_key_blocks);
-      if (args.keep_sink && visible.first >= 0) set_bit(columns.data(), visible.first);
+      if (options.keep_sink && visible.first >= 0) set_bit(columns.data(), visible.first);
       std::vector<uint32_t> causal(n_words);
       for (int64_t i = 0; i < n_query_blocks; ++i) {
         uint32_t* row = block_mask + (item * n_query_blocks + i) * n_words;
-        const RowBlock rows(i, args.block_q, args.q_len, ends[item / args.heads], args.last_rows);
+        const RowBlock rows(i, options.block_q, options.q_len, ends[item / args.heads], options.last_rows);
         // The rows of a query block lie in the blocks low .. high of block_k positions.
-        const int64_t low = floor_div(rows.first + args.q_offset, args.block_k);
-        const int64_t high = floor_div(rows.stop - 1 + args.q_offset, args.block_k);
+        const int64_t low = floor_div(rows.first + options.q_offset, options.block_k);
+        const int64_t high = floor_div(rows.stop - 1 + options.q_offset, options.block_k);
         std::copy(columns.begin(), columns.end(), row);
         if (rows.holds_last) set_prefix(row, n_key_blocks);
         for (int64_t own = low; own <= high; ++own) {
@@ -99,7 +78,7 @@ void select_blocks(const SelectionArguments& args, const ParallelFor& parallel_f
             if (own - s >= 0 && own - s < n_key_blocks) set_bit(row, own - s);
           }
         }
-        for (int64_t j = std::max<int64_t>(low - args.window_slashes + 1, 0); j <= std::min(high, n_key_blocks - 1);
+        for (int64_t j = std::max<int64_t>(low - options.window_slashes + 1, 0); j <= std::min(high, n_key_blocks - 1);
              ++j) {
           set_bit(row, j);
         }

@@ -9,13 +9,15 @@
 #include <utility>
 #include <vector>
 
-#include "block_sparse_attention/cpu.h"
-#include "select_blocks/cpu.h"
+#include "select_budget/arguments.h"
+#include "select_budget/sampled_rows.h"
+#include "shared/cpu/bits.h"
+#include "shared/cpu/head_groups.h"
 #include "shared/cpu/isa.h"
-#include "shared/cpu/rows.h"
 #include "shared/cpu/strip.h"
 #include "shared/cpu/strip_sums.h"
 #include "shared/cpu/types.h"
+#include "shared/cpu/visible_blocks.h"
 #include "shared/cpu/work.h"
 
 namespace sampleattn::cpu {
@@ -24,12 +26,7 @@ struct BudgetArguments {
   Sizes sizes;
   View query, key;
   Segments key_segment;
-  float scale;
-  int64_t q_offset;
-  double budget, tau;
-  int64_t rows;
-  bool keep_sink;
-  int64_t window_slashes;  // >= 1
+  SelectBudgetOptions options;
 };
 
 namespace detail {
@@ -42,24 +39,25 @@ class BudgetWorker {
  public:
   BudgetWorker(const BudgetArguments& args, const Isa& isa, const KeySegments& segments)
       : args_(args), isa_(isa), sizes_(args.sizes), n_blocks_(sizes_.key_blocks()),
-        sampled_(rows_of_a_block(args.rows, sizes_.k_len, sizes_.block_q)), sums_(sizes_, isa, segments),
+        sampled_(rows_of_a_block(args.options.rows, sizes_.k_len, sizes_.block_q)), sums_(sizes_, isa, segments),
         at_a_time_(std::min(kBudgetRows, round_up(rows(), kStripRows))), query_(at_a_time_ * sizes_.head_dim),
         maximum_(at_a_time_ * n_blocks_), sum_(at_a_time_ * n_blocks_), squares_(at_a_time_ * n_blocks_),
         strips_(at_a_time_ / kStripRows), heads_(sizes_.group()) {}
 
   // words: of the first of the heads; those of the others follow at head_words.
-  void run(const PackedHeads& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t kv_head,
+  void run(const PackedKeys& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t kv_head,
            int64_t query_block, uint32_t* words, int64_t head_words) {
     const int64_t first_row = query_block * sizes_.block_q;
     const int64_t last_row = std::min(first_row + sizes_.block_q, sizes_.q_len) - 1;
-    const int64_t own = floor_div(first_row + args_.q_offset, sizes_.block_k);
-    const int64_t stop = std::clamp<int64_t>(floor_div(last_row + args_.q_offset, sizes_.block_k) + 1, 0, n_blocks_);
-    const int64_t window = std::clamp<int64_t>(own - args_.window_slashes + 1, 0, stop);  // its first block
-    const bool everything = args_.budget <= 0.0 || args_.tau <= 0.0;
+    const int64_t own = floor_div(first_row + args_.options.q_offset, sizes_.block_k);
+    const int64_t stop =
+        std::clamp<int64_t>(floor_div(last_row + args_.options.q_offset, sizes_.block_k) + 1, 0, n_blocks_);
+    const int64_t window = std::clamp<int64_t>(own - args_.options.window_slashes + 1, 0, stop);  // its first block
+    const bool everything = args_.options.budget <= 0.0 || args_.options.tau <= 0.0;
     candidates_.clear();
     for (int64_t j = 0; j < window && !everything; ++j) {
-      const bool allowed = visible.words[j / 32] >> (j % 32) & 1;
-      if (allowed && !(args_.keep_sink && j == visible.first)) candidates_.push_back(j);
+      if (has_bit(visible.words.data(), j) && !(args_.options.keep_sink && j == visible.first))
+        candidates_.push_back(j);
     }
     if (!candidates_.empty()) score(packed, pair, b, kv_head, query_block, stop);
     for (int64_t g = 0; g < sizes_.group(); ++g, words += head_words) {
@@ -80,8 +78,8 @@ class BudgetWorker {
   int64_t rows() const { return sizes_.group() * static_cast<int64_t>(sampled_.size()); }
 
   // Fills heads_ for the blocks before `stop`.
-  void score(const PackedHeads& packed, int64_t pair, int64_t b, int64_t kv_head, int64_t query_block, int64_t stop) {
-    sample_block(query_block, sizes_.block_q, sizes_.q_len, sampled_);
+  void score(const PackedKeys& packed, int64_t pair, int64_t b, int64_t kv_head, int64_t query_block, int64_t stop) {
+    sample(query_block);
     for (Shares& head : heads_) {
       head.share.assign(stop, 0.0f);
       head.squares.assign(stop, 0.0f);
@@ -111,6 +109,16 @@ class BudgetWorker {
     }
   }
 
+  // Every so many rows from the first sampled one; past a prompt's end it is the last row, once more.
+  void sample(int64_t query_block) {
+    const int64_t step = sizes_.block_q / static_cast<int64_t>(sampled_.size());
+    int64_t row = query_block * sizes_.block_q + first_sampled_row(query_block, step);
+    for (int64_t& sampled : sampled_) {
+      sampled = std::min(row, std::min((query_block + 1) * sizes_.block_q, sizes_.q_len) - 1);
+      row += step;
+    }
+  }
+
   // Packs `count` rows from the `first` on, head after head.
   void begin(int64_t b, int64_t kv_head, int64_t first, int64_t count) {
     const int64_t of_a_head = sampled_.size();
@@ -118,13 +126,14 @@ class BudgetWorker {
       const int64_t g = (first + r) / of_a_head, i = (first + r) % of_a_head, n = std::min(of_a_head - i, count - r);
       const int64_t padding = r + n == count ? round_up(count, isa_.row_multiple) - count : 0;
       isa_.pack_query(query_.get() + r * sizes_.head_dim, args_.query, b, kv_head * sizes_.group() + g,
-                      sampled_.data() + i, n, n + padding, sizes_.head_dim, args_.scale * kLog2e);
+                      sampled_.data() + i, n, n + padding, sizes_.head_dim,
+                      static_cast<float>(args_.options.scale) * kLog2e);
       r += n;
     }
     for (int64_t row = 0; row < count; row += kStripRows) {
       strips_[row / kStripRows].set(
           std::min<int64_t>(kStripRows, count - row), isa_.row_multiple, sizes_.k_len, true, 0,
-          [&](int64_t r) { return sampled_[(first + row + r) % of_a_head] + args_.q_offset; },
+          [&](int64_t r) { return sampled_[(first + row + r) % of_a_head] + args_.options.q_offset; },
           [](int64_t) { return 0; });
     }
   }
@@ -142,9 +151,9 @@ class BudgetWorker {
     for (const auto& [sum, j] : ascending_) {
       const double share = sum / rows;
       const double squares = static_cast<double>(sizes_.block_q) * head.squares[j] / rows;
-      const bool kept =
-          share * (share + 2.0 * before) >= args_.budget * args_.budget || squares >= args_.tau * args_.tau;
-      if (!kept) words[j / 32] &= ~(uint32_t{1} << (j % 32));
+      const bool kept = share * (share + 2.0 * before) >= args_.options.budget * args_.options.budget ||
+                        squares >= args_.options.tau * args_.options.tau;
+      if (!kept) clear_bit(words, j);
       before += share;
     }
   }
@@ -171,38 +180,24 @@ void select_budget(const BudgetArguments& args, const Isa& isa, const ParallelFo
                    uint32_t* block_mask) {
   using namespace detail;
   const Sizes& sizes = args.sizes;
-  const int64_t pairs = sizes.batch * sizes.kv_heads, query_blocks = sizes.query_blocks();
-  const int64_t blocks = sizes.key_blocks(), words = mask_words(blocks);
-  if (pairs * sizes.group() * query_blocks * words == 0) return;
-  const KeySegments segments(args.key_segment, sizes.batch, sizes.k_len, sizes.block_k,
-                             args.key_segment.data != nullptr);
-  std::vector<VisibleBlocks> visible;
-  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(args.key_segment, b, sizes.k_len, sizes.block_k);
-  const int64_t pair_floats = sizes.head_dim * blocks * sizes.block_k;
-  const int64_t for_threads = ceil_div(kItemsPerThread * threads, query_blocks);
-  const int64_t step =
-      std::clamp(std::max(kPackedFloats / std::max<int64_t>(pair_floats, 1), for_threads), int64_t{1}, pairs);
-  const PackedHeads packed(sizes, isa, step);  // v_dim is 0: keys alone
-  for (int64_t first = 0; first < pairs; first += step) {
-    const int64_t count = std::min(step, pairs - first);
-    for_each_item(parallel_for, threads, count * blocks, [&] {
-      return [&](int64_t item) {
-        const int64_t pair = item % count, block = item / count;
-        const int64_t b = (first + pair) / sizes.kv_heads, kv_head = (first + pair) % sizes.kv_heads;
-        pack_key_block(isa, sizes, args.key, segments, b, kv_head, block, packed.key(pair, block));
-      };
+  const int64_t query_blocks = sizes.query_blocks(), blocks = sizes.key_blocks(), words = mask_words(blocks);
+  if (sizes.batch * sizes.q_heads * query_blocks == 0) return;
+  const KeySegments segments(args.key_segment, sizes, args.key_segment.data != nullptr);
+  const std::vector<VisibleBlocks> visible = visible_blocks(args.key_segment, sizes);
+  const int64_t pairs = pairs_of_a_group(sizes, sizes.head_dim * blocks * sizes.block_k, query_blocks, threads);
+  const PackedKeys packed(sizes, pairs);
+  for_each_head_group(sizes, pairs, [&](const HeadGroup& group) {
+    for_each_item(parallel_for, threads, group.count * blocks, [&] {
+      return [&](int64_t item) { packed.pack(isa, group, args.key, segments, item % group.count, item / group.count); };
     });
-    // Late query blocks have the most blocks behind them: they come first.
-    for_each_item(parallel_for, threads, count * query_blocks, [&] {
-      return [&, worker = BudgetWorker(args, isa, segments)](int64_t item) mutable {
-        const int64_t query_block = query_blocks - 1 - item / count, pair = item % count;
-        const int64_t b = (first + pair) / sizes.kv_heads, kv_head = (first + pair) % sizes.kv_heads;
+    for_each_query_block(parallel_for, threads, group, 1, [&] {
+      return [&, worker = BudgetWorker(args, isa, segments)](int64_t pair, int64_t, int64_t query_block) mutable {
+        const int64_t b = group.batch(pair), kv_head = group.kv_head(pair), h = kv_head * sizes.group();
         worker.run(packed, visible[b], pair, b, kv_head, query_block,
-                   block_mask + ((b * sizes.q_heads + kv_head * sizes.group()) * query_blocks + query_block) * words,
-                   query_blocks * words);
+                   block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words, query_blocks * words);
       };
     });
-  }
+  });
 }
 
 }  // namespace sampleattn::cpu

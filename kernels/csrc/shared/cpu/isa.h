@@ -5,6 +5,7 @@
 
 namespace sampleattn::cpu {
 
+constexpr float kLog2e = 1.442695040888963f;
 constexpr int kStripRows = 32;  // rows of a query block that are carried through scores, softmax and values at once
 
 // Running softmax of the rows of a query block; scores are in units of log2.

@@ -25,10 +25,12 @@ inline SegmentRange segment_range(const int32_t* ids, int64_t n) {
 // Segment ids of the keys, padded to whole blocks with -1, and their range per block.
 class KeySegments {
  public:
-  KeySegments(const Segments& segments, int64_t batch, int64_t k_len, int64_t block_k, bool used)
-      : used_(used), rows_(segments.data && segments.batch_stride ? batch : 1), blocks_(ceil_div(k_len, block_k)),
-        block_k_(block_k) {
+  // used: whether any tensor of segments is given, of queries or of keys.
+  KeySegments(const Segments& segments, const Sizes& sizes, bool used)
+      : used_(used), rows_(segments.data && segments.batch_stride ? sizes.batch : 1), blocks_(sizes.key_blocks()),
+        block_k_(sizes.block_k) {
     if (!used_) return;
+    const int64_t k_len = sizes.k_len, block_k = block_k_;
     ids_.assign(rows_ * blocks_ * block_k, -1);
     for (int64_t b = 0; b < rows_; ++b) {
       int32_t* to = ids_.data() + b * blocks_ * block_k;

@@ -8,6 +8,8 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <optional>
+
 #include "shared/cuda/error.h"
 #include "shared/cuda/types.h"
 
@@ -26,6 +28,10 @@ inline Tensor readable(Tensor const& tensor) {
     fits = fits && (tensor.size(i) == 1 || (tensor.stride(i) > 0 && tensor.stride(i) % 8 == 0));
   }
   return fits ? tensor : torch::stable::clone(torch::stable::contiguous(tensor));
+}
+
+inline std::optional<Tensor> contiguous(std::optional<Tensor> const& tensor) {
+  return tensor ? std::optional(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
 // Strides in elements; of a dimension of size 1 any stride will do, so it gets one that the copy engine takes.

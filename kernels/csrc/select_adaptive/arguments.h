@@ -1,0 +1,29 @@
+// The arguments of select_adaptive, as kernels/select_adaptive/op.py has them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace sampleattn {
+
+struct SelectAdaptiveOptions {
+  double scale;
+  int64_t q_offset, block_q, block_k;
+  double tau;
+  bool keep_sink;
+  int64_t window_slashes, last_rows;
+};
+
+template <class Tensor>
+struct SelectAdaptive {
+  static constexpr char kSchema[] =
+      "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, Tensor? key_segment, "
+      "float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, int window_slashes, "
+      "int last_rows) -> Tensor";
+
+  Tensor query, key, representatives, log_weights, spreads;
+  std::optional<Tensor> key_segment;
+  SelectAdaptiveOptions options;
+};
+
+}  // namespace sampleattn

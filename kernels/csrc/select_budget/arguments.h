@@ -1,0 +1,29 @@
+// The arguments of select_budget, as kernels/select_budget/op.py has them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace sampleattn {
+
+struct SelectBudgetOptions {
+  double scale;
+  int64_t q_offset, block_q, block_k;
+  double budget, tau;
+  int64_t rows;
+  bool keep_sink;
+  int64_t window_slashes;
+};
+
+template <class Tensor>
+struct SelectBudget {
+  static constexpr char kSchema[] =
+      "(Tensor query, Tensor key, Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, "
+      "float budget, float tau, int rows, bool keep_sink, int window_slashes) -> Tensor";
+
+  Tensor query, key;
+  std::optional<Tensor> key_segment;
+  SelectBudgetOptions options;
+};
+
+}  // namespace sampleattn
