@@ -201,6 +201,22 @@ def test_after_an_error_the_whole_step_is_the_parent_s(kernels):
     assert kernels.calls == [MIXED[0]] * 2
 
 
+def test_the_longest_prefills_are_rehearsed_once_while_memory_is_measured(kernels):
+    layer, _ = make(EVERYTHING)
+    query, cache, _, _ = batch(*MIXED)
+    with (
+        mock.patch.object(backend, "_runs_kernels", lambda device: True),
+        mock.patch.object(torch.cuda, "synchronize"),
+        mock.patch.object(backend, "_rehearsed", set()),
+        mock.patch.object(prefill, "sampled", wraps=prefill.sampled) as ran,
+    ):
+        outputs = [forward(layer, query, cache, None) for _ in range(2)]
+    assert all(not output.any() for output in outputs)
+    sizes = [(a.query.shape[2], a.key.shape[2]) for a in (call.args[0] for call in ran.call_args_list)]
+    assert sizes == [(1024, 1024), (1021, 1021), (512, 512), (509, 509), (256, 256)]
+    assert kernels.calls == []
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [

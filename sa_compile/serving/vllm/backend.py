@@ -132,7 +132,7 @@ class SampledImpl(AttentionImpl):
         Kernels are compiled here and not in a request, and what cannot run stops the start.
         """
         shape = (*query.shape[1:], self.num_kv_heads, query.dtype)
-        if self.not_sampled is not None or query.device.type != "cuda" or shape in _rehearsed:
+        if self.not_sampled is not None or shape in _rehearsed or not _runs_kernels(query.device):
             return
         _rehearsed.add(shape)
         start = time.perf_counter()
@@ -248,6 +248,11 @@ def _gathered(pages: Tensor, table: Tensor, kv_len: int) -> Tensor:
     source = by_head.view(torch.int64) if wide else by_head
     taken = source.index_select(1, table[:n_pages]).view(pages.dtype)
     return taken.flatten(1, 2)[None, :, :kv_len]
+
+
+def _runs_kernels(device: torch.device) -> bool:
+    """Kernels are compiled and memory is measured on this device, and no graph records what runs now."""
+    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
 def _is_causal(common: Any) -> bool:
