@@ -33,11 +33,12 @@ def main() -> None:
     model.compile(backend="sampleattn", options={"stats": True})
     with report.collect() as reports:
         output = model.generate(**inputs, max_new_tokens=arguments.new_tokens, do_sample=False)
-    densities = kept_on_each_rank(device)
+    stats = sa_compile.stats()
+    densities, imbalance = stats.density_of_ranks(), stats.imbalance()
     if dist.get_rank() == 0:
         print(sa_compile.Report(tuple(reports)))
         print(f"kept on each rank: {', '.join(f'{x:.3f}' for x in densities)}", end="; ")
-        print(f"largest / mean: {max(densities) * len(densities) / sum(densities):.3f}")
+        print(f"largest / mean: {imbalance:.3f}")
         answer = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         print(f"{prompt.question.strip()}{answer.rstrip()} (expected:{prompt.answer})")
     dist.destroy_process_group()
@@ -74,14 +75,6 @@ def load(folder: Path, device: torch.device) -> torch.nn.Module:
         )
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, tp_plan="auto").eval()
-
-
-def kept_on_each_rank(device: torch.device) -> list[float]:
-    """Share of the causal blocks that each rank kept, over its heads and layers."""
-    own = torch.tensor([sa_compile.stats().density], device=device)
-    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, own)
-    return [x.item() for x in gathered]
 
 
 if __name__ == "__main__":

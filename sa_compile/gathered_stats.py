@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tabulate import tabulate
 from torch import Tensor
 
@@ -47,6 +48,27 @@ class Stats:
     def cra_mean(self) -> float:
         """Mean CRA over attentions and heads; NaN if nothing was sampled."""
         return _mean(value for site in self.sites for value in site.cra_mean)
+
+    def density_of_ranks(self, group: dist.ProcessGroup | None = None) -> list[float]:
+        """:attr:`density` of every rank of a process group (None: of all ranks); all of them must call this.
+
+        ValueError without torch.distributed.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                "stats of ranks need a process group, got none: torch.distributed is not initialized"
+            )
+        densities = [0.0] * dist.get_world_size(group)
+        dist.all_gather_object(densities, self.density, group)
+        return densities
+
+    def imbalance(self, group: dist.ProcessGroup | None = None) -> float:
+        """How much more the rank that keeps most keeps than their mean: its density / the mean of all.
+
+        Ranks that share a model's heads wait for each other at every layer. As in :meth:`density_of_ranks`.
+        """
+        densities = self.density_of_ranks(group)
+        return max(densities) / _mean(densities)
 
     def to_dict(self) -> dict[str, Any]:
         """The stats as plain data."""

@@ -61,7 +61,9 @@ def test_the_example_answers_and_says_how_uneven_the_ranks_are():
     done = torchrun(2, "examples/tensor_parallel.py", "--length", "4400")
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(r"model\.layers\.\{0-7\}\.self_attn +sdpa +4/1 .* sampled", done.stdout)
-    assert float(re.search(r"largest / mean: ([\d.]+)", done.stdout)[1]) >= 1
+    kept = [float(x) for x in re.search(r"kept on each rank: ([\d., ]+);", done.stdout)[1].split(", ")]
+    imbalance = float(re.search(r"largest / mean: ([\d.]+)", done.stdout)[1])
+    assert len(set(kept)) == 2 and abs(imbalance - 2 * max(kept) / sum(kept)) < 0.005
     answer, expected = re.search(r"Answer: *(.+?) \(expected: *(.+)\)", done.stdout).groups()
     assert answer.strip() == expected.strip()
 

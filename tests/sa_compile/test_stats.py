@@ -107,3 +107,8 @@ def test_what_ddps_optimizer_runs_with_fake_tensors_is_not_counted(monkeypatch, 
     finally:
         dist.destroy_process_group()
     assert [site.calls for site in sa_compile.stats().sites] == [2, 2]
+
+
+def test_stats_of_ranks_need_a_process_group():
+    with pytest.raises(ValueError, match="need a process group, got none"):
+        sa_compile.stats().imbalance()
