@@ -270,7 +270,7 @@ def _attend(
 def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` (see ``op``). Two launches a group; no host synchronisation."""
     batch, heads, q_len, head_dim = a.query.shape
-    heads_kv, k_len, head_dim_v = a.value.shape[1:]
+    kv_heads, k_len, value_head_dim = a.value.shape[1:]
     out, lse = new_outputs(a)
     if lse.numel() == 0:
         return out, lse
@@ -280,7 +280,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     if query_segment is not None and key_segment is None:
         key_segment = query_segment.new_zeros((1, k_len))
 
-    dims = tile_dim(head_dim), tile_dim(head_dim_v)
+    dims = tile_dim(head_dim), tile_dim(value_head_dim)
     shared = shared_memory(query.device) if query.is_cuda else 1 << 20  # in Triton's interpreter
     tile = tile_that_fits(query.element_size(), *dims, shared)
     rows = min(tile.rows, block_q)
@@ -331,7 +331,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             batch_stride(query_segment),
             batch_stride(key_segment),
             heads,
-            heads // heads_kv,
+            heads // kv_heads,
             n,
             q_len,
             k_len,
@@ -340,7 +340,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             a.scale * LOG2_E,
             first * block_q // rows,
             HEAD_DIM=head_dim,
-            HEAD_DIM_V=head_dim_v,
+            HEAD_DIM_V=value_head_dim,
             TILE_DIM=dims[0],
             TILE_DIM_V=dims[1],
             TILE_ROWS=rows,

@@ -31,6 +31,7 @@ from ..shared.triton import (
     visible_and_sinks,
 )
 from .op import Arguments
+from .triton_codes import code_factor, codes_of, rounded
 
 SCRATCH_BYTES = 256 << 20
 TILE_BLOCKS = 32  # key blocks scored at a time
@@ -42,48 +43,6 @@ REGISTERS = 128  # a thread: two thread blocks of 256 share a multiprocessor, an
 def _log_sum(highest, total):
     offset = tl.where(highest == float("-inf"), 0.0, highest)
     return offset + tl.log2(total)
-
-
-@triton.jit
-def _rounded(x):
-    """To the nearest integer, halves to even, of numbers below 2^22."""
-    return (x + 12582912.0) - 12582912.0
-
-
-@triton.jit
-def _code_factor(largest):
-    """What brings numbers of at most ``largest`` to 127."""
-    return tl.where(largest > 0, 127.0 / tl.where(largest > 0, largest, 1.0), 0.0)
-
-
-@triton.jit
-def _write_codes(
-    representatives,
-    log_weights,
-    codes,  # int8 [B * Hkv, members, n_padded, CODE_DIM]
-    units,  # fp32 [B * Hkv, n_padded]: what a block's bytes are multiples of
-    n,
-    n_padded,
-    members,
-    HEAD_DIM: tl.constexpr,
-    CODE_DIM: tl.constexpr,
-    MEMBERS: tl.constexpr,
-):
-    """The representatives of a block, less the head's common key: the mean of its first block."""
-    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    dim, member = tl.arange(0, CODE_DIM), tl.arange(0, MEMBERS)
-    place = head * members * n + member * n + block
-    exists = (member < members) & (block < n)
-    exists = exists & (tl.load(log_weights + place, mask=exists, other=float("-inf")) > float("-inf"))
-    loaded = exists[:, None] & (dim < HEAD_DIM)[None, :]
-    common = tl.load(representatives + head * members * n * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
-    own = tl.load(representatives + place[:, None] * HEAD_DIM + dim[None, :], mask=loaded, other=0.0)
-    difference = tl.where(loaded, own.to(tl.float32) - common.to(tl.float32)[None, :], 0.0)
-    largest = tl.max(tl.max(tl.abs(difference), 1), 0)
-    code = _rounded(difference * _code_factor(largest)).to(tl.int8)
-    to = codes + (head * members * n_padded + member[:, None] * n_padded + block) * CODE_DIM + dim[None, :]
-    tl.store(to, code, mask=(member < members)[:, None])
-    tl.store(units + head * n_padded + block, largest / 127.0)
 
 
 @triton.jit
@@ -220,7 +179,7 @@ def _score_blocks(
     slot = place_of_group * BLOCK_Q + tl.arange(0, BLOCK_Q)
     # Through memory: an operand that was loaded is multiplied where it lies, and takes no registers.
     all_row_codes += slot[:, None] * CODE_DIM
-    tl.store(all_row_codes + dim[None, :], _rounded(numbers * _code_factor(largest)[:, None]).to(tl.int8))
+    tl.store(all_row_codes + dim[None, :], rounded(numbers * code_factor(largest)[:, None]).to(tl.int8))
     if TILE_DIM < CODE_DIM:
         behind = TILE_DIM + tl.arange(0, CODE_DIM - TILE_DIM)
         tl.store(all_row_codes + behind[None, :], tl.zeros((BLOCK_Q, CODE_DIM - TILE_DIM), tl.int8))
@@ -365,7 +324,7 @@ def _write_bits(
 def select_adaptive(a: Arguments) -> Tensor:
     """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
     batch, heads, q_len, dim = a.query.shape
-    heads_kv, k_len = a.key.shape[1:3]
+    kv_heads, k_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
     n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
     block_mask = new_index(a.query, (batch, heads), grid)
@@ -380,23 +339,8 @@ def select_adaptive(a: Arguments) -> Tensor:
     whole = a.key_segment is None and a.q_offset + q_len <= k_len and members <= block_k
     tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
     n_padded = tiles * TILE_BLOCKS
-    kept_heads = a.representatives.shape[0] * heads_kv
     representatives, log_weights = a.representatives.contiguous(), a.log_weights.contiguous()
-    codes = query.new_empty((kept_heads, members, n_padded, code_dim), dtype=torch.int8)
-    units = query.new_empty((kept_heads, n_padded), dtype=torch.float32)
-    _write_codes[(n_padded, kept_heads)](
-        representatives,
-        log_weights,
-        codes,
-        units,
-        n,
-        n_padded,
-        members,
-        HEAD_DIM=dim,
-        CODE_DIM=code_dim,
-        MEMBERS=triton.next_power_of_2(members),
-        num_warps=1,
-    )
+    codes, units = codes_of(representatives, log_weights, n_padded, code_dim)
     per_block = batch * heads * block_q * (2 * n + 4 * tiles + code_dim)
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
     row_codes = query.new_empty((batch * heads, step, block_q, code_dim), dtype=torch.int8)
@@ -426,7 +370,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             batch_stride(a.key_segment),
             batch_stride(ends),
             heads,
-            heads // heads_kv,
+            heads // kv_heads,
             q_len,
             k_len,
             a.q_offset,
