@@ -60,14 +60,14 @@ struct Unpacked<Call, run, std::index_sequence<indices...>> {
 };
 
 // Registers run(Call), which returns a tensor or a tuple of tensors, as the op's implementation.
-template <class Call, auto run>
-void implement(torch::stable::detail::StableLibrary& library, char const* op) {
+template <class Call, auto run, class Library>
+void implement(Library& library, char const* op) {
   using Function = Unpacked<Call, run, std::make_index_sequence<arguments_in_schema(Call::kSchema)>>;
   library.impl(op, TORCH_BOX((&Function::call)));
 }
 
-template <class Call>
-void define(torch::stable::detail::StableLibrary& library, char const* op) {
+template <class Call, class Library>
+void define(Library& library, char const* op) {
   library.def((std::string(op) + Call::kSchema).c_str());
 }
 
