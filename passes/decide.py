@@ -21,7 +21,7 @@ kept          everything else, with the reason                                  
 ============  =======================================================================  ==============
 
 Where the block-sparse op has no fast kernel (device, dtype, head_dim), nothing takes it: an attention that
-does not become SDPA stays as it was.
+does not become SDPA stays as it was. Nothing with sinks becomes SDPA, which has none.
 
 Every comparison of a symbolic length adds a guard, so that each side of it gets a graph of its own.
 """
@@ -276,7 +276,8 @@ def _causal(
 def _exact_causal(
     site: AttentionSite, mask: MaskPredicate, sizes: _Sizes, why: str, blocked: str | None, device: str | None
 ) -> Decision:
-    if _nothing_but_causal(mask) and sizes.holds(sympy.Eq(mask.q_offset, 0)):
+    plain = site.sinks is None and _nothing_but_causal(mask)
+    if plain and sizes.holds(sympy.Eq(mask.q_offset, 0)):
         if site.spelling == "sdpa" and not _gains(site):
             return _exact("unchanged", f"already the cheapest exact form; {why}")
         if _sdpa_is_fused(site, device) or blocked is not None and _native_heads(site):
@@ -426,6 +427,8 @@ def _native_heads(site: AttentionSite) -> bool:
 
 def _sdpa_is_fused(site: AttentionSite, device: str | None) -> bool:
     """SDPA has a kernel that makes no score matrix and repeats no heads for this site."""
+    if site.sinks is not None:
+        return False
     if device == "cpu":
         return bool(shape(site.query)[3] == shape(site.value)[3])
     if _native_heads(site):

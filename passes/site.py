@@ -16,7 +16,8 @@ class AttentionSite:
     ``output_order`` and then viewed as the node's own shape. ``query`` is ``[B, Hq, Sq, D]``; ``key``
     ``[B, Hkv, Sk, D]`` and ``value`` ``[B, Hkv, Sk, Dv]`` are the *unrepeated* tensors (``Hq`` is a
     multiple of ``Hkv``). ``mask`` is the bool (True = may attend) or additive float tensor that broadcasts to
-    ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned.
+    ``[B, Hq, Sq, Sk]``, or None. ``is_causal`` is SDPA's flag: top-left aligned. ``sinks`` are logits
+    ``[Hq]``, or ``[1]`` for all heads: each adds a key without a value to its head's softmax.
 
     A matcher may have added nodes to the graph to bring operands into this form; they are views or parts of
     the mask, without effect, and ``pipeline`` removes those that the rewrite does not use.
@@ -33,13 +34,15 @@ class AttentionSite:
     dropout_p: float | fx.Node
     covered: tuple[fx.Node, ...]  # the nodes this spelling is made of, `output` included
     module_path: str  # "model.layers.0.self_attn", from the module stack; "" if unknown
-    obstacle: str | None = None  # why this spelling can not be rewritten (softcap, sinks, ...), in words
+    obstacle: str | None = None  # why this spelling can not be rewritten (softcap, ...), in words
     softmax_empty_rows: str = "zero"  # a row without keys under -inf: "zero" (SDPA), "softmax" (eager: NaN)
     output_order: tuple[int, ...] = (0, 1, 2, 3)  # permutation of [B, Hq, Sq, Dv] that `output` holds
     repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it
+    sinks: fx.Node | None = None
 
     def with_nodes(self, replaced_by: Mapping[fx.Node, fx.Node]) -> AttentionSite:
         """The site after other attentions, whose results it may read, were rewritten."""
         mask = self.mask and replaced_by.get(self.mask, self.mask)
+        sinks = self.sinks and replaced_by.get(self.sinks, self.sinks)
         query, key, value = (replaced_by.get(node, node) for node in (self.query, self.key, self.value))
-        return replace(self, query=query, key=key, value=value, mask=mask)
+        return replace(self, query=query, key=key, value=value, mask=mask, sinks=sinks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ from sa_compile.kernels import ops
 from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.methods import ON_TENSORS, Attention, Forced, kept_mass, method_of
+from sa_compile.methods.sinks import finite_lse, with_sinks
 
 
 @dataclass(frozen=True)
 class CausalAttention:
-    """Causal attention with an offset, and at most a window and key padding.
+    """Causal attention with an offset, and at most a window, key padding and sinks.
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; row i has position ``i + q_offset`` and
-    sees keys up to it, the last ``window`` of them (0: all); ``key_valid`` bool [B|1, Sk] or None.
+    sees keys up to it, the last ``window`` of them (0: all); ``key_valid`` bool [B|1, Sk] or None; ``sinks``
+    [Hq] or [1]: logits of a key without a value, or None.
     """
 
     query: Tensor
@@ -30,6 +32,7 @@ class CausalAttention:
     q_offset: int = 0
     window: int = 0
     key_valid: Tensor | None = None
+    sinks: Tensor | None = None
 
     @property
     def key_segment(self) -> Tensor | None:
@@ -43,7 +46,7 @@ class CausalAttention:
             return self
         valid = self.key_valid[:, :end] if self.key_valid is not None else None
         key, value = self.key[:, :, :end], self.value[:, :, :end]
-        return CausalAttention(self.query, key, value, self.scale, self.q_offset, self.window, valid)
+        return replace(self, key=key, value=value, key_valid=valid)
 
 
 def select(
@@ -86,14 +89,13 @@ def sampled(
     if observe is not None:
         observe(block_mask)
     stats = _stats(a, config, seen, block_mask) if config.stats else None
-    out, _ = method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)
-    return out, stats
+    return _with_sinks(a, *method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)), stats
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     """block_sparse_attention over exactly the blocks that the mask leaves: out [B, Hq, Sq, Dv]."""
     a, segment = attention, attention.key_segment
-    out, _ = ops.block_sparse_attention(
+    attention_and_lse = ops.block_sparse_attention(
         a.query,
         a.key,
         a.value,
@@ -105,7 +107,13 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
         block_q=config.block_q,
         block_k=config.block_k,
     )
-    return out
+    return _with_sinks(a, *attention_and_lse)
+
+
+def _with_sinks(a: CausalAttention, out: Tensor, lse: Tensor) -> Tensor:
+    if a.sinks is None:
+        return out
+    return with_sinks(ON_TENSORS, out, finite_lse(ON_TENSORS, lse), a.sinks).to(out.dtype)
 
 
 def _select(attention: Attention, config: SampleAttentionConfig) -> Tensor:

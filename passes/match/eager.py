@@ -12,8 +12,8 @@ Anchored on the softmax. The form of transformers, with grouped heads repeated::
     %output = torch.matmul(%dropped, %repeated_value)
 
 becomes ``AttentionSite(output=%output, query=%query, key=<before repeat_kv>, mask=%mask, scale=0.25,
-...)``. What is like attention but holds something else (softcap, sinks, weights that are returned) is a
-site with an ``obstacle``.
+...)``, with the sinks of ``sinks.py`` if it has any. What is like attention but holds something else
+(softcap, weights that are returned) is a site with an ``obstacle``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from .matrix_products import (
 from .read_order import ReadOrder
 from .repeats import unrepeat_pair
 from .scores import Scores, find_scores
+from .sinks import Gate, Sinks, drops_last_column, gate_of
 
 _SOFTMAX = ("softmax", "_softmax", "special_softmax")
 
@@ -73,6 +74,7 @@ class _Weights:
     covered: list[fx.Node] = field(default_factory=list)
     dropout_p: float | fx.Node = 0.0
     heads: Heads | None = None
+    dropped: fx.Node | None = None  # what leaves out the last column
     obstacle: str | None = None
 
 
@@ -93,26 +95,36 @@ def _site(softmax: fx.Node, read_order: ReadOrder) -> AttentionSite | None:
 
 def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, read_order: ReadOrder) -> AttentionSite:
     """The site, with operands brought to ``[B, H, S, D]``. Raises ``NotUnderstood``."""
-    output = weights.product
-    covered = (*scores.covered, softmax, *weights.covered, output)
+    product, gate = weights.product, gate_of(weights.product, softmax)
+    output = gate.output if gate is not None else product
+    sinks = _sinks(scores, weights, gate)
+    parts = sinks.covered if sinks is not None else ()
+    covered = tuple(dict.fromkeys((*scores.covered, softmax, *weights.covered, product, *parts, output)))
     read_order.check_only_read_by(covered, output)
     emitter = Emitter(output)
     heads = scores.heads or weights.heads or heads_of_product(scores.product)
     query, key = score_operands(emitter, scores.product, heads)
-    value_, order = value_operand(emitter, output, weights.operand, heads)
-    value_ = autocast.operand(emitter, value_, output)
+    value_, order = value_operand(emitter, product, weights.operand, heads)
+    value_ = autocast.operand(emitter, value_, product)
     query, key = (_score_operand(emitter, x, scores.product, value(value_).dtype) for x in (query, key))
     key, value_, repeats = unrepeat_pair(emitter, key, value_, shape(query)[1])
     obstacle = head_obstacle(query, key, value_)
     if obstacle is not None:
         raise NotUnderstood(obstacle)
     wanted = (shape(query)[0], shape(query)[1], shape(query)[2], shape(key)[2])
-    if rank(softmax) == 4 and not same_shape(shape(softmax), wanted):
+    weighed = weights.dropped or softmax
+    if rank(weighed) == 4 and not same_shape(shape(weighed), wanted):
         raise NotUnderstood("the mask widens the scores")
-    reads = ((scores.product, query), (scores.product, key), (output, value_))
+    if gate is not None and order != (0, 1, 2, 3):
+        raise NotUnderstood("attention sinks: they scale a result whose heads and rows are swapped")
+    reads = [(scores.product, query), (scores.product, key), (product, value_)]
+    if sinks is not None:
+        reads.append((sinks.reader, sinks.logits))
+    if gate is not None:  # softmax and lse must have read the same scores
+        reads.append((min(softmax, gate.lse), gate.scores))
     read_order.check_unchanged(reads, covered, output)
     return AttentionSite(
-        spelling=_spelling(scores.product, output),
+        spelling=_spelling(scores.product, product) + (" with sinks" if sinks is not None else ""),
         output=output,
         query=_scaled(emitter, query, scores),
         key=key,
@@ -123,10 +135,26 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, read_order:
         dropout_p=weights.dropout_p,
         covered=covered,
         module_path=module_path(output),
-        softmax_empty_rows="softmax",
+        softmax_empty_rows="softmax" if scores.sinks is None else "zero",
         output_order=order,
         repeats=repeats,
+        sinks=sinks.emit(emitter) if sinks is not None else None,
     )
+
+
+def _sinks(scores: Scores, weights: _Weights, gate: Gate | None) -> Sinks | None:
+    """The sinks of either spelling. Raises ``NotUnderstood``."""
+    if scores.sinks is None:
+        if weights.dropped is not None:
+            raise NotUnderstood(f"{label(weights.dropped)} between softmax and the product with value")
+        if gate is not None and scores.shifted:
+            raise NotUnderstood("attention sinks: beside scores whose maximum was subtracted")
+        return gate.sinks if gate is not None else None
+    if weights.dropped is None:
+        raise NotUnderstood("attention sinks: their column is not dropped after softmax")
+    if gate is not None:
+        raise NotUnderstood("attention sinks: twice")
+    return scores.sinks
 
 
 def _find_weights(softmax: fx.Node) -> _Weights | None:
@@ -153,13 +181,10 @@ def _find_weights(softmax: fx.Node) -> _Weights | None:
             for sizes in (tuple(shape(node)), tuple(shape(reader))):
                 if len(sizes) == 4:
                     weights.heads = (sizes[0], sizes[1])
+        elif step in ("getitem", "narrow") and weights.dropped is None and drops_last_column(reader):
+            weights.dropped = reader
         elif step not in CASTS or reader.args[:1] != (node,):
-            sinks = step == "getitem" and not same_shape(shape(node), shape(reader))
-            weights.obstacle = (
-                "attention sinks: concatenated logits"
-                if sinks
-                else f"{label(reader)} between softmax and the product with value"
-            )
+            weights.obstacle = f"{label(reader)} between softmax and the product with value"
             return weights
         node = reader
 

@@ -28,6 +28,7 @@ from ..graph.operations import CASTS, RESHAPES, called, calls, label, operation
 from ..graph.sizes import same_shape
 from ..graph.writes import changes_in_place
 from .matrix_products import Heads, is_product
+from .sinks import Sinks, is_one_a_head, joined
 
 _NOT_ELEMENTWISE = ("linear", "embedding", "layer_norm", "rms_norm", "softmax", "conv1d", "conv2d", "addmm")
 _EXCLUDES = -1e9  # an entry filled with this or less has weight 0 beside any score of ordinary size
@@ -47,6 +48,8 @@ class Scores:
     )  # added tensors, and the scores' rank there
     covered: list[fx.Node] = field(default_factory=list)
     heads: Heads | None = None
+    sinks: Sinks | None = None  # concatenated to the scores
+    shifted: bool = False  # by their maximum, the sinks' included
     obstacle: str | None = None
 
 
@@ -122,6 +125,8 @@ class _Walk:
             return kept
         if step == "where" and len(node.args) == 3:
             return self._undo_where(node)
+        if step in ("cat", "concat", "concatenate"):
+            return self._undo_sinks(node)
         raise _Stuck(f"{label(node)} between the scores and softmax")
 
     def _tensor(self, node: fx.Node) -> fx.Node:
@@ -180,7 +185,25 @@ class _Walk:
         last = calls(maximum, "amax", "max") and argument(maximum, 1, "dim") in (-1, rank(node) - 1)
         if not last or maximum.args[0] is not scores or not argument(maximum, 2, "keepdim", False):
             raise _Stuck("sub between the scores and softmax")
+        if self.scores.sinks is not None:
+            raise _Stuck("attention sinks: the maximum is subtracted from the scores before these join them")
         self.scores.covered.append(maximum)
+        self.scores.shifted = True
+        return scores
+
+    def _undo_sinks(self, node: fx.Node) -> fx.Node:
+        """A logit a head, concatenated to the scores."""
+        parts, behind = joined(node), self.scores
+        if parts is None or not self._is_scores(parts[0]):
+            raise _Stuck("cat between the scores and softmax")
+        if behind.sinks is not None or rank(node) != 4:
+            raise _Stuck("attention sinks: expected one column behind [B, H, Sq, Sk]")
+        if behind.masks or behind.tensor_scales or behind.scale != 1.0 or behind.heads is not None:
+            raise _Stuck("attention sinks: scaled, masked or reshaped together with the scores")
+        scores, logits = parts
+        if not is_one_a_head(logits, -3):
+            raise _Stuck("attention sinks: not one a head, but of tokens or batch rows")
+        behind.sinks = Sinks(logits, -3, node)
         return scores
 
     def _undo_where(self, node: fx.Node) -> fx.Node:
@@ -275,8 +298,6 @@ def _named_obstacle(softmax: fx.Node, product: fx.Node) -> str | None:
     names = {operation(node) for node in _between(softmax, product)}
     if "tanh" in names:
         return "tanh softcap"
-    if "cat" in names:
-        return "attention sinks: concatenated logits"
     return None
 
 

@@ -29,6 +29,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.late.attention import options_text
 from sa_compile.methods import Attention, Forced, kept_mass, method_of
+from sa_compile.methods.sinks import finite_lse, with_sinks
 
 from ..decide import Decision
 from ..graph.emitter import Emitter
@@ -224,11 +225,18 @@ class _Writer:
         return self._output_of(attention)
 
     def _output_of(self, attention: fx.Node) -> fx.Node:
-        """The output of an attention op, with what rows that see no key have in the original."""
-        out, mask = self.emitter.item(attention, 0), self.mask
-        if mask.may_have_empty_rows and mask.masked_value == "finfo.min":
-            return self._mean_in_empty_rows(out, self.emitter.item(attention, 1))
-        return out
+        """The output of an attention op, with the site's sinks and what rows that see no key have in the
+        original."""
+        out, mask, sinks = self.emitter.item(attention, 0), self.mask, self.site.sinks
+        means = mask.may_have_empty_rows and mask.masked_value == "finfo.min"
+        if sinks is None and not means:
+            return out
+        lse = self.emitter.item(attention, 1)
+        if means:
+            out = self._mean_in_empty_rows(out, lse)
+        if sinks is None:
+            return out
+        return with_sinks(self, out, finite_lse(self, lse) if means else lse, sinks)
 
     def _mean_in_empty_rows(self, out: fx.Node, lse: fx.Node) -> fx.Node:
         """Under finfo.min a row that may see no key weighs all keys alike, those behind it included."""

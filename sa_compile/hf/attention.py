@@ -1,8 +1,9 @@
 """The attention function of ``attn_implementation="sampleattn"``: decide per call, run, say what was done.
 
 The order of trust: what transformers' ``sdpa`` implementation would compute is the reference. Only attention
-whose meaning is known to be causal (offset, padding, sliding window) leaves it; soft caps and sinks, which
-``sdpa`` does not know, go to the model's own eager attention.
+whose meaning is known to be causal (offset, padding, sliding window) leaves it. Of soft caps and sinks, which
+``sdpa`` does not know, the model's own eager attention is the reference; with a sink logit a head (``s_aux``)
+an attention is sampled or exact like any other.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from sa_compile.prefill import CausalAttention
 from sa_compile.report import warn_of_training_mode
 
 # Keyword arguments that change what is computed, and that transformers' "sdpa" leaves out.
-NEEDS_EAGER = {"softcap": "tanh softcap", "s_aux": "attention sinks"}
+SINKS = "s_aux"
+NEEDS_EAGER = {"softcap": "tanh softcap", SINKS: "attention sinks", "sinks": "attention sinks"}
 
 
 def sampleattn_attention(
@@ -62,14 +64,16 @@ def sampleattn_attention(
         )
     site = site_of(module)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if eager_only:
-        decision = Decision("kept", "", "the model's own eager attention: " + ", ".join(eager_only))
-        site.note(_record(query, key, value, decision, "not looked at", site.config))
-        return _own_eager(module, query, key, value, attention_mask, is_causal, eager_only, arguments)
-    query, key, value = map(as_autocast, (query, key, value))
+    as_given = query, key, value
+    query, key, value = map(as_autocast, as_given)
     meaning = plain_causal(module, query, key, value, scale, attention_mask, is_causal, arguments)
-    training = training_of(module, query, key, value)
+    training = training_of(module, query, key, value, sinks_of(arguments))
     decision = decide(meaning, attention_mask, site.config, training, query, key, value)
+    if eager_only and decision.form not in ("sampled", "block_sparse"):
+        reasons = ", ".join(eager_only)
+        reasons += "" if decision.reason in eager_only else f"; {decision.reason}"
+        why = f"the model's own eager attention: {reasons}"
+        decision = Decision("kept", "", why, profile_range=decision.profile_range)
     config = decision.config or site.config
     record = _record(query, key, value, decision, _mask_text(meaning), config)
     site.note(record)
@@ -83,6 +87,8 @@ def sampleattn_attention(
     if decision.form == "block_sparse":
         assert isinstance(meaning, CausalAttention)
         return prefill.exact(meaning.without_unseen_keys(), config).transpose(1, 2), None
+    if eager_only:
+        return _own_eager(module, *as_given, attention_mask, is_causal, eager_only, arguments)
     mask = attention_mask.dense() if isinstance(attention_mask, CausalMask) else attention_mask
     return sdpa_attention_forward(module, query, key, value, mask, is_causal=is_causal, **arguments)
 
@@ -111,15 +117,25 @@ def plain_causal(
     reason = obstacle(module, attention_mask, is_causal, arguments)
     if reason is not None:
         return reason
+    sinks = sinks_of(arguments)
+    if sinks is not None and tuple(sinks.shape) != (query.shape[1],):
+        return f"attention sinks: {SINKS} {list(sinks.shape)}, expected [{query.shape[1]}], a logit a head"
     if isinstance(attention_mask, CausalMask):
         if tuple(attention_mask.shape[2:]) != (query.shape[2], key.shape[2]):
             return "mask not proven: it was made for other lengths"
         mask = attention_mask
-        return CausalAttention(query, key, value, scale, mask.q_offset, mask.window or 0, mask.key_valid)
+        seen = mask.q_offset, mask.window or 0, mask.key_valid
+        return CausalAttention(query, key, value, scale, *seen, sinks)
     window = arguments.get("sliding_window")
     if window is not None and min(query.shape[2], key.shape[2]) > window:
         return f"a sliding window of {window}, but no mask that says so"
-    return CausalAttention(query, key, value, scale)
+    return CausalAttention(query, key, value, scale, sinks=sinks)
+
+
+def sinks_of(arguments: dict[str, Any]) -> Tensor | None:
+    """The sink logits of an attention, a tensor of them or None."""
+    sinks = arguments.get(SINKS)
+    return sinks if isinstance(sinks, Tensor) else None
 
 
 def obstacle(
@@ -129,7 +145,7 @@ def obstacle(
     if arguments.get("dropout"):
         return f"dropout in training (p = {arguments['dropout']})"
     for name, what in NEEDS_EAGER.items():
-        if arguments.get(name) is not None:
+        if arguments.get(name) is not None and not (name == SINKS and sinks_of(arguments) is not None):
             return f"{what} ({name})"
     if arguments.get("position_bias") is not None:
         return "a bias is added to the scores (position_bias)"
@@ -172,17 +188,17 @@ def decide(
     )
     if found.sampled is not None:
         return found.sampled
-    if attention_mask is None:
+    if attention_mask is None and meaning.sinks is None:
         return Decision("exact", "unchanged", f"already the cheapest exact form; {found.why}")
     outcome, form = ("exact", "block_sparse") if found.blocked is None else ("kept", "")
     return Decision(outcome, form, found.why)
 
 
-def training_of(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> Training | None:
+def training_of(module: nn.Module, *operands: Tensor | None) -> Training | None:
     """Whether this call is part of a training step (``passes.conditions.training``)."""
     recording = torch.is_grad_enabled()
     return training_step(
-        gradient=recording and any(x.requires_grad for x in (query, key, value)),
+        gradient=recording and any(x is not None and x.requires_grad for x in operands),
         recording=recording,
         hidden=hidden_sign,
         module_trains=lambda: module.training,

@@ -55,21 +55,22 @@ def attend(
     mask: Tensor | None,
     found: Tensor,
     key_valid: Tensor | None,
+    sinks: Tensor | None,
     scale: float,
     options: str,
 ) -> tuple[Tensor, Tensor]:
     """Sampled attention at the offset ``found``: out [B, Hq, Sq, Dv] (memory [B, Sq, Hq, Dv]) and its stats.
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; ``found`` int64 on the CPU: the causal
-    offset alone, or with a mask what ``read_mask`` found; ``key_valid`` bool [B|1, Sk] or None. A window is
-    exact, and ``NOT_CAUSAL`` is SDPA with ``mask``. Stats: fp32 [Hq, 3] as of ``prefill.sampled`` (1 where
-    nothing was sampled), [0, 3] unless ``options`` ask for them. Raises ValueError for a negative offset
-    without a mask.
+    offset alone, or with a mask what ``read_mask`` found; ``key_valid`` bool [B|1, Sk] or None; ``sinks``
+    [Hq] or [1], or None, as it is with a mask. A window is exact, and ``NOT_CAUSAL`` is SDPA with ``mask``.
+    Stats: fp32 [Hq, 3] as of ``prefill.sampled`` (1 where nothing was sampled), [0, 3] unless ``options`` ask
+    for them. Raises ValueError for a negative offset without a mask.
     """
     config = config_of(options)
     q_offset, window, padded = found.tolist() if mask is not None else (int(found), 0, True)
     key_valid = key_valid if padded else None
-    attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid)
+    attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid, sinks)
     stats = None
     if mask is not None and q_offset == NOT_CAUSAL:
         out = _dense(attention, mask)
@@ -78,9 +79,9 @@ def attend(
             f"the causal offset of an attention, read when it ran, must be at least 0, got {q_offset}: its "
             "first rows would see no key"
         )
-    elif q_offset + query.shape[2] > key.shape[2]:
+    elif q_offset + query.shape[2] > key.shape[2] and sinks is None:
         out = _dense(attention, _mask_of(attention))
-    elif window:
+    elif window or q_offset + query.shape[2] > key.shape[2]:
         out = prefill.exact(attention.without_unseen_keys(), config)
     else:
         out, stats = prefill.sampled(attention.without_unseen_keys(), config)

@@ -20,7 +20,7 @@ _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag, torch.
 _library.define("read_mask(Tensor mask, str site) -> (Tensor found, Tensor key_valid)", tags=_TAGS)
 _library.define(
     "late_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor found, Tensor? key_valid, "
-    "float scale, str options) -> (Tensor out, Tensor stats)",
+    "Tensor? sinks, float scale, str options) -> (Tensor out, Tensor stats)",
     tags=_TAGS,
 )
 _library.impl("read_mask", attention.read_mask, "CompositeExplicitAutograd")
@@ -46,6 +46,7 @@ def _late_attention_fake(
     mask: Tensor | None,
     found: Tensor,
     key_valid: Tensor | None,
+    sinks: Tensor | None,
     scale: float,
     options: str,
 ) -> tuple[Tensor, Tensor]:

@@ -175,9 +175,38 @@ def test_window_is_exact_and_block_sparse(model_type, options, implementation, m
     assert backend.score_shaped() == []
 
 
+SINKS = [
+    pytest.param("gpt_oss", EXPERTS, id="gpt_oss"),
+    pytest.param("granite_swa", {}, id="granite_swa"),
+    pytest.param("mimo_v2_flash", {}, id="mimo_v2_flash"),
+]
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize(
+    "inputs, valid",
+    [
+        pytest.param({}, "", id="cache"),
+        pytest.param({"attention_mask": padding()}, " & key_valid", id="left padding"),
+    ],
+)
+@pytest.mark.parametrize("model_type, options", SINKS)
+def test_sinks_are_computed_with_the_attention(model_type, options, inputs, valid, dynamic):
+    model = build(model_type, {**HEADS_OF_16, **WINDOW, **options}, "eager")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.normal_(0.0, 2.0)
+    backend = run(model, dynamic=dynamic, **inputs)
+    assert set(backend.outcomes) == {("sampled", "sampled"), ("exact", "block_sparse")}
+    masks = {record.form: record.mask for record in backend.records}
+    assert masks == {"sampled": "causal" + valid, "block_sparse": "causal & window(24)" + valid}
+    assert any(record.spelling == "eager with sinks" for record in backend.records)
+    assert backend.score_shaped() == []
+
+
 KEPT = [
     pytest.param("gemma2", {**HEADS_OF_16, **WINDOW}, "tanh softcap", id="gemma2: softcap"),
-    pytest.param("gpt_oss", {**HEADS_OF_16, **WINDOW, **EXPERTS}, "attention sinks", id="gpt_oss: sinks"),
     pytest.param("bloom", BLOOM, "ALiBi", id="bloom: ALiBi"),
 ]
 

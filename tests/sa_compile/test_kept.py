@@ -31,13 +31,6 @@ KEPT = [
     ),
     pytest.param("Gemma2ForCausalLM", CAUSAL, {}, ["tanh softcap"], id="softcap"),
     pytest.param(
-        "GptOssForCausalLM",
-        {**CAUSAL, "num_local_experts": 4, "num_experts_per_tok": 2},
-        {},
-        ["attention sinks"],
-        id="sinks",
-    ),
-    pytest.param(
         "BloomForCausalLM",
         {"vocab_size": 64, "hidden_size": 64, "n_layer": 1, "n_head": 4},
         {},

@@ -139,6 +139,8 @@ def _attention(
     meaning = plain_causal(module, query, key, value, scale, attention_mask, None, kwargs)
     if not isinstance(meaning, str) and meaning.key_valid is not None:
         meaning = "padding"
+    if not isinstance(meaning, str) and meaning.sinks is not None:
+        meaning = "attention sinks"
     if isinstance(meaning, str):
         raise ValueError(f"the harness runs causal attention, sliding or not; a layer has: {meaning}")
     meaning = meaning.without_unseen_keys()

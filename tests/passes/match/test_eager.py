@@ -268,11 +268,6 @@ def softcap(q, k, v):
     return (torch.tanh(q @ k.mT * SCALE / 50) * 50 + added()).softmax(-1) @ v
 
 
-def sinks(q, k, v):
-    logits = torch.cat([q @ k.mT * SCALE + added(), torch.zeros(BATCH, HEADS, LENGTH, 1)], -1)
-    return (logits - logits.max(-1, keepdim=True).values).softmax(-1)[..., :-1] @ v
-
-
 def weights_returned(q, k, v):
     weights = (q @ k.mT * SCALE + added()).softmax(-1)
     return weights @ v, weights
@@ -321,7 +316,6 @@ def dropout_in_training(q, k, v):
 
 KEPT = [
     pytest.param(softcap, "tanh softcap", id="softcap"),
-    pytest.param(sinks, "attention sinks: concatenated logits", id="sinks"),
     pytest.param(weights_returned, "attention weights are an output", id="weights returned"),
     pytest.param(scores_returned, "is read by sum", id="scores returned"),
     pytest.param(mild_fill, "not low enough to exclude a key", id="mild fill"),

@@ -128,9 +128,6 @@ def test_generate(cache, chunk, lengths):
         pytest.param("Mistral", {"sliding_window": 24}, "sdpa", {"window(24)"}, id="sliding-window"),
         pytest.param("Mistral", {"sliding_window": 4096}, "sdpa", {"q_len >= min"}, id="window-not-reached"),
         pytest.param("Gemma2", {}, "eager", {"tanh softcap"}, id="softcap"),
-        pytest.param(
-            "GptOss", {"num_local_experts": 4, "num_experts_per_tok": 2}, "eager", {"sinks"}, id="sinks"
-        ),
         pytest.param("Qwen2", {}, "sdpa", {"q_len >= min"}, id="plain"),
         pytest.param(
             "GPT2LMHeadModel", {"n_embd": 64, "n_layer": 2, "n_head": 4}, "sdpa", {"q_len >= min"}, id="gpt2"

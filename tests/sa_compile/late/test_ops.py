@@ -41,7 +41,7 @@ MASKS = {
 def test_attention_under_a_mask_is_sdpas(mask, operands):
     query, key, value = operands()
     found, key_valid = read_mask_op(mask, "a site")
-    out, stats = late_attention_op(query, key, value, mask, found, key_valid, 0.3, OPTIONS)
+    out, stats = late_attention_op(query, key, value, mask, found, key_valid, None, 0.3, OPTIONS)
     expected = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     assert out.transpose(1, 2).is_contiguous() and stats.shape == (0, 3)
@@ -51,10 +51,12 @@ def test_ops_are_what_pytorch_asks_of_ops():
     query, key, value = grouped()
     found, key_valid = read_mask_op(padded(), "")
     torch.library.opcheck(read_mask_op, (padded(), ""))
-    arguments = (query, key, value, padded(), found, key_valid, 0.3, OPTIONS)
+    arguments = (query, key, value, padded(), found, key_valid, None, 0.3, OPTIONS)
     torch.library.opcheck(late_attention_op, arguments)
     with_stats = options_text(SampleAttentionConfig(**LOSSLESS, stats=True))
-    torch.library.opcheck(late_attention_op, (*arguments[:3], None, torch.tensor(0), None, 0.3, with_stats))
+    torch.library.opcheck(
+        late_attention_op, (*arguments[:3], None, torch.tensor(0), None, None, 0.3, with_stats)
+    )
 
 
 def test_what_is_not_causal_is_said():
@@ -65,7 +67,7 @@ def test_what_is_not_causal_is_said():
 def at(start, keys=LENGTH):
     query, key, value = full()
     key, value = (F.pad(x, (0, 0, 0, keys - LENGTH)) for x in (key, value))
-    out, _ = late_attention_op(query, key, value, None, torch.tensor(start), None, 0.3, OPTIONS)
+    out, _ = late_attention_op(query, key, value, None, torch.tensor(start), None, None, 0.3, OPTIONS)
     mask = torch.arange(keys) <= torch.arange(LENGTH)[:, None] + start
     return out, F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
 
