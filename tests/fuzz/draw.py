@@ -233,7 +233,12 @@ class _Layer:
         else:
             remerge = False
         self._add_mask(merged)
+        sinks = () if merged or self.rng.random() < 0.75 else _SINKS[self._pick(*_SINKS)]
+        joining, dropping, sharing = sinks or ((), (), ())
+        self.spelling += " sinks" if sinks else ""
+        self.lines += [_A_SINK_A_HEAD, *joining] if sinks else []
         self.lines.append("w = " + self._pick(*_SOFTMAX).format(**self.ops))
+        self.lines += dropping
         if self.rng.random() < 0.25:
             self.lines.append(self._pick("w = F.dropout(w, 0.0)", "w = F.dropout(w, 0.1, training=False)"))
         self._change("late")
@@ -243,6 +248,7 @@ class _Layer:
         self.lines.append("out = " + (_PRODUCTS | _BMM)[product].format(**self.ops))
         if name in ("bmm", "baddbmm"):
             self.lines.append("out = out.view(b, h, q_len, d)")
+        self.lines += sharing
         if self.rng.random() < 0.06:
             self.lines.append("out = out + w.reshape(b, h, q_len, k_len).sum(-1, keepdim=True)")
             self.changed = self.changed or "weights read too"
@@ -307,6 +313,22 @@ _SOFTMAX = (
     "torch.softmax(s, dim=-2)",
     "(s - s.amax(-1, keepdim=True)).exp() / (s - s.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)",
 )
+# Lines before the softmax, after it, and after the product; those below "wrong" are no attention sinks.
+_A_SINK_A_HEAD = "sinks = (torch.arange(h) * 0.7 - 1).to(s.dtype).view(1, -1, 1, 1)"
+_JOIN, _DROP = "s = torch.cat([s, sinks.expand(b, -1, q_len, -1)], -1)", "w = w[..., :-1]"
+_LESS, _SHARE = "s = s - s.amax(-1, keepdim=True)", "out = out * share.to(out.dtype)"
+_OF = "share = torch.sigmoid({scores}.logsumexp(-1, keepdim=True) - sinks)"
+_SINKS = {
+    "joined": ((_JOIN,), (_DROP,), ()),
+    "joined, less the maximum": ((_JOIN, _LESS), (_DROP,), ()),
+    "share": ((_OF.format(scores="s"),), (), (_SHARE,)),
+    "wrong column": ((_JOIN,), ("w = w[..., 1:]",), ()),
+    "wrong order": ((_LESS, _JOIN), (_DROP,), ()),
+    "wrong scale": ((_JOIN, "s = s * 0.5"), (_DROP,), ()),
+    "wrong for tokens": (("s = torch.cat([s, s[..., :1]], -1)",), (_DROP,), ()),
+    "wrong share": ((_OF.format(scores="(s * 0.5)"),), (), (_SHARE,)),
+    "wrong share of what is shifted": ((_LESS, _OF.format(scores="s")), (), (_SHARE,)),
+}
 _PRODUCTS = {
     "matmul": "{matmul}(w, v)",
     "operator": "w @ v",
