@@ -1,4 +1,4 @@
-// What one call of method C's selection consists of, and which blocks a query tile scores, and how.
+// What one call of select_adaptive consists of, and which blocks a query tile scores, and how.
 #pragma once
 
 #include "shared/cuda/types.h"
