@@ -10,6 +10,8 @@ sampled       the same, at an offset that is read when the graph runs           
 sampled       SDPA under a bool mask of unknown entries, if the mask, read when the    "late"
               graph runs, is causal with offset and padding (with a window too:
               exact); else SDPA with the mask
+sampled       flex_attention under a causal mask_mod, if its block lists, read when    "late"
+              the graph runs, are that mask's; else exactly the listed blocks
 exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"
 exact         SDPA, proven that nothing is masked, and a bool mask or repeats go away  "sdpa_full"
 exact         decode (one row) that sees every key, and a mask or repeats go away      "sdpa_full"
@@ -38,6 +40,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
+from .conditions.block_lists import why_as_listed
 from .conditions.few_rows import cheaper_below, decode_stays
 from .conditions.length_range import settings_for
 from .conditions.training import Training
@@ -162,6 +165,8 @@ def _decide_proven(
     device: str | None,
 ) -> Decision:
     sizes = _Sizes(site)
+    if site.lists is not None:
+        return _listed(site, mask, sizes, config, training, device)
     if sizes.holds(sympy.Eq(sizes.q_len, 1)):
         return _decode(site, mask, sizes, device)
     if mask.is_full:
@@ -336,6 +341,22 @@ def _late_mask(
     if decision.outcome == "kept":
         return _kept(f"mask not proven: {mask.not_proven}; {decision.reason}")
     return decision
+
+
+def _listed(
+    site: AttentionSite,
+    mask: MaskPredicate,
+    sizes: _Sizes,
+    config: SampleAttentionConfig,
+    training: Callable[[], Training | None],
+    device: str | None,
+) -> Decision:
+    """Proven, but for the blocks that are computed at all: what is not sampled stays as it was."""
+    why = why_as_listed(mask, sizes.q_len, sizes.kv_len, sizes.holds)
+    if why is not None:
+        return _kept(why)
+    condition = "if its block lists, read when it runs, are those of its mask_mod"
+    return _late(site, sizes, config, training, device, condition)
 
 
 def _late(

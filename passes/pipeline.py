@@ -101,6 +101,9 @@ def prove(work: GraphWork, one: SiteWork) -> None:
     if site.obstacle is not None:
         one.mask = NotProven(site.obstacle, site.output)
         return
+    if site.lists is not None and work.child is not None:
+        one.mask = NotProven("block lists are not read in a graph module that another one calls", site.output)
+        return
     one.mask = prove_mask(site, work.scan)
     if not isinstance(one.mask, NotProven):
         return

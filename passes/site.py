@@ -9,6 +9,23 @@ from torch import fx
 
 
 @dataclass(frozen=True)
+class BlockLists:
+    """Which blocks ``flex_attention`` computes, beside what its mask says: tensors of a running graph.
+
+    ``counts`` int32 ``[B|1, Hq|1, n_query_blocks]``: how many of ``indices`` ``[..., n_query_blocks, n]`` are
+    the key blocks in which the mask is asked; ``full_counts`` and ``full_indices``, or None: those in which
+    it is not, and everything allowed. Blocks in neither are left out.
+    """
+
+    counts: fx.Node
+    indices: fx.Node
+    full_counts: fx.Node | None
+    full_indices: fx.Node | None
+    block_q: int
+    block_k: int
+
+
+@dataclass(frozen=True)
 class AttentionSite:
     """One attention found in a graph, whatever its spelling.
 
@@ -39,6 +56,7 @@ class AttentionSite:
     output_order: tuple[int, ...] = (0, 1, 2, 3)  # permutation of [B, Hq, Sq, Dv] that `output` holds
     repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it
     sinks: fx.Node | None = None
+    lists: BlockLists | None = None  # blocks that it computes, which only a running graph knows
 
     def with_nodes(self, replaced_by: Mapping[fx.Node, fx.Node]) -> AttentionSite:
         """The site after other attentions, whose results it may read, were rewritten."""

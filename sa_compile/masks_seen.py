@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_compile.late.attention import NOT_CAUSAL
+from sa_compile.late.block_lists import OTHER_BLOCKS
 from sa_compile.passes.rewrite.outputs import without_outputs
 from sa_compile.passes.site_record import SiteRecord
 
@@ -32,6 +33,9 @@ class MasksSeen:
         if offset == NOT_CAUSAL:
             reason = "the mask, read when it last ran, is not causal"
             return replace(record, outcome="kept", mask="not causal", kernel="sdpa", reason=reason)
+        if offset == OTHER_BLOCKS:
+            reason = "the block lists, read when they last ran, are not those of the mask_mod"
+            return replace(record, outcome="exact", mask="block lists", reason=reason)
         parts = ["causal" if offset == 0 else f"causal(offset={offset})"]
         parts += [f"window({window})"] if window else []
         mask = " & ".join([*parts, *(["key_valid"] if padded else [])])

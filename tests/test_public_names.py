@@ -54,10 +54,11 @@ def test_the_ops_have_these_names():
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("sampleattn::")
     }
-    assert {name for name in defined if not name.startswith("_")} == {*OPS, "read_mask", "late_attention"}
+    late = {"read_mask", "late_attention", "read_block_lists", "listed_attention"}
+    assert {name for name in defined if not name.startswith("_")} == {*OPS, *late}
     others = {"NAMESPACE", "attention_kernel", "declare_to_inductor"}
     assert set(ops.__all__) == {*OPS, *(f"{name}_op" for name in OPS), *others}
-    assert set(late_ops.__all__) == {"read_mask_op", "late_attention_op"}
+    assert set(late_ops.__all__) == {f"{name}_op" for name in late}
 
 
 def test_the_options_have_these_names_in_this_order():

@@ -12,7 +12,13 @@ import torch
 from torch import fx
 
 from .nodes import tensor_of
+from .operations import calls
 from .writes import storage, written_arguments
+
+_MAKES_MEMORY = (
+    *("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "clone"),
+)
 
 
 class Mutations:
@@ -37,7 +43,8 @@ class Mutations:
         tensor = tensor_of(node)
         memory = None if tensor is None else storage(tensor)
         placed = () if memory is None else self._writes.get(memory, ())
-        writes = [w for w in (*placed, *self._unplaced) if node < w[0] < reader]
+        unplaced = (w for w in self._unplaced if not _is_made_after(w[1], node))
+        writes = [w for w in (*placed, *unplaced) if node < w[0] < reader]
         return sorted(writes, key=lambda write: write[0]) if self._unplaced else writes
 
     def replaced(self, old: fx.Node, new: fx.Node) -> None:
@@ -48,6 +55,12 @@ class Mutations:
             return
         for writer, written in tuple(self._writes.get(before, ())):
             self._writes[after].append((writer, new if written is old else written))
+
+
+def _is_made_after(written: fx.Node, node: fx.Node) -> bool:
+    """Memory of its own, made when ``node`` had its own already: whatever it is, a write to it is not to
+    that."""
+    return node < written and calls(written, *_MAKES_MEMORY)
 
 
 def same_view(left: fx.Node, right: fx.Node) -> bool:

@@ -21,6 +21,8 @@ def readable(site: AttentionSite, not_proven: NotProven, scan: GraphScan) -> Lat
         return not_proven
     if stopped is not None and is_foreign(stopped):
         return not_proven  # what is not torch's stays as it was, with all that rests on it
+    if site.lists is not None:
+        return not_proven  # what is read of it are the blocks
     if site.spelling != "sdpa" or value(mask).dtype != torch.bool:
         return replace(not_proven, reason=f"{not_proven.reason}; SDPA's bool masks are read when they run")
     sizes = (1, 1, *shape(mask))[-4:]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..graph.scan import GraphScan
 from ..site import AttentionSite
-from . import eager, opaque, sdpa
+from . import eager, flex, opaque, sdpa
 
-SPELLINGS = (sdpa, eager, opaque)
+SPELLINGS = (sdpa, eager, flex, opaque)
 
 
 def find_sites(scan: GraphScan) -> list[AttentionSite]:

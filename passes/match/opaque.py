@@ -1,6 +1,6 @@
 """Find attention that one call hides: a row for the report, and nothing to rewrite.
 
-``nn.MultiheadAttention`` and the encoder layer's fast path, ``flex_attention``, ``varlen_attn``, kernels of
+``nn.MultiheadAttention`` and the encoder layer's fast path, ``varlen_attn``, kernels of
 SDPA called by name, and custom ops: the graph does not hold what they compute::
 
     %mha = torch.nn.functional.multi_head_attention_forward(%q, %k, %v, 512, 8, ...)
@@ -19,7 +19,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator
 
 from ..graph.nodes import is_tensor, module_path, rank, value
-from ..graph.operations import called, calls, is_higher_order, is_torchs, label, operation, qualified_name
+from ..graph.operations import called, calls, is_torchs, label, operation, qualified_name
 from ..graph.scan import GraphScan
 from ..site import AttentionSite
 
@@ -55,8 +55,6 @@ def _reason(node: fx.Node) -> str | None:
         return _ONE_CALL[known]
     if _KERNEL.fullmatch(known) and not known.endswith("_backward"):
         return f"{known} is one kernel of SDPA, called by its name"
-    if is_higher_order(node, "flex_attention"):
-        return "flex_attention: what its block mask and score function allow is not read"
     if qualified_name(node.target) == "torch_attn::_varlen_attn":
         return "varlen_attn: packed sequences, whose ends are data"
     if _is_foreign_attention(node):

@@ -6,8 +6,11 @@ from collections.abc import Collection, Iterable
 
 from torch import fx
 
+from ..graph.emitter import Emitter
+from ..graph.nodes import shape
 from ..graph.scan import GraphScan
 from .matrix_products import NotUnderstood
+from .repeats import unrepeat_pair
 
 
 class ReadOrder:
@@ -51,6 +54,17 @@ class ReadOrder:
                         raise NotUnderstood(
                             f"{node} is changed in place by {writer} before the attention ends"
                         )
+
+    def unrepeated(
+        self, emitter: Emitter, call: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node
+    ) -> tuple[fx.Node, fx.Node, bool]:
+        """Key and value of a call before their heads were repeated, unless these were written to since."""
+        sources = unrepeat_pair(emitter, key, value, shape(query)[1])
+        try:
+            self.check_unchanged(((call, source) for source in sources[:2]), (call,), call)
+        except NotUnderstood:
+            return key, value, False
+        return sources
 
     def _made_of(self, source: fx.Node, reader: fx.Node, covered: Collection[fx.Node]) -> list[fx.Node]:
         """Nodes on a way from ``source`` to an operand of ``reader``."""

@@ -18,13 +18,12 @@ from torch import fx
 from ..graph import autocast
 from ..graph.autocast import Regions
 from ..graph.emitter import Emitter
-from ..graph.nodes import argument, is_tensor, module_path, number, rank, shape
+from ..graph.nodes import argument, is_tensor, module_path, number, rank
 from ..graph.operations import calls
 from ..graph.scan import GraphScan
 from ..site import AttentionSite
-from .matrix_products import NotUnderstood, head_obstacle
+from .matrix_products import head_obstacle
 from .read_order import ReadOrder
-from .repeats import unrepeat_pair
 
 
 def find(scan: GraphScan) -> list[AttentionSite]:
@@ -65,7 +64,7 @@ def _site(node: fx.Node, pinned: bool, read_order: ReadOrder, regions: Regions) 
             query, key, value = (emitter.method("unsqueeze", x, 1) for x in (query, key, value))
             if mask is not None and rank(mask) == 3:
                 mask = emitter.method("unsqueeze", mask, 1)
-        key, value, repeats = _unrepeated(emitter, node, query, key, value, read_order)
+        key, value, repeats = read_order.unrepeated(emitter, node, query, key, value)
         obstacle = head_obstacle(query, key, value)
         query, key, value = (autocast.operand(emitter, x, node) for x in (query, key, value))
         mask = regions.mask(emitter, mask, node)
@@ -84,18 +83,6 @@ def _site(node: fx.Node, pinned: bool, read_order: ReadOrder, regions: Regions) 
         obstacle=obstacle,
         repeats=repeats,
     )
-
-
-def _unrepeated(
-    emitter: Emitter, node: fx.Node, query: fx.Node, key: fx.Node, value: fx.Node, read_order: ReadOrder
-) -> tuple[fx.Node, fx.Node, bool]:
-    """Key and value before their heads were repeated, unless these were written to since."""
-    sources = unrepeat_pair(emitter, key, value, shape(query)[1])
-    try:
-        read_order.check_unchanged(((node, source) for source in sources[:2]), (node,), node)
-    except NotUnderstood:
-        return key, value, False
-    return sources
 
 
 def _obstacle(query: Any, key: Any, value: Any, mask: Any, is_causal: Any) -> str | None:

@@ -40,7 +40,13 @@ from ..graph.sizes import as_expr, emit_size, fixed, same_shape
 from ..mask.predicate import LateMask, MaskPredicate
 from ..match.repeats import permutation
 from ..site import AttentionSite
-from .late import emit_late_attention, found_in_mask
+from .late import (
+    emit_late_attention,
+    emit_listed_attention,
+    emit_read_lists,
+    found_in_mask,
+    scale_of,
+)
 from .segments import emit_segments
 from .stats import emit_stats
 
@@ -117,7 +123,7 @@ class _Writer:
         self.found: fx.Node | None = None
         self.emitter = Emitter(site.output, shared.examples.get)
         self.operands = (site.query, site.key, site.value)
-        self.scale = site.scale if site.scale is not None else float(shape(site.query)[3]) ** -0.5
+        self.scale = scale_of(site)
 
     def sampled(self) -> fx.Node:
         """The ops that the method chooses blocks by, then its attention over them."""
@@ -130,10 +136,15 @@ class _Writer:
         return self._output_of(method.attend(self, config, seen, self.site.value, block_mask))
 
     def late(self) -> fx.Node:
-        """The same at an offset, or under a mask, that is read when the graph runs."""
+        """The same at an offset, under a mask or in blocks that are read when the graph runs."""
         options = options_text(replace(self.config, stats=self.collect_stats))
         offset = self.size(self.mask.q_offset)
-        late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
+        if self.site.lists is not None:
+            late = emit_listed_attention(
+                self.emitter, self.site, self.mask, self._read_lists(offset), options
+            )
+        else:
+            late = emit_late_attention(self.emitter, self.site, self.late_mask, offset, options)
         self.found = found_in_mask(late)
         if self.collect_stats:
             self.stats = self.emitter.item(late, 1)
@@ -247,6 +258,13 @@ class _Writer:
             mean = self.emitter.method("repeat_interleave", mean, group, 1)
         empty = self.emitter.method("unsqueeze", self.emitter.function(operator.eq, lse, float("-inf")), -1)
         return self.emitter.function(torch.where, empty, mean, out)
+
+    def _read_lists(self, offset: int | fx.Node) -> tuple[fx.Node, ...]:
+        q_len, kv_len = map(self.size, self._lengths())
+        return self.shared.get(
+            ("lists", self.site.lists, *self._mask_key()),
+            lambda: emit_read_lists(self.emitter, self.site, self.mask, (q_len, kv_len), offset),
+        )
 
     def _shared_mask_blocks(self) -> fx.Node:
         blocks = (self.config.block_q, self.config.block_k)

@@ -73,18 +73,25 @@ def attend(
     attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid, sinks)
     stats = None
     if mask is not None and q_offset == NOT_CAUSAL:
-        out = _dense(attention, mask)
+        out = attend_densely(attention, mask)
     elif q_offset < 0:
         raise ValueError(
             f"the causal offset of an attention, read when it ran, must be at least 0, got {q_offset}: its "
             "first rows would see no key"
         )
     elif q_offset + query.shape[2] > key.shape[2] and sinks is None:
-        out = _dense(attention, _mask_of(attention))
+        out = attend_densely(attention, _mask_of(attention))
     elif window or q_offset + query.shape[2] > key.shape[2]:
         out = prefill.exact(attention.without_unseen_keys(), config)
     else:
         out, stats = prefill.sampled(attention.without_unseen_keys(), config)
+    return laid_out(out, stats, query, config)
+
+
+def laid_out(
+    out: Tensor, stats: Tensor | None, query: Tensor, config: SampleAttentionConfig
+) -> tuple[Tensor, Tensor]:
+    """``out`` in the memory that the ops promise, and its stats: 1 where nothing was sampled."""
     if stats is None:
         stats = query.new_ones((query.shape[1] if config.stats else 0, 3), dtype=torch.float32)
     return out.transpose(1, 2).contiguous().transpose(1, 2), stats
@@ -96,7 +103,7 @@ def _mask_of(a: CausalAttention) -> Tensor:
     return allowed if a.key_valid is None else allowed & a.key_valid[:, None, None].bool()
 
 
-def _dense(a: CausalAttention, mask: Tensor) -> Tensor:
+def attend_densely(a: CausalAttention, mask: Tensor) -> Tensor:
     """SDPA with a mask: heads are repeated, since on a GPU its kernels that take a mask know no groups."""
     group = a.query.shape[1] // a.key.shape[1]
     key, value = (x if group == 1 else x.repeat_interleave(group, 1) for x in (a.key, a.value))
