@@ -1,1 +1,1 @@
-"""The ops of SampleAttention: schemas (ops), oracle (reference), index (blocks), implementations."""
+"""The ops of SampleAttention: a folder an op, what they share, and which implementation runs where."""

@@ -1,15 +1,15 @@
 """The ops of the namespace ``sampleattn``: what a rewritten graph calls, and checked calls for everyone else.
 
-The only module through which others reach ``torch.ops.sampleattn``. Meaning of the arguments, in short
-(``reference`` is the long form):
+The only module through which others reach ``torch.ops.sampleattn``; each op's own are in ``<op>/op.py``.
+Meaning of the arguments, in short (an op's ``reference.py`` is the long form):
 
 * query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; query row i has position
   ``i + q_offset``.
 * A prompt ends behind its last row whose own key is not padding: its last rows, and those that are sampled,
-  count from there, for each batch entry (see ``rows``).
+  count from there, for each batch entry (see ``shared.rows``).
 * query_segment int32 [B|1, Sq], key_segment int32 [B|1, Sk] or None: key j is visible to row i only if
   ``key_segment[j] >= 0`` and ``key_segment[j] == query_segment[i]`` (query_segment None: all 0).
-* block_mask int32 [B|1, Hq|1, n_query_blocks, n_words]: one bit a block, see ``blocks``.
+* block_mask int32 [B|1, Hq|1, n_query_blocks, n_words]: one bit a block, see ``shared.blocks``.
 """
 
 from __future__ import annotations
