@@ -30,7 +30,7 @@ Every comparison of a symbolic length adds a guard, so that each side of it gets
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import sympy
@@ -42,6 +42,7 @@ from sa_compile.kernels import ops
 
 from .conditions.block_lists import why_as_listed
 from .conditions.few_rows import cheaper_below, decode_stays
+from .conditions.kernels import why_no_kernel, why_not_dtypes
 from .conditions.length_range import settings_for
 from .conditions.training import Training
 from .graph.declared_ranges import RangeUndecided, evaluate, in_declared_range
@@ -50,8 +51,6 @@ from .graph.sizes import as_expr, fixed
 from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .site import AttentionSite
 
-SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_HEAD_DIM = 256
 _DECLARED = "a length's range is declared (mark_dynamic with min and max)"
 
 
@@ -117,17 +116,6 @@ def outlook(
         why = blocked or "queries reach past the keys"
         return Outlook(None, why, blocked, chosen.profile_range)
     return Outlook(Decision("sampled", "sampled", chosen.reason, chosen.config, chosen.profile_range))
-
-
-def why_not_dtypes(dtypes: Iterable[torch.dtype]) -> str | None:
-    """Why no op takes query, key and value of these dtypes; None if some does."""
-    found = set(dtypes)
-    if len(found) > 1:
-        return "query, key and value have different dtypes: " + ", ".join(sorted(map(str, found)))
-    (dtype,) = found
-    if dtype not in SUPPORTED_DTYPES:
-        return f"dtype {dtype}: supported are " + ", ".join(map(str, SUPPORTED_DTYPES))
-    return None
 
 
 def decide(
@@ -410,25 +398,6 @@ def _why_not_block_sparse(
         return "packed sequences and chunks together"
     dtype, dims = value(site.query).dtype, _head_dims(site)
     return why_no_kernel(torch.device(device or "cpu"), dtype, *dims, config)
-
-
-def why_no_kernel(
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    value_head_dim: int,
-    config: SampleAttentionConfig,
-) -> str | None:
-    """Why the block-sparse op would not be fast on such tensors; None if it is."""
-    for name, size in (("head_dim", head_dim), ("value head_dim", value_head_dim)):
-        if size > MAX_HEAD_DIM:
-            return f"{name} {size}: supported are sizes up to {MAX_HEAD_DIM}"
-    if (
-        ops.attention_kernel(device, dtype, head_dim, value_head_dim, config.block_q, config.block_k)
-        == "pytorch"
-    ):
-        return f"no fast kernel for {dtype} and head_dim {head_dim} on {device.type}, see docs/kernels.md"
-    return None
 
 
 def block_sparse_kernel(site: AttentionSite, config: SampleAttentionConfig, device: str | None) -> str:

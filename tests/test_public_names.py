@@ -7,6 +7,7 @@ import torch
 
 import sa_compile
 import sa_compile.hf
+from sa_compile import methods
 from sa_compile.kernels import ops
 from sa_compile.late import ops as late_ops
 
@@ -41,6 +42,10 @@ def test_the_package_has_these_names():
     }
     assert set(sa_compile.__all__) == names
     assert all(hasattr(sa_compile, name) for name in names)
+
+
+def test_methods_are_known_by_these_names():
+    assert list(methods.METHODS) == ["chunked", "stride", "adaptive"] and callable(methods.register)
 
 
 def test_transformers_integration_has_these_names():

@@ -25,8 +25,9 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.hf.masks import CausalMask
 from sa_compile.hf.state import site_of
 from sa_compile.kernels import ops
+from sa_compile.passes.conditions.kernels import why_no_kernel, why_not_dtypes
 from sa_compile.passes.conditions.training import Training, hidden_sign, training_step
-from sa_compile.passes.decide import Decision, outlook, why_no_kernel, why_not_dtypes
+from sa_compile.passes.decide import Decision, outlook
 from sa_compile.passes.site_record import SiteRecord
 from sa_compile.prefill import CausalAttention
 from sa_compile.report import warn_of_training_mode

@@ -26,7 +26,7 @@ from vllm.v1.worker.ubatch_utils import UBatchSlice, split_attn_metadata
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
-from sa_compile.passes.decide import why_no_kernel, why_not_dtypes
+from sa_compile.passes.conditions.kernels import why_no_kernel, why_not_dtypes
 from sa_compile.prefill import CausalAttention
 from sa_compile.serving.vllm.counters import COUNTERS, allowed_blocks
 from sa_compile.serving.vllm.options import options_of
