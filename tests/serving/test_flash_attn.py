@@ -27,13 +27,17 @@ HEADS, KV_HEADS, DIM, PAGE = 4, 2, 64, 16
 NAME = "model.layers.0.self_attn.attn"
 
 
-def attention(query, key, value, scale):
-    """Causal attention of the last rows: query [q, Hq, D], key and value [k, Hkv, D]."""
+def attention(query, key, value, scale, sinks=None):
+    """Causal attention of the last rows: query [q, Hq, D], key and value [k, Hkv, D], sinks [Hq] or None."""
     key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query, key) * scale
     offset = key.shape[0] - query.shape[0]
     visible = torch.ones(scores.shape[1:], dtype=torch.bool).tril(offset)
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(~visible, -torch.inf).softmax(-1), value)
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if sinks is None:
+        return torch.einsum("hqk,khd->qhd", scores.softmax(-1), value)
+    with_sink = torch.cat([scores, sinks[:, None, None].expand(-1, scores.shape[1], 1)], -1)
+    return torch.einsum("hqk,khd->qhd", with_sink.softmax(-1)[..., :-1], value)
 
 
 class Kernels:
@@ -42,7 +46,9 @@ class Kernels:
     def __init__(self) -> None:
         self.calls: list[list[int]] = []
 
-    def __call__(self, q, k, v, out, cu_seqlens_q, seqused_k, block_table, softmax_scale, causal, **more):
+    def __call__(
+        self, q, k, v, out, cu_seqlens_q, seqused_k, block_table, softmax_scale, causal, s_aux, **more
+    ):
         assert causal is True
         starts = cu_seqlens_q.tolist()
         self.calls.append([stop - start for start, stop in zip(starts[:-1], starts[1:], strict=True)])
@@ -50,7 +56,7 @@ class Kernels:
         for row, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
             length = int(seqused_k[row])
             key, value = (x[block_table[row].long()].flatten(0, 1)[:length] for x in (k, v))
-            out[start:stop] = attention(q[start:stop], key, value, softmax_scale)
+            out[start:stop] = attention(q[start:stop], key, value, softmax_scale, s_aux)
 
 
 @pytest.fixture
@@ -63,6 +69,7 @@ def kernels():
             "get_scheduler_metadata": lambda **__: torch.zeros(8, dtype=torch.int32),
             "flash_attn_supports_quant_query_input": lambda: False,
             "flash_attn_supports_kv_cache_dtype": lambda *_, **__: True,
+            "flash_attn_supports_sinks": lambda: True,
         }.items():
             stack.enter_context(mock.patch.object(flash_attn, name, value, create=True))
         yield stand_in
@@ -120,7 +127,7 @@ def _vllm_config(options: dict[str, Any]) -> Any:
     )
 
 
-def batch(q_lens: list[int], kv_lens: list[int]):
+def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = None):
     """A step: queries, a cache with all keys in pages out of order, the metadata, and the right outputs."""
     generator = torch.Generator().manual_seed(0)
     n_pages = [-(-kv_len // PAGE) for kv_len in kv_lens]
@@ -141,7 +148,7 @@ def batch(q_lens: list[int], kv_lens: list[int]):
     for row, kv_len in enumerate(kv_lens):
         rows = slice(int(starts[row]), int(starts[row + 1]))
         seen = (x[table[row].long()].flatten(0, 1)[:kv_len] for x in (key, value))
-        right[rows] = attention(query[rows], *seen, DIM**-0.5)
+        right[rows] = attention(query[rows], *seen, DIM**-0.5, sinks)
     lengths = torch.tensor(kv_lens, dtype=torch.int32)
     common = CommonAttentionMetadata(
         query_start_loc=starts,
@@ -177,6 +184,15 @@ def test_each_request_of_a_batch_goes_its_own_way_once(kernels):
     assert kernels.calls == [[1], [20, 1], [1]]
     after = counted()
     assert (after.prefills - before.prefills, after.tokens - before.tokens) == (2, 556)
+
+
+def test_attention_sinks_take_their_share_of_every_request(kernels):
+    sinks = torch.tensor([-1.0, 0.0, 2.0, 4.0])
+    layer, builder = make(EVERYTHING, sinks=sinks)
+    query, cache, common, right = batch(*MIXED, sinks)
+    output = forward(layer, query, cache, builder.build(0, common))
+    torch.testing.assert_close(output, right, atol=2e-5, rtol=1e-5)
+    assert kernels.calls == [[1], [20, 1], [1]]
 
 
 def test_another_group_of_layers_has_its_own_pages(kernels):

@@ -122,7 +122,8 @@ class SampledImpl(AttentionImpl):
             blocks = (config.block_q, config.block_k)
             COUNTERS.observe(block_mask, allowed_blocks(query.shape[0], offset, query.shape[1], *blocks))
 
-        attention = CausalAttention(query.transpose(0, 1)[None], key, value, self.scale, offset)
+        rows = query.transpose(0, 1)[None]
+        attention = CausalAttention(rows, key, value, self.scale, offset, sinks=self.sinks)
         out, _ = prefill.sampled(attention, config, observe if observed is not None else None)
         return out[0].transpose(0, 1)
 
@@ -274,8 +275,6 @@ def _why_not_sampled(impl: Any, vllm_config: Any) -> str | None:
         return "ALiBi"
     if impl.logits_soft_cap:
         return f"soft cap of {impl.logits_soft_cap}"
-    if getattr(impl, "sinks", None) is not None:
-        return "attention sinks"
     if impl.kv_cache_dtype not in _PLAIN_CACHES:
         return f"KV cache of {impl.kv_cache_dtype}: our kernels read it as the model computes"
     parallel = vllm_config.parallel_config
