@@ -30,6 +30,7 @@ _ONE_CALL = {
     "_transformer_encoder_layer_fwd": "nn.TransformerEncoderLayer's fast path: the layer is one call",
 }
 _KERNEL = re.compile(r"_(scaled_dot_product_.*|flash_|efficient_|cudnn_|triton_.*)attention(_forward)?(_.+)?")
+_VARLEN = ("torch_attn::_varlen_attn", "torch_attn::_varlen_attn_out")
 _OURS = "sampleattn::"
 
 
@@ -55,7 +56,7 @@ def _reason(node: fx.Node) -> str | None:
         return _ONE_CALL[known]
     if _KERNEL.fullmatch(known) and not known.endswith("_backward"):
         return f"{known} is one kernel of SDPA, called by its name"
-    if qualified_name(node.target) == "torch_attn::_varlen_attn":
+    if qualified_name(node.target) in _VARLEN:
         return "varlen_attn: packed sequences, whose ends are data"
     if _is_foreign_attention(node):
         return f"{label(node)} is not torch's: what it computes is not in the graph"

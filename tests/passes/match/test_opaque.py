@@ -76,8 +76,13 @@ def test_a_kernel_called_by_its_name(kernel):
     assert out.endswith("is one kernel of SDPA, called by its name")
 
 
-def test_varlen_attention():
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 0)], ids=["full", "causal", "window"])
+@pytest.mark.parametrize("into", [False, True], ids=["returned", "written"])
+def test_varlen_attention(window, into):
     varlen = pytest.importorskip("torch.nn.attention.varlen")
+    if into and not hasattr(varlen, "varlen_attn_out"):
+        pytest.skip("this torch has no varlen_attn_out")
+    torch._dynamo.reset()
     ends = torch.tensor([0, 3, 8], dtype=torch.int32)
     seen = []
 
@@ -85,13 +90,18 @@ def test_varlen_attention():
         from sa_compile.config import SampleAttentionConfig
         from sa_compile.passes import pipeline
 
-        seen.extend(pipeline.run(gm, SampleAttentionConfig()))
+        code = gm.code
+        seen.extend(pipeline.run(gm, SampleAttentionConfig(min_seq_len=2)))
+        assert gm.code == code
         return lambda *args: (torch.zeros(8, HEADS, WIDTH),)  # no CPU kernel
 
     def forward(x):
-        return varlen.varlen_attn(x, x, x, ends, ends, 5, 5)
+        if into:
+            return varlen.varlen_attn_out(torch.empty_like(x), x, x, x, ends, ends, 5, 5, window_size=window)
+        return varlen.varlen_attn(x, x, x, ends, ends, 5, 5, window_size=window)
 
-    torch.compile(forward, backend=backend)(torch.randn(8, HEADS, WIDTH, dtype=torch.float16))
+    with torch.no_grad():
+        torch.compile(forward, backend=backend)(torch.randn(8, HEADS, WIDTH, dtype=torch.float16))
     (record,) = seen
     assert (record.outcome, record.reason) == ("kept", "varlen_attn: packed sequences, whose ends are data")
 
