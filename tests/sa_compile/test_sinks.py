@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.models import LOSSLESS, SMALL_BLOCKS
 from support.sinks import tiny_gpt_oss
+from transformers import StaticCache
 
 import sa_compile
 import sa_compile.hf
@@ -66,6 +67,22 @@ def test_two_lengths_the_second_of_which_is_short():
         sa_compile.hf.reset_report(other)
         torch.testing.assert_close(other(**inputs).logits, wanted, **CLOSE)
         assert forms(sa_compile.hf.report(other).sites) == expected
+
+
+@torch.no_grad()
+def test_a_second_turn_in_a_static_cache_and_one_after_its_reset():
+    model, logits = tiny_gpt_oss(layer_types=["full_attention"] * 2), []
+    compiled = torch.compile(model, backend="sampleattn", options=EAGER)
+    with report.collect() as reports:
+        for run in (model, compiled):
+            cache = StaticCache(config=model.config, max_cache_len=160)
+            logits += [run(prompts(n)["input_ids"], past_key_values=cache).logits for n in (64, 48)]
+            cache.reset()
+            logits.append(run(prompts(64)["input_ids"], past_key_values=cache).logits)
+    for expected, actual in zip(logits[:3], logits[3:], strict=True):
+        torch.testing.assert_close(actual, expected, **CLOSE)
+    found = forms(site for graph in reports for site in graph.sites)
+    assert ("sampled", "late") in found and {outcome for outcome, _ in found} == {"sampled"}
 
 
 @torch.no_grad()

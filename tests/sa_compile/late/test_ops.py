@@ -77,6 +77,20 @@ def test_offsets_that_a_tensor_holds(start, keys):
     torch.testing.assert_close(*at(start, keys), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("start, keys", [(0, 48), (9, 57), (9, 50)])
+def test_sinks_at_an_offset_that_a_tensor_holds(start, keys):
+    query, key, value = full()
+    key, value = (F.pad(x, (0, 0, 0, keys - LENGTH), value=0.5) for x in (key, value))
+    sinks = torch.tensor([0.5, -1.0, 3.0, -torch.inf])
+    arguments = (query, key, value, None, torch.tensor(start), None, sinks, 0.3, OPTIONS)
+    mask = torch.arange(keys) <= torch.arange(LENGTH)[:, None] + start
+    scores = (query @ key.mT * 0.3).masked_fill(~mask, -torch.inf)
+    scores = torch.cat([scores, sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)], -1)
+    expected = scores.softmax(-1)[..., :-1] @ value
+    torch.testing.assert_close(late_attention_op(*arguments)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.library.opcheck(late_attention_op, arguments)
+
+
 def test_an_offset_that_hides_the_first_key_is_an_error():
     with pytest.raises(ValueError, match="must be at least 0, got -3"):
         at(-3)
