@@ -86,7 +86,8 @@ def _case(rng: random.Random, number: int, ops: dict[str, str], namesake: str) -
     grad = rng.choice(("no_grad",) * 5 + ("inference", "training"))
     if wrapper.startswith("checkpoint"):
         grad = rng.choice(("no_grad", "training"))
-    if namesake or layer.changed:  # they have no gradient, or one that a write has spoilt
+    # They have no gradient, or one that a write has spoilt; that of flex_attention is not for CPUs.
+    if namesake or layer.changed or layer.spelling == "flex":
         grad = "no_grad"
     options = {**rng.choice(METHODS), "min_seq_len": rng.choice((2, 2, 40)), **rng.choice(_BLOCKS)}
     options["inner"] = rng.choice(("eager", "eager", "aot_eager"))
@@ -153,7 +154,10 @@ class _Layer:
         self.lines = ["b, h, q_len, d = q.shape", "k_len = k.shape[-2]"]
         if self.changed:
             self.lines.append("q, k, v = q.clone(), k.clone(), v.clone()")
-        if rng.random() < 0.5:
+        kind = rng.random()
+        if kind < 0.08:
+            self._flex()
+        elif kind < 0.54:
             self._sdpa()
         else:
             self._eager()
@@ -206,6 +210,33 @@ class _Layer:
         self.lines.append(f"out = {call}({', '.join((tensors, *options))})")
         if self.spelling.startswith("sdpa 3-D"):
             self.lines.append("out = out.reshape(b, h, q_len, d)")
+        self._change("late")
+
+    def _flex(self) -> None:
+        self.spelling = "flex"
+        grouped = self.groups > 1 and self.rng.random() < 0.5
+        if not grouped:
+            self._repeats()
+        self._change("early")
+        options = ["enable_gqa=True"] if grouped else []
+        entry = "nq >= nk" if self.mask.is_causal else "entries[nb, nh, nq, nk]"
+        if self.mask.kind != "none":
+            entries = "mask" if self.mask.kind == "bool" else "(mask == 0)"
+            self.lines.append(f"entries = {entries}.expand(b, h, q_len, k_len)")
+        if self.mask.kind != "none" or self.mask.is_causal:
+            block = self._pick("16", "32", "128")
+            heads = self._pick("None", "h")
+            self.lines.append(
+                f"blocks = create_block_mask(lambda nb, nh, nq, nk: {entry}, b, {heads}, q_len, k_len, "
+                f'device="cpu", BLOCK_SIZE={block})'
+            )
+            options.append("block_mask=blocks")
+        score = self._pick(
+            "", "", "s", "s * 0.5", "s / 2.0 * 3", "s + (nk - nq) * 0.1", "5 * torch.tanh(s / 5)"
+        )
+        options += [f"score_mod=lambda s, nb, nh, nq, nk: {score}"] if score else []
+        options += self._pick("", "scale=0.3").split()
+        self.lines.append(f"out = flex_attention({', '.join(('q, k, v', *options))})")
         self._change("late")
 
     def _eager(self) -> None:

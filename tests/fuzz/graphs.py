@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -176,6 +177,7 @@ def _function_of(case: Case) -> Callable[..., Any]:
     linecache.cache[name] = (len(case.source), None, case.source.splitlines(True), name)
     namespace: dict[str, Any] = {
         **{"torch": torch, "F": F, "aten": torch.ops.aten, "fuzz": torch.ops.fuzz, "checkpoint": checkpoint},
+        **{"flex_attention": flex_attention, "create_block_mask": create_block_mask},
         **{"in_graph": namesakes.in_graph, "sdpa_kernel": sdpa_kernel, "SDPBackend": SDPBackend},
     }
     exec(compile(case.source, name, "exec"), namespace)
