@@ -36,3 +36,22 @@ def test_what_replaces_a_tensor_is_written_where_that_was():
     writers = [writer.name for writer, _ in mutations.between(new, output)]
     assert writers == ["add_", "mul_"]
     assert mutations.between(new, output)[1][1] is new
+
+
+def written_inside_vmap(x):
+    def one_less(row):
+        made = row.new_zeros(4)
+        made[1:] = row[1:]
+        return made
+
+    return torch.vmap(one_less)(x), x + 1
+
+
+def test_memory_that_is_not_known_is_not_that_of_tensors_made_before():
+    """Tensors inside of vmap have no memory to compare; what they are made of has its own."""
+    graph = compile_with_passes(written_inside_vmap, torch.randn(3, 4)).before[0].graph
+    (x,) = graph.find_nodes(op="placeholder")
+    (written,) = (node for node in graph.nodes if node.target == "new_zeros")
+    (output,) = graph.find_nodes(op="output")
+    mutations = Mutations(graph)
+    assert not mutations.between(x, output) and mutations.between(written, output)
