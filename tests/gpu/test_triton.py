@@ -81,6 +81,7 @@ def test_block_sparse_attention_in_groups(scratch: int, triton_device: str, monk
 def test_a_tile_of_the_attention_fits_the_device(
     device: str, dims: tuple[int, int], tile: tuple[int, int]
 ) -> None:
+    pytest.importorskip("triton")
     from sa_compile.kernels.block_sparse_attention.triton import tile_that_fits
 
     kib = {"H200": 227, "A100": 163, "RTX 4090": 99, "T4": 64}[device]
