@@ -152,7 +152,7 @@ a training step, of the loss and all gradients.
 {fuzz}
 """
 
-_FUZZ = """`python tests/fuzz/graphs.py --count {count} --seed 0` (run in parts) draws small attentions
+_FUZZ = """`python tests/fuzz/graphs.py --count {count} --seed 0` draws small attentions
 (spelling, mask, dtype, padding, offset, in-place writes, functions named like torch's, checkpoint, autocast,
 vmap) and compares each, compiled, with the same function uncompiled, for two sets of values. Of {count}
 ([counts](../{path}), commit {revision:.7})
