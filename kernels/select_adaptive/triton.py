@@ -96,7 +96,7 @@ def _score_blocks(
     spreads,
     codes,
     units,
-    landmarks,  # int32 [B, Hkv, n]: how many the block has
+    landmarks,  # int32 [B, Hkv, n]: how many the block has; not read if WHOLE
     key_segment,
     ends,
     all_row_codes,  # int8 [B * Hq, query blocks of the group, BLOCK_Q, CODE_DIM]
@@ -331,12 +331,12 @@ def select_adaptive(a: Arguments) -> Tensor:
     if block_mask.numel() == 0:
         return block_mask
     query, key = readable(a.query), readable(a.key)
-    landmarks = (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
     # What a query block's own keys come after has all its keys, unless there is padding.
     members = a.representatives.shape[2]
     whole = a.key_segment is None and a.q_offset + q_len <= k_len and members <= block_k
+    landmarks = None if whole else (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
     n_padded = tiles * TILE_BLOCKS
     representatives, log_weights = a.representatives.contiguous(), a.log_weights.contiguous()
