@@ -63,13 +63,15 @@ def load_cpu_library() -> bool:
     return True
 
 
-def _refuse_backward(name: str) -> None:
+def refuse_backward(name: str, library: torch.library.Library) -> None:
+    """Make the backward of the op ``name`` of our namespace an error that says so; ``library`` defines it."""
+
     def no_backward(ctx: object, *grads: Tensor) -> None:
         raise NotImplementedError(
             f"{NAMESPACE}.{name} has no backward: it serves inference, run it under torch.no_grad()"
         )
 
-    torch.library.register_autograd(f"{NAMESPACE}::{name}", no_backward, lib=_library)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", no_backward, lib=library)
 
 
 def implementation(op: str, file: str) -> Callable:
@@ -119,5 +121,5 @@ for _op in OPS:
     if torch.version.cuda is not None and hasattr(_op, "kernel"):
         _register(_op, "CUDA", on_cuda(_op))
 for _op in (block_sparse_attention, block_mean_attention):
-    _refuse_backward(_op.NAME)
+    refuse_backward(_op.NAME, _library)
 HAS_CPU_LIBRARY = load_cpu_library()

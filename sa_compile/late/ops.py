@@ -7,11 +7,10 @@ them out (``cudagraph_unsafe``), and they take and give these numbers as tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from sa_compile.kernels.dispatch import refuse_backward
 from sa_compile.kernels.ops import NAMESPACE
 from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.shapes import ceil_div
@@ -123,17 +122,8 @@ def _attention_fake(
     return out, query.new_empty((measured, 3), dtype=torch.float32)
 
 
-def _no_backward(op: str) -> Callable[..., None]:
-    def backward(ctx: object, *grads: Tensor) -> None:
-        raise NotImplementedError(
-            f"{NAMESPACE}.{op} has no backward: it serves inference, run it under torch.no_grad()"
-        )
-
-    return backward
-
-
 for _op in ("late_attention", "listed_attention"):
-    torch.library.register_autograd(f"{NAMESPACE}::{_op}", _no_backward(_op), lib=_library)
+    refuse_backward(_op, _library)
 
 # What a rewritten graph's nodes call.
 read_mask_op = torch.ops.sampleattn.read_mask.default
