@@ -27,8 +27,8 @@ def block_means(
     fp32 [B, Hkv, n, D], [B, Hkv, n, Dv], [B|1, 1, n] and [B, Hkv, n]. A block without valid keys has means
     and a spread of 0, and -inf.
     """
-    k_len = key.shape[2]
-    valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
+    kv_len = key.shape[2]
+    valid = torch.ones((1, kv_len), dtype=torch.bool, device=key.device)
     if key_segment is not None:
         valid = key_segment == 0
     valid = blocks_of_keys(valid, block_k)[:, None]  # [B|1, 1, n, block_k]
@@ -47,7 +47,7 @@ def block_means(
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """Add the means of dropped blocks, in place, to what ``block_sparse_attention`` gave for kept ones."""
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
-    group, k_len, q_offset = query.shape[1] // key.shape[1], key.shape[2], a.q_offset
+    group, kv_len, q_offset = query.shape[1] // key.shape[1], key.shape[2], a.q_offset
     mean_key, mean_value, log_count, spread = block_means(key, value, a.key_segment, block_k)
     spread = spread.repeat_interleave(group, 1)
     # 0 * NaN is NaN: means that are not finite are taken out of the product and marked in the rows that drop
@@ -55,11 +55,11 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     finite = mean_value.isfinite()
     clean = torch.where(finite, mean_value, 0)
     poisoned = ~finite.all(-1).repeat_interleave(group, 1)  # [B, Hq, n]
-    last_key = (torch.arange(ceil_div(k_len, block_k), device=key.device) + 1) * block_k - 1
-    last_key = last_key.clamp(max=k_len - 1)
+    last_key = (torch.arange(ceil_div(kv_len, block_k), device=key.device) + 1) * block_k - 1
+    last_key = last_key.clamp(max=kv_len - 1)
     for part in _row_chunks(query, value, last_key.numel(), block_q):
         blocks = slice(part.start // block_q, ceil_div(part.stop, block_q))
-        end = _blocks_before((blocks.stop - 1) * block_q + q_offset, k_len, block_k)
+        end = _blocks_before((blocks.stop - 1) * block_q + q_offset, kv_len, block_k)
         if end == 0:
             continue
         first = torch.arange(blocks.start, blocks.stop, device=query.device) * block_q + q_offset
@@ -94,10 +94,10 @@ def _row_chunks(query: Tensor, value: Tensor, n_key_blocks: int, block_q: int) -
     return [slice(start, min(start + step, q_len)) for start in range(0, q_len, step)]
 
 
-def _blocks_before(position: int, k_len: int, block_k: int) -> int:
+def _blocks_before(position: int, kv_len: int, block_k: int) -> int:
     """How many key blocks hold only keys that a row at this position sees."""
-    if position >= k_len - 1:
-        return ceil_div(k_len, block_k)
+    if position >= kv_len - 1:
+        return ceil_div(kv_len, block_k)
     return max(position + 1, 0) // block_k
 
 

@@ -22,15 +22,15 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
     out, lse = block_sparse_attention(a.of_kept_blocks)
-    group, k_len = query.shape[1] // key.shape[1], key.shape[2]
-    valid = torch.ones(1, k_len, device=key.device) if a.key_segment is None else a.key_segment == 0
+    group, kv_len = query.shape[1] // key.shape[1], key.shape[2]
+    valid = torch.ones(1, kv_len, device=key.device) if a.key_segment is None else a.key_segment == 0
     for begin in range(0, query.shape[2], block_q):
         rows = slice(begin, begin + block_q)
         scaled = a.scale * query[:, :, rows].double()
         # Log mass of a part, and the value that it weighs.
         terms = [(lse[:, :, rows].clone(), out[:, :, rows].clone())]
-        for first_key in range(0, k_len, block_k):
-            keys = slice(first_key, min(first_key + block_k, k_len))
+        for first_key in range(0, kv_len, block_k):
+            keys = slice(first_key, min(first_key + block_k, kv_len))
             if keys.stop - 1 > begin + a.q_offset:
                 continue
             own = valid[:, keys].double()
@@ -42,7 +42,7 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
                 (scaled * repeat_heads(mean_key, group)).sum(-1) + log_count + torch.minimum(gain, log_count)
             )
             at = torch.tensor([begin], device=key.device)
-            kept = kept_entries(a.block_mask, at, k_len, block_q, block_k)[..., first_key]  # [B|1, Hq|1, 1]
+            kept = kept_entries(a.block_mask, at, kv_len, block_q, block_k)[..., first_key]  # [B|1, Hq|1, 1]
             terms.append(
                 (mass.masked_fill(kept | (log_count < 0), -torch.inf), repeat_heads(mean_value, group))
             )

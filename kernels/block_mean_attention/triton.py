@@ -32,12 +32,12 @@ def _block_means(
     v_row,
     segment_batch,
     heads,
-    k_len,
+    kv_len,
     n_key_blocks,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
+    VALUE_HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
-    TILE_DIM_V: tl.constexpr,
+    TILE_VALUE_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
 ):
@@ -45,8 +45,8 @@ def _block_means(
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     index = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    dim, dim_v = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V)
-    valid = index < k_len
+    dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
+    valid = index < kv_len
     if HAS_SEGMENT:
         segment = tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1)
         valid = valid & (segment == 0)
@@ -65,13 +65,15 @@ def _block_means(
     tl.store(log_counts + at, tl.where(count > 0, tl.log2(some), float("-inf")))
     tl.store(spreads + at, spread)
     v = tl.load(
-        value + batch * v_batch + head * v_head + index[:, None].to(tl.int64) * v_row + dim_v[None, :],
-        mask=valid[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+        value + batch * v_batch + head * v_head + index[:, None].to(tl.int64) * v_row + value_dim[None, :],
+        mask=valid[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
         other=0.0,
     ).to(tl.float32)
     mean = tl.sum(v, 0) / some
     tl.store(
-        mean_values + at * HEAD_DIM_V + dim_v, mean.to(mean_values.dtype.element_ty), mask=dim_v < HEAD_DIM_V
+        mean_values + at * VALUE_HEAD_DIM + value_dim,
+        mean.to(mean_values.dtype.element_ty),
+        mask=value_dim < VALUE_HEAD_DIM,
     )
 
 
@@ -101,14 +103,14 @@ def _add_means(
     heads,
     group,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     n_key_blocks,
     scale_log2,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
+    VALUE_HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
-    TILE_DIM_V: tl.constexpr,
+    TILE_VALUE_DIM: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     SCANNED_BLOCKS: tl.constexpr,
@@ -124,14 +126,14 @@ def _add_means(
     # Key blocks all of whose keys the query block's first row sees.
     first = query_block * BLOCK_Q + q_offset
     end = tl.maximum(floor_div(first + 1, BLOCK_K), 0)
-    end = tl.where(first >= k_len - 1, n_key_blocks, tl.minimum(end, n_key_blocks))
+    end = tl.where(first >= kv_len - 1, n_key_blocks, tl.minimum(end, n_key_blocks))
     found = 0
     for start in range(0, end, SCANNED_BLOCKS):
         found += tl.sum(_dropped(words, start + tl.arange(0, SCANNED_BLOCKS), end).to(tl.int32), 0)
     if found > 0:
         row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
         exists = row < q_len
-        dim, dim_v = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V)
+        dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
         q = tl.load(
             query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
             mask=exists[:, None] & (dim < HEAD_DIM)[None, :],
@@ -141,14 +143,14 @@ def _add_means(
         # In base 2, half the squared norm of the scaled query.
         half_norm = norm * (scale_log2 * scale_log2 * 0.34657359027997264)
         out_row = (batch * q_len + row[:, None]) * heads + head
-        outs = out + out_row * HEAD_DIM_V + dim_v[None, :]
-        there = exists[:, None] & (dim_v < HEAD_DIM_V)[None, :]
+        outs = out + out_row * VALUE_HEAD_DIM + value_dim[None, :]
+        there = exists[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :]
         acc = tl.load(outs, mask=there, other=0.0).to(tl.float32)
         lses = lse + batch_head * q_len + row
         highest = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
         total = tl.full((TILE_ROWS,), 1.0, tl.float32)
         means = (batch * (heads // group) + head // group) * n_key_blocks
-        keys, values = mean_keys + means * HEAD_DIM, mean_values + means * HEAD_DIM_V
+        keys, values = mean_keys + means * HEAD_DIM, mean_values + means * VALUE_HEAD_DIM
         counts, variances = log_counts + means, spreads + means
         for start in range(0, end, TILE_BLOCKS):
             block = start + tl.arange(0, TILE_BLOCKS)
@@ -169,8 +171,8 @@ def _add_means(
             weights = tl.exp2(scores - offset[:, None])
             correction = tl.exp2(highest - offset)
             v = tl.load(
-                values + block[:, None] * HEAD_DIM_V + dim_v[None, :],
-                mask=dropped[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+                values + block[:, None] * VALUE_HEAD_DIM + value_dim[None, :],
+                mask=dropped[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
                 other=0.0,
             )
             total = total * correction + tl.sum(weights, 1)
@@ -194,9 +196,9 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """See ``eager.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
     batch, heads, q_len, head_dim = a.query.shape
-    kv_heads, k_len, value_head_dim = a.value.shape[1:]
+    kv_heads, kv_len, value_head_dim = a.value.shape[1:]
     block_q, block_k, key_segment = a.block_q, a.block_k, a.key_segment
-    n_key_blocks = ceil_div(k_len, block_k)
+    n_key_blocks = ceil_div(kv_len, block_k)
     if lse.numel() == 0 or n_key_blocks == 0:
         return
     query, key, value = readable(a.query), readable(a.key), readable(a.value)
@@ -207,9 +209,9 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     means = (mean_keys, mean_values, log_counts, spreads)
     dims = {
         "HEAD_DIM": head_dim,
-        "HEAD_DIM_V": value_head_dim,
+        "VALUE_HEAD_DIM": value_head_dim,
         "TILE_DIM": tile_dim(head_dim),
-        "TILE_DIM_V": tile_dim(value_head_dim),
+        "TILE_VALUE_DIM": tile_dim(value_head_dim),
     }
     wide = query.dtype == torch.float32 or max(head_dim, value_head_dim) > 128
     _block_means[(n_key_blocks, batch * kv_heads)](
@@ -221,7 +223,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         *value.stride()[:3],
         batch_stride(key_segment),
         kv_heads,
-        k_len,
+        kv_len,
         n_key_blocks,
         **dims,
         BLOCK_K=block_k,
@@ -242,7 +244,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         heads,
         heads // kv_heads,
         q_len,
-        k_len,
+        kv_len,
         a.q_offset,
         n_key_blocks,
         a.scale * LOG2_E,

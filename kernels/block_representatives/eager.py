@@ -11,9 +11,9 @@ from .op import Arguments
 
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     key, key_segment, block_k, landmarks = a
-    batch, heads, k_len, dim = key.shape
-    missing = -k_len % block_k
-    valid = torch.ones((1, k_len), dtype=torch.bool, device=key.device)
+    batch, heads, kv_len, dim = key.shape
+    missing = -kv_len % block_k
+    valid = torch.ones((1, kv_len), dtype=torch.bool, device=key.device)
     if key_segment is not None:
         valid = key_segment == 0
     valid = torch.nn.functional.pad(valid, (0, missing)).unflatten(-1, (-1, block_k))[:, None]

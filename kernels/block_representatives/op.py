@@ -43,8 +43,8 @@ def fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
 
 def new_results(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Representatives, log_weights and spreads that nobody has written yet."""
-    batch, heads, k_len, head_dim = a.key.shape
-    shape = (batch, heads, 1 + a.landmarks, ceil_div(k_len, a.block_k))
+    batch, heads, kv_len, head_dim = a.key.shape
+    shape = (batch, heads, 1 + a.landmarks, ceil_div(kv_len, a.block_k))
     log_weights, spreads = (a.key.new_empty(shape, dtype=torch.float32) for _ in range(2))
     return a.key.new_empty((*shape, head_dim)), log_weights, spreads
 

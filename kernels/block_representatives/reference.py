@@ -13,14 +13,14 @@ from .op import Arguments
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Of every key block its ``landmarks`` (see ``landmark_keys``), and the mean of its other keys."""
     key, key_segment, block_k, landmarks = a
-    batch, heads, k_len, dim = key.shape
-    n_key_blocks = -(-k_len // block_k)
+    batch, heads, kv_len, dim = key.shape
+    n_key_blocks = -(-kv_len // block_k)
     shape = (batch, heads, 1 + landmarks, n_key_blocks)
     representatives = torch.zeros(*shape, dim, dtype=torch.float64, device=key.device)
     log_weights = torch.full(shape, -torch.inf, dtype=torch.float64, device=key.device)
     spreads = torch.zeros(shape, dtype=torch.float64, device=key.device)
     for b in range(batch):
-        valid = list(range(k_len))
+        valid = list(range(kv_len))
         if key_segment is not None:
             valid = (key_segment[b % key_segment.shape[0]] == 0).nonzero().flatten().tolist()
         for h in range(heads):

@@ -29,7 +29,7 @@ def _multiply(
     k_row,
     segment_batch,
     heads,
-    k_len,
+    kv_len,
     first_block,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
@@ -42,7 +42,7 @@ def _multiply(
     batch, head = batch_head // heads, batch_head % heads
     dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K)
     index = block * BLOCK_K + entry
-    valid = index < k_len
+    valid = index < kv_len
     if HAS_SEGMENT:
         valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
     at = key + batch * k_batch + head * k_head + index[:, None].to(tl.int64) * k_row + dim[None, :]
@@ -67,7 +67,7 @@ def _choose(
     segment_batch,
     first_batch,
     heads,
-    k_len,
+    kv_len,
     n,
     landmarks,
     first_of_group,
@@ -84,7 +84,7 @@ def _choose(
     batch, head = batch_head // heads, batch_head % heads
     dim, entry, before = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K), tl.arange(0, MARKS)
     index = block * BLOCK_K + entry
-    valid = index < k_len
+    valid = index < kv_len
     if HAS_SEGMENT:
         valid = valid & (tl.load(key_segment + batch * segment_batch + index, mask=valid, other=-1) == 0)
     keys = key + batch * k_batch + head * k_head + (block * BLOCK_K).to(tl.int64) * k_row
@@ -148,8 +148,8 @@ def _choose(
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The op ``block_representatives`` (see ``op``). Two launches a group; no host synchronisation."""
     key, key_segment, block_k, landmarks = a
-    batch, heads, k_len, dim = key.shape
-    n = ceil_div(k_len, block_k)
+    batch, heads, kv_len, dim = key.shape
+    n = ceil_div(kv_len, block_k)
     representatives, log_weights, spreads = new_results(a)
     if log_weights.numel() == 0:
         return representatives, log_weights, spreads
@@ -168,7 +168,7 @@ def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             *key.stride()[:3],
             batch_stride(key_segment),
             heads,
-            k_len,
+            kv_len,
             first,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
@@ -189,7 +189,7 @@ def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             batch_stride(key_segment),
             batch_stride(first_blocks),
             heads,
-            k_len,
+            kv_len,
             n,
             landmarks,
             first,

@@ -14,7 +14,7 @@ from .op import Arguments, new_outputs
 
 def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
-    q_len, k_len, group = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    q_len, kv_len, group = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     out, lse = new_outputs(a)
     # 0 * NaN is NaN: values that are not finite are taken out of the product and marked in the rows that see
     # them.
@@ -23,13 +23,13 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     poisoned = ~finite.all(-1).repeat_interleave(group, 1)  # [B, Hq, Sk]
     for part in row_chunks(query, key, q_len, block_q):
         rows = torch.arange(part.start, part.stop, device=query.device)
-        allowed = allowed_entries(rows + a.q_offset, k_len, a.causal, a.window)
+        allowed = allowed_entries(rows + a.q_offset, kv_len, a.causal, a.window)
         if a.key_segment is not None or a.query_segment is not None:
             allowed = allowed & _same_segment(a.query_segment, a.key_segment, part)
         words = a.block_mask[:, :, part.start // block_q : ceil_div(part.stop, block_q)]
-        kept = unpack_bits(words, ceil_div(k_len, block_k))
+        kept = unpack_bits(words, ceil_div(kv_len, block_k))
         kept = kept.repeat_interleave(block_q, 2)[:, :, : rows.numel()]
-        allowed = allowed & kept.repeat_interleave(block_k, 3)[..., :k_len]  # [B|1, Hq|1, rows, Sk]
+        allowed = allowed & kept.repeat_interleave(block_k, 3)[..., :kv_len]  # [B|1, Hq|1, rows, Sk]
         scores = torch.where(allowed, scaled_scores(query[:, :, part], key, a.scale), -torch.inf)
         row_lse = scores.logsumexp(-1)
         weights = torch.where(allowed, torch.exp(scores - row_lse[..., None]), 0)

@@ -60,7 +60,7 @@ def _list_blocks(
     mask_heads,
     n,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     window,
     first_query_block,
@@ -80,8 +80,8 @@ def _list_blocks(
     stop = tl.minimum(query_block * BLOCK_Q + BLOCK_Q, q_len) + q_offset
 
     # Key blocks that position and length allow, and those of them that they do not cut.
-    begin, end = 0, (k_len + BLOCK_K - 1) // BLOCK_K
-    whole_begin, whole_end = 0, k_len // BLOCK_K
+    begin, end = 0, (kv_len + BLOCK_K - 1) // BLOCK_K
+    whole_begin, whole_end = 0, kv_len // BLOCK_K
     if CAUSAL:
         end = tl.minimum(end, (tl.maximum(stop, 0) + BLOCK_K - 1) // BLOCK_K)
         whole_end = tl.minimum(whole_end, tl.maximum(first + 1, 0) // BLOCK_K)
@@ -110,12 +110,12 @@ def _list_blocks(
 
 @triton.jit
 def _add_keys(
-    q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
+    q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window, scale_log2,
     highest, total, acc,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
+    VALUE_HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
-    TILE_DIM_V: tl.constexpr,
+    TILE_VALUE_DIM: tl.constexpr,
     TILE_KEYS: tl.constexpr,
     MASKED: tl.constexpr,  # not every row sees every key of the tile
     CAUSAL: tl.constexpr,
@@ -123,11 +123,11 @@ def _add_keys(
     HAS_SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Adds the keys from ``start`` on to the rows' highest scores, sums of exponentials, and outputs."""
-    dim, dim_v, entry = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V), tl.arange(0, TILE_KEYS)
+    dim, value_dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM), tl.arange(0, TILE_KEYS)
     index = start + entry
-    exists = index < k_len
+    exists = index < kv_len
     places_k = keys + start.to(tl.int64) * k_row + entry[None, :] * k_row + dim[:, None]
-    places_v = values + start.to(tl.int64) * v_row + entry[:, None] * v_row + dim_v[None, :]
+    places_v = values + start.to(tl.int64) * v_row + entry[:, None] * v_row + value_dim[None, :]
     if MASKED:
         k = tl.load(places_k, mask=exists[None, :] & (dim < HEAD_DIM)[:, None], other=0.0)
     elif TILE_DIM != HEAD_DIM:
@@ -153,9 +153,9 @@ def _add_keys(
     weights = tl.exp2(scores * scale_log2 - (offset * scale_log2)[:, None])
     correction = tl.exp2((highest - offset) * scale_log2)
     if MASKED:
-        v = tl.load(places_v, mask=exists[:, None] & (dim_v < HEAD_DIM_V)[None, :], other=0.0)
-    elif TILE_DIM_V != HEAD_DIM_V:
-        v = tl.load(places_v, mask=(dim_v < HEAD_DIM_V)[None, :], other=0.0)
+        v = tl.load(places_v, mask=exists[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :], other=0.0)
+    elif TILE_VALUE_DIM != VALUE_HEAD_DIM:
+        v = tl.load(places_v, mask=(value_dim < VALUE_HEAD_DIM)[None, :], other=0.0)
     else:
         v = tl.load(places_v)
     total = total * correction + tl.sum(weights, 1)
@@ -191,15 +191,15 @@ def _attend(
     group,
     n,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     window,
     scale_log2,
     first_tile,
     HEAD_DIM: tl.constexpr,
-    HEAD_DIM_V: tl.constexpr,
+    VALUE_HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
-    TILE_DIM_V: tl.constexpr,
+    TILE_VALUE_DIM: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     TILE_KEYS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -217,7 +217,7 @@ def _attend(
     batch, head = batch_head // heads, batch_head % heads
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     position = row + q_offset
-    dim, dim_v = tl.arange(0, TILE_DIM), tl.arange(0, TILE_DIM_V)
+    dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
     q = tl.load(
         query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
         mask=(row < q_len)[:, None] & (dim < HEAD_DIM)[None, :],
@@ -236,13 +236,13 @@ def _attend(
 
     highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((TILE_ROWS,), tl.float32)
-    acc = tl.zeros((TILE_ROWS, TILE_DIM_V), tl.float32)
+    acc = tl.zeros((TILE_ROWS, TILE_VALUE_DIM), tl.float32)
     PARTS: tl.constexpr = BLOCK_K // TILE_KEYS
     for part in tl.range(before * PARTS, (before + whole) * PARTS, num_stages=STAGES):
         start = tl.load(kept + part // PARTS) * BLOCK_K + part % PARTS * TILE_KEYS
         highest, total, acc = _add_keys(
-            q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
-            highest, total, acc, HEAD_DIM, HEAD_DIM_V, TILE_DIM, TILE_DIM_V, TILE_KEYS,
+            q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window, scale_log2,
+            highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM, TILE_KEYS,
             False, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
         )  # fmt: skip
     for part in tl.range(0, (before + behind) * PARTS, num_stages=STAGES if HAS_SEGMENT else 1):
@@ -250,8 +250,8 @@ def _attend(
         cut = tl.where(cut < before, cut, cut + whole)
         start = tl.load(kept + cut) * BLOCK_K + part % PARTS * TILE_KEYS
         highest, total, acc = _add_keys(
-            q, keys, values, segments, start, k_row, v_row, k_len, position, own_segment, window, scale_log2,
-            highest, total, acc, HEAD_DIM, HEAD_DIM_V, TILE_DIM, TILE_DIM_V, TILE_KEYS,
+            q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window, scale_log2,
+            highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM, TILE_KEYS,
             True, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
         )  # fmt: skip
 
@@ -260,9 +260,9 @@ def _attend(
     result = (highest * scale_log2 + tl.log2(total)) * 0.6931471805599453
     out_row = (batch * q_len + row[:, None]) * heads + head
     tl.store(
-        out + out_row * HEAD_DIM_V + dim_v[None, :],
+        out + out_row * VALUE_HEAD_DIM + value_dim[None, :],
         (acc / total[:, None]).to(out.dtype.element_ty),
-        mask=(row < q_len)[:, None] & (dim_v < HEAD_DIM_V)[None, :],
+        mask=(row < q_len)[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
     )
     tl.store(lse + batch_head * q_len + row, tl.where(seen, result, float("-inf")), mask=row < q_len)
 
@@ -270,7 +270,7 @@ def _attend(
 def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` (see ``op``). Two launches a group; no host synchronisation."""
     batch, heads, q_len, head_dim = a.query.shape
-    kv_heads, k_len, value_head_dim = a.value.shape[1:]
+    kv_heads, kv_len, value_head_dim = a.value.shape[1:]
     out, lse = new_outputs(a)
     if lse.numel() == 0:
         return out, lse
@@ -278,13 +278,13 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     block_mask, block_q, block_k = a.block_mask.contiguous(), a.block_q, a.block_k
     query_segment, key_segment = a.query_segment, a.key_segment
     if query_segment is not None and key_segment is None:
-        key_segment = query_segment.new_zeros((1, k_len))
+        key_segment = query_segment.new_zeros((1, kv_len))
 
     dims = tile_dim(head_dim), tile_dim(value_head_dim)
     shared = shared_memory(query.device) if query.is_cuda else 1 << 20  # in Triton's interpreter
     tile = tile_that_fits(query.element_size(), *dims, shared)
     rows = min(tile.rows, block_q)
-    n, n_query_blocks = ceil_div(k_len, block_k), ceil_div(q_len, block_q)
+    n, n_query_blocks = ceil_div(kv_len, block_k), ceil_div(q_len, block_q)
     mask_batches, mask_heads = block_mask.shape[:2]
     lists = mask_batches * mask_heads
     step = min(max(SCRATCH_BYTES // (4 * lists * max(n, 1)), 1), n_query_blocks)
@@ -300,7 +300,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             mask_heads,
             n,
             q_len,
-            k_len,
+            kv_len,
             a.q_offset,
             a.window,
             first,
@@ -334,15 +334,15 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             heads // kv_heads,
             n,
             q_len,
-            k_len,
+            kv_len,
             a.q_offset,
             a.window,
             a.scale * LOG2_E,
             first * block_q // rows,
             HEAD_DIM=head_dim,
-            HEAD_DIM_V=value_head_dim,
+            VALUE_HEAD_DIM=value_head_dim,
             TILE_DIM=dims[0],
-            TILE_DIM_V=dims[1],
+            TILE_VALUE_DIM=dims[1],
             TILE_ROWS=rows,
             TILE_KEYS=min(tile.keys, block_k),
             BLOCK_Q=block_q,

@@ -15,7 +15,7 @@ def mask_blocks(a: Arguments) -> Tensor:
     grid, device = Grid.of(a), a.query.device
     first, last = query_block_positions(grid.q_len, grid.q_offset, grid.block_q, device)
     key_first = torch.arange(grid.n_key_blocks, device=device) * grid.block_k
-    key_last = (key_first + grid.block_k).clamp(max=grid.k_len) - 1
+    key_last = (key_first + grid.block_k).clamp(max=grid.kv_len) - 1
     kept = torch.ones((first.numel(), key_first.numel()), dtype=torch.bool, device=device)
     if a.causal:
         kept = kept & (key_first <= last[:, None])
@@ -27,7 +27,7 @@ def mask_blocks(a: Arguments) -> Tensor:
     if a.key_segment is None and a.query_segment is None:
         return pack_bits(kept)
     q_low, q_high = _segment_range(a.query_segment, grid.q_len, grid.block_q, device)
-    k_low, k_high = _segment_range(a.key_segment, grid.k_len, grid.block_k, device)
+    k_low, k_high = _segment_range(a.key_segment, grid.kv_len, grid.block_k, device)
     meet = (k_low[:, None] <= q_high[..., None]) & (k_high[:, None] >= q_low[..., None])
     return pack_bits(kept & meet[:, None])
 

@@ -51,7 +51,7 @@ def _block_log_sums(
     heads,
     group,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     chunk_n,
     sample_rows,
@@ -87,13 +87,13 @@ def _block_log_sums(
             index = block * BLOCK_K + tl.arange(0, BLOCK_K)
             k = tl.load(
                 keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
-                mask=(index[None, :] < k_len) & (dim[:, None] < HEAD_DIM),
+                mask=(index[None, :] < kv_len) & (dim[:, None] < HEAD_DIM),
                 other=0.0,
             )
             scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
-            visible = (index[None, :] <= position[:, None]) & (index[None, :] < k_len)
+            visible = (index[None, :] <= position[:, None]) & (index[None, :] < kv_len)
             if HAS_SEGMENT:
-                segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
+                segment = tl.load(key_segment + batch * segment_batch + index, mask=index < kv_len, other=-1)
                 visible = visible & (segment == 0)[None, :]
             scores = tl.where(visible, scores, float("-inf"))
             highest = tl.max(scores, 1)
@@ -178,9 +178,9 @@ def _reduce(
 def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``sample_scores`` (see ``op``). Three launches, no host synchronisation."""
     batch, heads, q_len, head_dim = a.query.shape
-    kv_heads, k_len = a.key.shape[1:3]
+    kv_heads, kv_len = a.key.shape[1:3]
     block_k = a.block_k
-    n_key_blocks = ceil_div(k_len, block_k)
+    n_key_blocks = ceil_div(kv_len, block_k)
     samples = a.chunk_n * a.sample_rows
     shape = (batch, heads, n_key_blocks)
     column, slash = (a.query.new_empty(shape, dtype=torch.float32) for _ in range(2))
@@ -190,7 +190,7 @@ def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
     log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
     totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
-    keys_per_program = min(max(k_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
+    keys_per_program = min(max(kv_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
     blocks_per_program = max(keys_per_program // block_k, 1)
     rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
     _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * heads)](
@@ -206,7 +206,7 @@ def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
         heads,
         heads // kv_heads,
         q_len,
-        k_len,
+        kv_len,
         a.q_offset,
         a.chunk_n,
         a.sample_rows,

@@ -47,7 +47,7 @@ def _log_sum(highest, total):
 
 @triton.jit
 def _exact_block(
-    q, keys, key_segment, highest, total, block, position, dim, k_row, k_len, scale_log2,
+    q, keys, key_segment, highest, total, block, position, dim, k_row, kv_len, scale_log2,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
@@ -55,7 +55,7 @@ def _exact_block(
 ):  # fmt: skip
     """Adds the exact scores of a key block to the rows' running totals."""
     index = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    exists = (index >= 0) & (index < k_len)
+    exists = (index >= 0) & (index < kv_len)
     k = tl.load(
         keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
         mask=exists[None, :] & (dim < HEAD_DIM)[:, None],
@@ -114,7 +114,7 @@ def _score_blocks(
     heads,
     group,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     first_query_block,
     n,
@@ -165,7 +165,7 @@ def _score_blocks(
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
     for exact in range(own * (BLOCK_K // TILE_KEYS), stop * (BLOCK_K // TILE_KEYS)):
         highest, total = _exact_block(
-            q, keys, segments, highest, total, exact, position, dim, k_row, k_len, scale_log2,
+            q, keys, segments, highest, total, exact, position, dim, k_row, kv_len, scale_log2,
             HEAD_DIM, TILE_KEYS, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
 
@@ -324,7 +324,7 @@ def _write_bits(
 def select_adaptive(a: Arguments) -> Tensor:
     """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
     batch, heads, q_len, dim = a.query.shape
-    kv_heads, k_len = a.key.shape[1:3]
+    kv_heads, kv_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
     n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
     block_mask = new_index(a.query, (batch, heads), grid)
@@ -335,7 +335,7 @@ def select_adaptive(a: Arguments) -> Tensor:
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
     # What a query block's own keys come after has all its keys, unless there is padding.
     members = a.representatives.shape[2]
-    whole = a.key_segment is None and a.q_offset + q_len <= k_len and members <= block_k
+    whole = a.key_segment is None and a.q_offset + q_len <= kv_len and members <= block_k
     landmarks = None if whole else (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
     n_padded = tiles * TILE_BLOCKS
@@ -372,7 +372,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             heads,
             heads // kv_heads,
             q_len,
-            k_len,
+            kv_len,
             a.q_offset,
             first,
             n,

@@ -25,7 +25,7 @@ class Arguments(NamedTuple):
     slash_scores: Tensor
     key_segment: Tensor | None
     q_len: Size
-    k_len: Size
+    kv_len: Size
     q_offset: Size
     block_q: int
     block_k: int
@@ -37,7 +37,7 @@ class Arguments(NamedTuple):
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.q_len, self.k_len, self.q_offset, self.block_q, self.block_k)
+        return Grid(self.q_len, self.kv_len, self.q_offset, self.block_q, self.block_k)
 
     @property
     def forced(self) -> Forced:
@@ -48,8 +48,8 @@ def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
     batch = a.column_scores.shape[0]
     checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
-    checks.check_scores(NAME, a.column_scores, a.slash_scores, a.k_len, a.block_k)
-    checks.check_segment(NAME, "key_segment", a.key_segment, batch, a.k_len, a.column_scores)
+    checks.check_scores(NAME, a.column_scores, a.slash_scores, a.kv_len, a.block_k)
+    checks.check_segment(NAME, "key_segment", a.key_segment, batch, a.kv_len, a.column_scores)
     checks.check_at_least(NAME, 0, q_len=a.q_len, alpha_c=a.alpha_c, alpha_s=a.alpha_s, last_rows=a.last_rows)
 
 
@@ -69,7 +69,7 @@ def select_blocks(
     slash_scores: Tensor,
     *,
     q_len: int,
-    k_len: int,
+    kv_len: int,
     key_segment: Tensor | None = None,
     q_offset: int = 0,
     block_q: int = 128,
@@ -89,7 +89,7 @@ def select_blocks(
     n_words]. An alpha of 1 keeps every block that causality allows. Raises ValueError for arguments that do
     not fit.
     """
-    where = (key_segment, q_len, k_len, q_offset, block_q, block_k)
+    where = (key_segment, q_len, kv_len, q_offset, block_q, block_k)
     forced = (keep_sink, window_slashes, last_rows)
     a = Arguments(column_scores, slash_scores, *where, alpha_c, alpha_s, *forced)
     check(a)

@@ -44,9 +44,9 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     [B, Hq, n_query_blocks, n_key_blocks].
     """
     batch, heads, q_len, _ = a.query.shape
-    grid, k_len, block_q = Grid.of(a), a.key.shape[2], a.block_q
+    grid, kv_len, block_q = Grid.of(a), a.key.shape[2], a.block_q
     n_query_blocks, n_key_blocks = grid.n_query_blocks, grid.n_key_blocks
-    count = rows_of_a_block(a.rows, k_len, block_q)
+    count = rows_of_a_block(a.rows, kv_len, block_q)
     step = block_q // count
     block = torch.arange(n_query_blocks, device=a.query.device)
     sampled = (block * block_q + first_row(block, step))[:, None] + step * torch.arange(
@@ -55,12 +55,12 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    at_a_time = max(shared.SCORE_BYTES // (4 * batch * heads * max(k_len, 1) * count), 1)
+    at_a_time = max(shared.SCORE_BYTES // (4 * batch * heads * max(kv_len, 1) * count), 1)
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
         # Keys behind the last row are seen by none.
         blocks = min(max(ceil_div(min(end * block_q, q_len) + a.q_offset, a.block_k), 0), n_key_blocks)
-        seen = slice(0, min(blocks * a.block_k, k_len))
+        seen = slice(0, min(blocks * a.block_k, kv_len))
         segment = None if a.key_segment is None else a.key_segment[:, seen]
         reached = a._replace(key=a.key[:, :, seen], key_segment=segment)
         chosen = sampled[begin:end].flatten()[None]

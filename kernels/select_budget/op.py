@@ -100,10 +100,10 @@ def select_budget(
     return torch.ops.sampleattn.select_budget.default(*a)
 
 
-def rows_of_a_block(rows: int, k_len: int, block_q: int) -> int:
+def rows_of_a_block(rows: int, kv_len: int, block_q: int) -> int:
     """How many rows of a query block are sampled: at most ``rows``, fewer for long prompts."""
     least, keys = min(LEAST_ROWS, rows), FULL_KEYS
-    while rows > least and k_len > keys:
+    while rows > least and kv_len > keys:
         rows, keys = rows // 2, keys * 2
     return min(rows, block_q)
 

@@ -17,13 +17,13 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_key_blocks], and two bool of that shape: forced, allowed.
     """
     (batch, heads, q_len, _), device = a.query.shape, a.query.device
-    k_len, group, block_q = a.key.shape[2], heads // a.key.shape[1], a.block_q
+    kv_len, group, block_q = a.key.shape[2], heads // a.key.shape[1], a.block_q
     grid = Grid.of(a)
     shape = (batch, heads, grid.n_query_blocks, grid.n_key_blocks)
     grown = torch.zeros(shape, dtype=torch.float64, device=device)
     squares = torch.zeros_like(grown)
     forced, allowed = torch.zeros_like(grown, dtype=torch.bool), torch.zeros_like(grown, dtype=torch.bool)
-    count = rows_of_a_block(a.rows, k_len, block_q)
+    count = rows_of_a_block(a.rows, kv_len, block_q)
     step = block_q // count
     for b in range(batch):
         for i in range(grid.n_query_blocks):

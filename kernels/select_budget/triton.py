@@ -28,7 +28,7 @@ HALVINGS = 24  # of the interval in which the share is searched: its width is bu
 
 @triton.jit
 def _sums_of_a_block(
-    q, keys, key_segment, position, dim, block, k_row, k_len, scale_log2,
+    q, keys, key_segment, position, dim, block, k_row, kv_len, scale_log2,
     HEAD_DIM: tl.constexpr,
     BLOCK_K: tl.constexpr,
     MASKED: tl.constexpr,  # not every row sees every key of the block
@@ -39,16 +39,16 @@ def _sums_of_a_block(
     index = block * BLOCK_K + tl.arange(0, BLOCK_K)
     places = keys + index[None, :].to(tl.int64) * k_row + dim[:, None]
     if MASKED:
-        k = tl.load(places, mask=(index < k_len)[None, :] & (dim < HEAD_DIM)[:, None], other=0.0)
+        k = tl.load(places, mask=(index < kv_len)[None, :] & (dim < HEAD_DIM)[:, None], other=0.0)
     elif dim.shape[0] != HEAD_DIM:
         k = tl.load(places, mask=(dim < HEAD_DIM)[:, None], other=0.0)
     else:
         k = tl.load(places)
     scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
     if MASKED:
-        seen = (index[None, :] <= position[:, None]) & (index < k_len)[None, :]
+        seen = (index[None, :] <= position[:, None]) & (index < kv_len)[None, :]
         if HAS_SEGMENT:
-            segment = tl.load(key_segment + index, mask=index < k_len, other=-1)
+            segment = tl.load(key_segment + index, mask=index < kv_len, other=-1)
             seen = seen & (segment == 0)[None, :]
         scores = tl.where(seen, scores, float("-inf"))
     highest = tl.max(scores, 1)
@@ -74,7 +74,7 @@ def _score(
     heads,
     group,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     first_query_block,
     query_blocks,  # of this batch
@@ -114,11 +114,11 @@ def _score(
     all_rows = query_blocks * COUNT
     place = batch_head * n * all_rows + sample
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
-    whole = tl.minimum(clear, k_len // BLOCK_K)  # blocks that hold keys alone, of which all rows see all
+    whole = tl.minimum(clear, kv_len // BLOCK_K)  # blocks that hold keys alone, of which all rows see all
     whole = 0 if HAS_SEGMENT else tl.maximum(tl.minimum(whole, stop), 0)
     for j in range(0, whole):
         total, norm = _sums_of_a_block(
-            q, keys, segments, position, dim, j, k_row, k_len, scale_log2,
+            q, keys, segments, position, dim, j, k_row, kv_len, scale_log2,
             HEAD_DIM, BLOCK_K, False, False, PRECISION,
         )  # fmt: skip
         tl.store(logs + place, total, mask=exists)
@@ -126,7 +126,7 @@ def _score(
         place += all_rows
     for j in range(whole, stop):
         total, norm = _sums_of_a_block(
-            q, keys, segments, position, dim, j, k_row, k_len, scale_log2,
+            q, keys, segments, position, dim, j, k_row, kv_len, scale_log2,
             HEAD_DIM, BLOCK_K, True, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
         tl.store(logs + place, total, mask=exists)
@@ -215,7 +215,7 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
 def select_budget(a: Arguments) -> Tensor:
     """The op ``select_budget``. Two launches a batch of query blocks."""
     batch, heads, q_len, dim = a.query.shape
-    kv_heads, k_len = a.key.shape[1:3]
+    kv_heads, kv_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
     n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
     block_mask = new_index(a.query, (batch, heads), grid)
@@ -223,7 +223,7 @@ def select_budget(a: Arguments) -> Tensor:
         return block_mask
     query, key = readable(a.query), readable(a.key)
     visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
-    count = rows_of_a_block(a.rows, k_len, block_q)
+    count = rows_of_a_block(a.rows, kv_len, block_q)
     tile_rows, warps, stages = TILES[0]  # in Triton's interpreter
     if query.is_cuda:
         tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, shared_memory(query.device))
@@ -245,7 +245,7 @@ def select_budget(a: Arguments) -> Tensor:
             heads,
             heads // kv_heads,
             q_len,
-            k_len,
+            kv_len,
             a.q_offset,
             first,
             query_blocks,

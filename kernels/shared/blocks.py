@@ -33,18 +33,18 @@ def unpack_bits(block_mask: Tensor, n_key_blocks: int) -> Tensor:
 
 
 def causal_blocks(
-    q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int, device: torch.device
+    q_len: int, kv_len: int, q_offset: int, block_q: int, block_k: int, device: torch.device
 ) -> Tensor:
     """Bool [n_query_blocks, n_key_blocks]: causality allows at least one entry of the block."""
     _, last = query_block_positions(q_len, q_offset, block_q, device)
-    key_start = torch.arange(ceil_div(k_len, block_k), device=device) * block_k
+    key_start = torch.arange(ceil_div(kv_len, block_k), device=device) * block_k
     return key_start <= last[:, None]
 
 
 def slash_blocks(
     slashes: Tensor,
     q_len: int,
-    k_len: int,
+    kv_len: int,
     q_offset: int,
     block_q: int,
     block_k: int,
@@ -61,7 +61,7 @@ def slash_blocks(
     if stops is not None:
         last = (stops - 1 + q_offset)[:, None]  # [B|1, 1, n_query_blocks]
     low, high = first // block_k, last // block_k
-    key_block = torch.arange(ceil_div(k_len, block_k), device=device)
+    key_block = torch.arange(ceil_div(kv_len, block_k), device=device)
     kept = torch.zeros(1, dtype=torch.bool, device=device)
     # A query block's rows lie in at most this many consecutive blocks of block_k positions.
     for step in range((block_q - 1) // block_k + 2):
@@ -72,20 +72,20 @@ def slash_blocks(
 
 
 def bits_from_strips(
-    columns: Tensor, slashes: Tensor, q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int
+    columns: Tensor, slashes: Tensor, q_len: int, kv_len: int, q_offset: int, block_q: int, block_k: int
 ) -> Tensor:
     """block_mask [..., n_query_blocks, words] of kept columns and slashes (arXiv 2406.15486v3, section 3).
 
     ``columns`` and ``slashes`` are bool [..., n_key_blocks]. Block (i, j) is kept iff causality allows an
     entry of it and column j is kept, or a slash ``p // block_k - j`` of some row position p of block i.
     """
-    kept = slash_blocks(slashes, q_len, k_len, q_offset, block_q, block_k) | columns.unsqueeze(-2)
-    return pack_bits(kept & causal_blocks(q_len, k_len, q_offset, block_q, block_k, columns.device))
+    kept = slash_blocks(slashes, q_len, kv_len, q_offset, block_q, block_k) | columns.unsqueeze(-2)
+    return pack_bits(kept & causal_blocks(q_len, kv_len, q_offset, block_q, block_k, columns.device))
 
 
 def bits_from_window(
     q_len: int,
-    k_len: int,
+    kv_len: int,
     window: int,
     q_offset: int,
     block_q: int,
@@ -101,10 +101,10 @@ def bits_from_window(
     """
     device = torch.device(device)
     first, _ = query_block_positions(q_len, q_offset, block_q, device)
-    key_block = torch.arange(ceil_div(k_len, block_k), device=device)
-    kept = causal_blocks(q_len, k_len, q_offset, block_q, block_k, device)
+    key_block = torch.arange(ceil_div(kv_len, block_k), device=device)
+    kept = causal_blocks(q_len, kv_len, q_offset, block_q, block_k, device)
     if window > 0:
-        key_last = ((key_block + 1) * block_k).clamp(max=k_len) - 1
+        key_last = ((key_block + 1) * block_k).clamp(max=kv_len) - 1
         kept = kept & ((key_last > first[:, None] - window) | (key_block < sink_blocks))
     return pack_bits(kept)[None, None]
 
@@ -143,12 +143,12 @@ def _popcount16(x: Tensor) -> Tensor:
     return (x + (x >> 8)) & 0x1F
 
 
-def density(block_mask: Tensor, q_len: int, k_len: int, q_offset: int, block_q: int, block_k: int) -> Tensor:
+def density(block_mask: Tensor, q_len: int, kv_len: int, q_offset: int, block_q: int, block_k: int) -> Tensor:
     """Kept blocks as a share of the blocks that causality allows, float64 [B|1, Hq|1].
 
     Only bits of allowed blocks count. 1.0 where causality allows no block at all.
     """
-    allowed = causal_blocks(q_len, k_len, q_offset, block_q, block_k, block_mask.device)
+    allowed = causal_blocks(q_len, kv_len, q_offset, block_q, block_k, block_mask.device)
     allowed_bits = pack_bits(allowed)
     kept = popcount(block_mask & allowed_bits).sum((-1, -2)).double()
     total = popcount(allowed_bits).sum()

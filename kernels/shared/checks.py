@@ -77,7 +77,7 @@ def check_segments(op: str, a: Segmented) -> None:
 
 
 def check_block_mask(
-    op: str, block_mask: Tensor, query: Tensor, k_len: int, block_q: int, block_k: int
+    op: str, block_mask: Tensor, query: Tensor, kv_len: int, block_q: int, block_k: int
 ) -> None:
     """block_mask is int32 [B|1, Hq|1, ceil(Sq / block_q), n_words(ceil(Sk / block_k))]."""
     if block_mask.dim() != 4 or block_mask.dtype != torch.int32:
@@ -89,17 +89,17 @@ def check_block_mask(
     _check_size(op, "block_mask", block_mask, 0, (1, query.shape[0]))
     _check_size(op, "block_mask", block_mask, 1, (1, query.shape[1]))
     _check_size(op, "block_mask", block_mask, 2, (ceil_div(query.shape[2], block_q),))
-    _check_size(op, "block_mask", block_mask, 3, (n_words(ceil_div(k_len, block_k)),))
+    _check_size(op, "block_mask", block_mask, 3, (n_words(ceil_div(kv_len, block_k)),))
 
 
-def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, k_len: int, block_k: int) -> None:
+def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, kv_len: int, block_k: int) -> None:
     """Both scores are float32 [B, Hq, ceil(Sk / block_k)]."""
     for name, scores in (("column_scores", column_scores), ("slash_scores", slash_scores)):
         if scores.dim() != 3 or scores.dtype != torch.float32:
             raise ValueError(
                 f"{op}: {name!r} must be a float32 [B, Hq, n_key_blocks] tensor, got {_describe(scores)}"
             )
-        _check_size(op, name, scores, 2, (ceil_div(k_len, block_k),))
+        _check_size(op, name, scores, 2, (ceil_div(kv_len, block_k),))
     for dim in (0, 1):
         _check_size(op, "slash_scores", slash_scores, dim, (column_scores.shape[dim],))
     _check_device(op, "slash_scores", slash_scores, column_scores)
@@ -115,8 +115,8 @@ def check_representatives(
             f"{key.dtype}, got {_describe(representatives)}"
         )
     _check_device(op, "representatives", representatives, key)
-    batch, heads, k_len, head_dim = key.shape
-    shape = (batch, heads, representatives.shape[2], ceil_div(k_len, block_k))
+    batch, heads, kv_len, head_dim = key.shape
+    shape = (batch, heads, representatives.shape[2], ceil_div(kv_len, block_k))
     for dim, size in ((0, batch), (1, heads), (3, shape[3]), (4, head_dim)):
         _check_size(op, "representatives", representatives, dim, (size,))
     for name, tensor in (("log_weights", log_weights), ("spreads", spreads)):

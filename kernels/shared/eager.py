@@ -54,10 +54,10 @@ def block_mass(a: CausalRows, block_k: int, rows: Tensor, valid: Tensor) -> Tens
 
 def row_weights(a: CausalRows, rows: Tensor, valid: Tensor) -> Tensor:
     """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk]; 0 where nothing is seen."""
-    k_len = a.key.shape[2]
-    allowed = (allowed_entries(rows + a.q_offset, k_len, True, 0) & valid[..., None])[:, None]
+    kv_len = a.key.shape[2]
+    allowed = (allowed_entries(rows + a.q_offset, kv_len, True, 0) & valid[..., None])[:, None]
     if a.key_segment is not None:
         allowed = allowed & (a.key_segment == 0)[:, None, None]
     scores = torch.where(allowed, scaled_scores(rows_of(a.query, rows), a.key, a.scale), -torch.inf)
-    row_max = scores.amax(-1, keepdim=True) if k_len else scores.new_zeros(())
+    row_max = scores.amax(-1, keepdim=True) if kv_len else scores.new_zeros(())
     return torch.where(allowed, torch.exp(scores - row_max), 0)

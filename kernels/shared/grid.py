@@ -13,10 +13,10 @@ from .shapes import ceil_div, n_words
 
 
 class Grid(NamedTuple):
-    """``q_len`` rows, the first at position ``q_offset``, by ``k_len`` keys, in blocks."""
+    """``q_len`` rows, the first at position ``q_offset``, by ``kv_len`` keys, in blocks."""
 
     q_len: int
-    k_len: int
+    kv_len: int
     q_offset: int
     block_q: int
     block_k: int
@@ -32,7 +32,7 @@ class Grid(NamedTuple):
 
     @property
     def n_key_blocks(self) -> int:
-        return ceil_div(self.k_len, self.block_k)
+        return ceil_div(self.kv_len, self.block_k)
 
     @property
     def n_words(self) -> int:

@@ -19,7 +19,7 @@ ROWS_AT_A_TIME = 256
 
 def visible_entries(
     rows: Tensor,
-    k_len: int,
+    kv_len: int,
     *,
     causal: bool,
     q_offset: int = 0,
@@ -29,8 +29,8 @@ def visible_entries(
 ) -> Tensor:
     """The mask predicate, bool [B|1, rows, Sk]: may row i (position ``rows[i] + q_offset``) see key k?"""
     position = (rows + q_offset)[:, None]
-    key = torch.arange(k_len, device=rows.device)
-    visible = torch.ones(1, rows.numel(), k_len, dtype=torch.bool, device=rows.device)
+    key = torch.arange(kv_len, device=rows.device)
+    visible = torch.ones(1, rows.numel(), kv_len, dtype=torch.bool, device=rows.device)
     if causal:
         visible = visible & (key <= position)
     if window > 0:
@@ -40,9 +40,9 @@ def visible_entries(
     return visible & (key_id >= 0)[:, None, :] & (key_id[:, None, :] == row_id[:, :, None])
 
 
-def kept_entries(block_mask: Tensor, rows: Tensor, k_len: int, block_q: int, block_k: int) -> Tensor:
+def kept_entries(block_mask: Tensor, rows: Tensor, kv_len: int, block_q: int, block_k: int) -> Tensor:
     """Bool [B|1, Hq|1, rows, Sk]: is the bit of the block of (row, key) set?"""
-    key_block = torch.arange(k_len, device=rows.device) // block_k
+    key_block = torch.arange(kv_len, device=rows.device) // block_k
     words = block_mask[:, :, rows // block_q][..., key_block // 32]
     return (words >> (key_block % 32).to(torch.int32)) & 1 == 1
 
@@ -124,7 +124,7 @@ def blocks_of_rows(
     rows may keep if one of them is among the last before the prompt's ``end``.
     """
     segment = segment_of(key_segment, b)
-    ids = [0] * grid.k_len if segment is None else segment[0].tolist()
+    ids = [0] * grid.kv_len if segment is None else segment[0].tolist()
     size, own = grid.block_k, (rows[0] + grid.q_offset) // grid.block_k
     visible = [j for j in range(grid.n_key_blocks) if 0 in ids[j * size : (j + 1) * size]]
     allowed = [j for j in visible if j * size <= rows[-1] + grid.q_offset]

@@ -50,12 +50,12 @@ def sampled_row(index, end, chunk_n, sample_rows):
 
 @triton.jit
 def _find_visible(
-    key_segment, visible, first_visible, segment_batch, k_len, n, TILE: tl.constexpr, BLOCK_K: tl.constexpr
+    key_segment, visible, first_visible, segment_batch, kv_len, n, TILE: tl.constexpr, BLOCK_K: tl.constexpr
 ):
     batch = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0) * TILE + tl.arange(0, TILE)
     index = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    segment = tl.load(key_segment + batch * segment_batch + index, mask=index < k_len, other=-1)
+    segment = tl.load(key_segment + batch * segment_batch + index, mask=index < kv_len, other=-1)
     seen = tl.max((segment == 0).to(tl.int32), 1)
     tl.store(visible + batch * n + block, seen.to(tl.int8), mask=block < n)
     tl.atomic_min(first_visible + batch, tl.min(tl.where(seen == 1, block, n), 0))
@@ -68,11 +68,11 @@ def visible_and_sinks(
     if key_segment is None:
         visible = torch.ones((1, n), dtype=torch.int8, device=device)
         return visible, torch.full((1,), 0 if keep_sink else n, dtype=torch.int32, device=device)
-    batch, k_len = key_segment.shape
+    batch, kv_len = key_segment.shape
     visible = key_segment.new_empty((batch, n), dtype=torch.int8)
     sinks = key_segment.new_full((batch,), n, dtype=torch.int32)
     _find_visible[(ceil_div(n, WORD_BITS), batch)](
-        key_segment, visible, sinks, key_segment.stride(0), k_len, n, TILE=WORD_BITS, BLOCK_K=block_k
+        key_segment, visible, sinks, key_segment.stride(0), kv_len, n, TILE=WORD_BITS, BLOCK_K=block_k
     )
     return visible, sinks if keep_sink else torch.full_like(sinks, n)
 

@@ -24,10 +24,10 @@ def allowed_blocks(grid: Grid, visible: Tensor | None, stops: Tensor) -> Tensor:
     return allowed if visible is None else allowed & visible[:, None]
 
 
-def allowed_entries(position: Tensor, k_len: int, causal: bool, window: int) -> Tensor:
+def allowed_entries(position: Tensor, kv_len: int, causal: bool, window: int) -> Tensor:
     """Bool [..., Sk] for positions of any shape."""
-    key = torch.arange(k_len, device=position.device)
-    allowed = torch.ones((*position.shape, k_len), dtype=torch.bool, device=position.device)
+    key = torch.arange(kv_len, device=position.device)
+    allowed = torch.ones((*position.shape, kv_len), dtype=torch.bool, device=position.device)
     if causal:
         allowed = allowed & (key <= position[..., None])
     if window > 0:

@@ -79,7 +79,7 @@ def _fits(case: Case) -> bool:
 def _case(rng: random.Random, number: int, ops: dict[str, str], namesake: str) -> Case:
     sizes = _sizes(rng)
     wrapper = rng.choice(("none",) * 7 + WRAPPERS)
-    offset = rng.choice(("(k_len - q_len)", "(k_len - q_len)", "offset", str(sizes["k"] - sizes["q"])))
+    offset = rng.choice(("(kv_len - q_len)", "(kv_len - q_len)", "offset", str(sizes["k"] - sizes["q"])))
     mask = masks.draw(rng, ops, batched=wrapper != "vmap", offset=offset)
     layer = _Layer(rng, ops, mask, sizes)
     source = _module(rng, layer, mask, wrapper)
@@ -151,7 +151,7 @@ class _Layer:
         self.rng, self.ops, self.mask = rng, ops, mask
         self.groups = sizes["heads"] // sizes["kv_heads"]
         self.changed = rng.choice(("",) * 40 + tuple(_CHANGES))
-        self.lines = ["b, h, q_len, d = q.shape", "k_len = k.shape[-2]"]
+        self.lines = ["b, h, q_len, d = q.shape", "kv_len = k.shape[-2]"]
         if self.changed:
             self.lines.append("q, k, v = q.clone(), k.clone(), v.clone()")
         kind = rng.random()
@@ -172,7 +172,7 @@ class _Layer:
         if self.groups == 1:
             return
         line = self._pick(
-            "{x}[:, :, None].expand(b, {x}.shape[1], {n}, k_len, d).reshape(b, h, k_len, d)",
+            "{x}[:, :, None].expand(b, {x}.shape[1], {n}, kv_len, d).reshape(b, h, kv_len, d)",
             "{x}[:, :, None, :, :].expand(-1, -1, {n}, -1, -1).flatten(1, 2)",
             "{x}.repeat_interleave({n}, 1)",
             "{repeat_interleave}({x}, {n}, 1)",
@@ -197,7 +197,7 @@ class _Layer:
         tensors = "q, k, v"
         mask = "mask" if self.mask.kind != "none" else "None"
         if self.spelling.startswith("sdpa 3-D"):
-            tensors = "q.reshape(b * h, q_len, d), k.reshape(b * h, k_len, d), v.reshape(b * h, k_len, d)"
+            tensors = "q.reshape(b * h, q_len, d), k.reshape(b * h, kv_len, d), v.reshape(b * h, kv_len, d)"
             mask = mask and mask.replace("mask", _MERGED_MASK)
         causal = self.mask.is_causal
         if self.spelling.startswith("sdpa positional"):
@@ -222,12 +222,12 @@ class _Layer:
         entry = "nq >= nk" if self.mask.is_causal else "entries[nb, nh, nq, nk]"
         if self.mask.kind != "none":
             entries = "mask" if self.mask.kind == "bool" else "(mask == 0)"
-            self.lines.append(f"entries = {entries}.expand(b, h, q_len, k_len)")
+            self.lines.append(f"entries = {entries}.expand(b, h, q_len, kv_len)")
         if self.mask.kind != "none" or self.mask.is_causal:
             block = self._pick("16", "32", "128")
             heads = self._pick("None", "h")
             self.lines.append(
-                f"blocks = create_block_mask(lambda nb, nh, nq, nk: {entry}, b, {heads}, q_len, k_len, "
+                f"blocks = create_block_mask(lambda nb, nh, nq, nk: {entry}, b, {heads}, q_len, kv_len, "
                 f'device="cpu", BLOCK_SIZE={block})'
             )
             options.append("block_mask=blocks")
@@ -245,12 +245,11 @@ class _Layer:
         merged = name in ("bmm", "baddbmm")
         self._repeats()
         if self.mask.is_causal:
-            self.lines.append("mask = torch.ones(q_len, k_len, dtype=torch.bool).tril()")
+            self.lines.append("mask = torch.ones(q_len, kv_len, dtype=torch.bool).tril()")
         self._scale_before()
         if merged:
-            self.lines.append(
-                "q, k, v = q.reshape(b * h, q_len, d), k.reshape(b * h, k_len, d), v.reshape(b * h, k_len, d)"
-            )
+            self.lines.append("q = q.reshape(b * h, q_len, d)")
+            self.lines.append("k, v = k.reshape(b * h, kv_len, d), v.reshape(b * h, kv_len, d)")
         self.lines.append("s = " + _SCORES[name].format(**self.ops))
         if not self.scaled and name != "baddbmm":
             self.lines.append(
@@ -258,7 +257,7 @@ class _Layer:
             )
         self._change("early")
         if merged and self.rng.random() < 0.4:
-            self.lines.append("s = s.view(b, h, q_len, k_len)")
+            self.lines.append("s = s.view(b, h, q_len, kv_len)")
             merged = False
             remerge = True
         else:
@@ -274,14 +273,14 @@ class _Layer:
             self.lines.append(self._pick("w = F.dropout(w, 0.0)", "w = F.dropout(w, 0.1, training=False)"))
         self._change("late")
         if remerge:
-            self.lines.append("w = w.reshape(b * h, q_len, k_len)")
+            self.lines.append("w = w.reshape(b * h, q_len, kv_len)")
         product = self._pick("bmm", "matmul") if name in ("bmm", "baddbmm") else self._pick(*_PRODUCTS)
         self.lines.append("out = " + (_PRODUCTS | _BMM)[product].format(**self.ops))
         if name in ("bmm", "baddbmm"):
             self.lines.append("out = out.view(b, h, q_len, d)")
         self.lines += sharing
         if self.rng.random() < 0.06:
-            self.lines.append("out = out + w.reshape(b, h, q_len, k_len).sum(-1, keepdim=True)")
+            self.lines.append("out = out + w.reshape(b, h, q_len, kv_len).sum(-1, keepdim=True)")
             self.changed = self.changed or "weights read too"
 
     def _scale_before(self) -> None:
@@ -313,7 +312,7 @@ class _Layer:
             self.lines.append(_CHANGES[self.changed][1])
 
 
-_MERGED_MASK = "mask if mask.dim() == 2 else mask.expand(b, h, q_len, k_len).reshape(b * h, q_len, k_len)"
+_MERGED_MASK = "mask if mask.dim() == 2 else mask.expand(b, h, q_len, kv_len).reshape(b * h, q_len, kv_len)"
 _CHANGES = {
     "query written early": ("early", "q.mul_(0.5)"),
     "key written early": ("early", "k[..., :3, :] = 0.25"),
@@ -332,7 +331,7 @@ _SCORES = {
     "einsum": 'torch.einsum("bhqd,bhkd->bhqk", q, k)',
     "einsum by position": 'torch.einsum("bqhd,bkhd->bhqk", q.transpose(1, 2), k.transpose(1, 2))',
     "bmm": "{bmm}(q, {transpose}(k, 1, 2))",
-    "baddbmm": "torch.baddbmm(torch.zeros(1, q_len, k_len, dtype=q.dtype), q, k.transpose(1, 2), "
+    "baddbmm": "torch.baddbmm(torch.zeros(1, q_len, kv_len, dtype=q.dtype), q, k.transpose(1, 2), "
     "beta=0.0, alpha=d**-0.5)",
 }
 _SOFTMAX = (
@@ -375,7 +374,7 @@ def _module(rng: random.Random, layer: _Layer, mask: Mask, wrapper: str) -> str:
     call = "layer({q}, k, v, mask)"
     if wrapper in ("checkpoint", "checkpoint reentrant"):
         call = f"checkpoint(layer, {{q}}, k, v, mask, use_reentrant={wrapper.endswith('reentrant')})"
-    lines = ["q_len, k_len = q.shape[-2], k.shape[-2]", "q4 = q", *(mask.lines or ["mask = None"])]
+    lines = ["q_len, kv_len = q.shape[-2], k.shape[-2]", "q4 = q", *(mask.lines or ["mask = None"])]
     inner = ["out = " + call.format(q="q")]
     if rng.random() < 0.3:
         inner += [*_between(rng, mask), "out = out + 2 * " + call.format(q="q + 0.1")]

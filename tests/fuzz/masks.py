@@ -29,17 +29,17 @@ _CAUSAL = {
     "le": "{le}(j.view(1, -1), i.view(-1, 1))",
     "not >": "~(j[None, :] > i[:, None])",
     "difference": "((i[:, None] - j[None, :]) >= 0)",
-    "tril": "{tril}(torch.ones(q_len, k_len, dtype=torch.bool), k_len - q_len)",
-    "tril method": "torch.ones(q_len, k_len).tril(k_len - q_len).bool()",
-    "tril == 1": "({tril}(torch.ones(q_len, k_len), k_len - q_len) == 1)",
-    "not triu": "~{triu}(torch.ones(q_len, k_len, dtype=torch.bool), k_len - q_len + 1)",
-    "masked_fill": "torch.ones(q_len, k_len, dtype=torch.bool).masked_fill(j[None, :] > i[:, None], False)",
-    "square cut": "torch.ones(128, 128, dtype=torch.bool).tril()[k_len - q_len : k_len, :k_len]",
+    "tril": "{tril}(torch.ones(q_len, kv_len, dtype=torch.bool), kv_len - q_len)",
+    "tril method": "torch.ones(q_len, kv_len).tril(kv_len - q_len).bool()",
+    "tril == 1": "({tril}(torch.ones(q_len, kv_len), kv_len - q_len) == 1)",
+    "not triu": "~{triu}(torch.ones(q_len, kv_len, dtype=torch.bool), kv_len - q_len + 1)",
+    "masked_fill": "torch.ones(q_len, kv_len, dtype=torch.bool).masked_fill(j[None, :] > i[:, None], False)",
+    "square cut": "torch.ones(128, 128, dtype=torch.bool).tril()[kv_len - q_len : kv_len, :kv_len]",
     "4-D": "(j[None, None, None, :] <= i[None, None, :, None]).expand(q4.shape[0], -1, -1, -1)",
 }
 _LIMITS = {
     "window": "(j[None, :] > i[:, None] - {n})",
-    "window tril": "~torch.ones(q_len, k_len, dtype=torch.bool).tril(k_len - q_len - {n})",
+    "window tril": "~torch.ones(q_len, kv_len, dtype=torch.bool).tril(kv_len - q_len - {n})",
     "chunk": "(j[None, :] // {n} == i[:, None] // {n})",
 }
 _PER_KEY = {
@@ -54,8 +54,8 @@ _WRONG = {
     "anti-causal": "(j[None, :] >= i[:, None])",
     "off by one, later": "(j[None, :] <= i[:, None] + 1)",
     "off by one, earlier": "((j[None, :] < i[:, None]) | (j[None, :] == 0))",
-    "transposed tril": "torch.ones(k_len, k_len, dtype=torch.bool).tril().t()[k_len - q_len :]",
-    "top left tril": "torch.ones(q_len, k_len, dtype=torch.bool).tril()",
+    "transposed tril": "torch.ones(kv_len, kv_len, dtype=torch.bool).tril().t()[kv_len - q_len :]",
+    "top left tril": "torch.ones(q_len, kv_len, dtype=torch.bool).tril()",
     "double speed": "(j[None, :] <= i[:, None] * 2)",
     "dilated": "((j[None, :] <= i[:, None]) & ((i[:, None] - j[None, :]) % 2 == 0))",
     "prefix": "((j[None, :] <= i[:, None]) | (j[None, :] < 7))",
@@ -66,10 +66,10 @@ _WRONG = {
     "data": "((j[None, :] <= i[:, None]) & ((noise[None, :] > -0.5) | (j[None, :] == 0)))",
     "data of queries": "((j[None, :] <= i[:, None]) & ((q4[:, :, :, :1] > 0) | (j[None, :] == 0)))",
     "random": "((noise[None, :] * (i[:, None] + 1)).sin() > -0.5)",
-    "scattered": "(torch.ones(q_len, k_len).tril(k_len - q_len).index_fill(1, j[1:3], 1.0) == 1)",
+    "scattered": "(torch.ones(q_len, kv_len).tril(kv_len - q_len).index_fill(1, j[1:3], 1.0) == 1)",
     "flipped": "(j[None, :] <= i[:, None]).flip(-1)",
     "rolled": "(j[None, :] <= i[:, None]).roll(1, -1)",
-    "cumulative": "(torch.eye(q_len, k_len).cumsum(-1) == 0) | (j[None, :] == 0)",
+    "cumulative": "(torch.eye(q_len, kv_len).cumsum(-1) == 0) | (j[None, :] == 0)",
 }
 # The value of what is masked; the last ones only dampen it.
 _VALUES = {"-inf": 'float("-inf")', "finfo.min": "torch.finfo(q.dtype).min"}
@@ -92,7 +92,7 @@ def draw(rng: random.Random, ops: Ops, batched: bool, offset: str) -> Mask:
         return Mask("none", "none")
     if roll < 0.18:
         return Mask("none", "is_causal", is_causal=True)
-    lines = [f"i = torch.arange(q_len) + {offset}", "j = torch.arange(k_len)"]
+    lines = [f"i = torch.arange(q_len) + {offset}", "j = torch.arange(kv_len)"]
     wrong = rng.random() < 0.25
     label, condition = _condition(rng, ops, batched, wrong)
     lines.append(f"allowed = {condition}")

@@ -21,11 +21,11 @@ class Case:
 
     batch: int = 1
     heads: int = 4
-    heads_kv: int = 2
+    kv_heads: int = 2
     q_len: int = 512
-    k_len: int = 512
+    kv_len: int = 512
     head_dim: int = 128
-    head_dim_v: int = 128
+    value_head_dim: int = 128
     dtype: torch.dtype = torch.bfloat16
     causal: bool = True
     q_offset: int = 0
@@ -102,10 +102,10 @@ def random_inputs(case: Case, device: str, seed: int) -> Inputs:
         return LAYOUTS[case.layout](drawn.to(case.dtype))
 
     query = tensor(case.heads, case.q_len, case.head_dim)
-    key = tensor(case.heads_kv, case.k_len, case.head_dim)
-    value = tensor(case.heads_kv, case.k_len, case.head_dim_v)
+    key = tensor(case.kv_heads, case.kv_len, case.head_dim)
+    value = tensor(case.kv_heads, case.kv_len, case.value_head_dim)
     mask_shape = (1, 1) if case.shared_mask else (case.batch, case.heads)
-    n_q, n_k = -(-case.q_len // case.block_q), -(-case.k_len // case.block_k)
+    n_q, n_k = -(-case.q_len // case.block_q), -(-case.kv_len // case.block_k)
     kept = torch.rand(*mask_shape, n_q, n_k, generator=random, device=device) < case.density
     query_segment, key_segment = _segments(case, device)
     if key_segment is not None:
@@ -116,14 +116,14 @@ def random_inputs(case: Case, device: str, seed: int) -> Inputs:
 
 
 def _segments(case: Case, device: str) -> tuple[Tensor | None, Tensor | None]:
-    index = torch.arange(case.k_len, device=device)
+    index = torch.arange(case.kv_len, device=device)
     padding = torch.arange(case.batch, device=device)[:, None] * 37 + 91
     if case.segments == "none":
         return None, None
     if case.segments == "left_padding":
         return None, torch.where(index < padding, -1, 0).int()
     if case.segments == "right_padding":
-        return None, torch.where(index >= case.k_len - padding, -1, 0).int()
+        return None, torch.where(index >= case.kv_len - padding, -1, 0).int()
     ids = (index // 200).int()[None]
     rows = (torch.arange(case.q_len, device=device) + case.q_offset) // 200
     return rows.int()[None], ids
@@ -154,7 +154,7 @@ def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
     rows = torch.arange(case.q_len, device=inputs.query.device)
     visible = shared_reference.visible_entries(
         rows,
-        case.k_len,
+        case.kv_len,
         causal=case.causal,
         q_offset=case.q_offset,
         window=case.window,
@@ -162,7 +162,7 @@ def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
         key_segment=inputs.key_segment,
     )[:, None]
     mask = visible & shared_reference.kept_entries(
-        inputs.block_mask, rows, case.k_len, case.block_q, case.block_k
+        inputs.block_mask, rows, case.kv_len, case.block_q, case.block_k
     )
     out = torch.nn.functional.scaled_dot_product_attention(
         inputs.query.contiguous(),
@@ -181,7 +181,7 @@ def check(op: Callable, case: Case, device: str, seed: int) -> tuple[float, floa
     out, lse = op(*inputs.arguments(case))
     expected, expected_lse = oracle(inputs, case)
     no_key = expected_lse == float("-inf")
-    assert out.shape == (case.batch, case.heads, case.q_len, case.head_dim_v)
+    assert out.shape == (case.batch, case.heads, case.q_len, case.value_head_dim)
     assert out.transpose(1, 2).is_contiguous()
     assert torch.equal(lse == float("-inf"), no_key), "rows without a key must have lse -inf, only they"
     assert (out[no_key] == 0).all(), "rows without a kept key must be zero"
@@ -194,31 +194,31 @@ GRID = {
     "square": BASE,
     "all_blocks": BASE.with_(density=1.0),
     "no_blocks": BASE.with_(density=0.0),
-    "few_blocks": BASE.with_(density=0.1, q_len=2048, k_len=2048),
-    "ragged": BASE.with_(q_len=437, k_len=437),
-    "ragged_bshd": BASE.with_(q_len=437, k_len=437, layout="bshd", batch=2),
-    "chunked_prefill": BASE.with_(q_len=300, k_len=1000, q_offset=700),
-    "unaligned_offset": BASE.with_(q_len=333, k_len=777, q_offset=77),
-    "negative_offset": BASE.with_(q_len=500, k_len=300, q_offset=-150),
-    "not_causal": BASE.with_(causal=False, k_len=700),
-    "window": BASE.with_(window=150, density=1.0, q_len=1000, k_len=1000),
+    "few_blocks": BASE.with_(density=0.1, q_len=2048, kv_len=2048),
+    "ragged": BASE.with_(q_len=437, kv_len=437),
+    "ragged_bshd": BASE.with_(q_len=437, kv_len=437, layout="bshd", batch=2),
+    "chunked_prefill": BASE.with_(q_len=300, kv_len=1000, q_offset=700),
+    "unaligned_offset": BASE.with_(q_len=333, kv_len=777, q_offset=77),
+    "negative_offset": BASE.with_(q_len=500, kv_len=300, q_offset=-150),
+    "not_causal": BASE.with_(causal=False, kv_len=700),
+    "window": BASE.with_(window=150, density=1.0, q_len=1000, kv_len=1000),
     "window_not_causal": BASE.with_(window=100, density=0.7, causal=False),
-    "one_row": BASE.with_(q_len=1, k_len=900, q_offset=899),
+    "one_row": BASE.with_(q_len=1, kv_len=900, q_offset=899),
     "left_padding": BASE.with_(segments="left_padding", batch=3),
     "right_padding": BASE.with_(segments="right_padding", batch=3, density=1.0),
-    "packed": BASE.with_(segments="packed", q_len=1000, k_len=1000, density=1.0),
-    "packed_sparse_batch": BASE.with_(segments="packed", q_len=900, k_len=900, batch=2),
-    "mha": BASE.with_(heads=3, heads_kv=3),
-    "mqa": BASE.with_(heads=5, heads_kv=1),
+    "packed": BASE.with_(segments="packed", q_len=1000, kv_len=1000, density=1.0),
+    "packed_sparse_batch": BASE.with_(segments="packed", q_len=900, kv_len=900, batch=2),
+    "mha": BASE.with_(heads=3, kv_heads=3),
+    "mqa": BASE.with_(heads=5, kv_heads=1),
     "shared_mask": BASE.with_(batch=2, shared_mask=True),
-    "fused_projection": BASE.with_(q_len=300, k_len=300, layout="fused", batch=2),
-    "odd_rows": BASE.with_(q_len=300, k_len=300, layout="odd_rows"),
+    "fused_projection": BASE.with_(q_len=300, kv_len=300, layout="fused", batch=2),
+    "odd_rows": BASE.with_(q_len=300, kv_len=300, layout="odd_rows"),
     "padded_chunked_prefill": BASE.with_(
-        q_len=300, k_len=1000, q_offset=700, segments="left_padding", batch=2
+        q_len=300, kv_len=1000, q_offset=700, segments="left_padding", batch=2
     ),
     "padded_window": BASE.with_(
-        q_len=700, k_len=700, window=200, segments="right_padding", batch=2, density=1.0
+        q_len=700, kv_len=700, window=200, segments="right_padding", batch=2, density=1.0
     ),
-    "all_padding": BASE.with_(q_len=90, k_len=90, segments="left_padding", batch=2),
-    "long": BASE.with_(q_len=9000, k_len=9000, heads=2, heads_kv=1, density=0.15),
+    "all_padding": BASE.with_(q_len=90, kv_len=90, segments="left_padding", batch=2),
+    "long": BASE.with_(q_len=9000, kv_len=9000, heads=2, kv_heads=1, density=0.15),
 }

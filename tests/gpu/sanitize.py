@@ -20,13 +20,13 @@ from support.implementations import eager
 from sa_compile.kernels import ops
 from sa_compile.kernels.choice import CUDA_HEAD_DIMS, KERNELS, preferring
 
-SMALL = BASE.with_(q_len=200, k_len=200, heads=2, heads_kv=1)
+SMALL = BASE.with_(q_len=200, kv_len=200, heads=2, kv_heads=1)
 CASES = {
-    "ragged": SMALL.with_(q_len=333, k_len=333, layout="bshd"),
-    "chunked_prefill": SMALL.with_(k_len=500, q_offset=300),
+    "ragged": SMALL.with_(q_len=333, kv_len=333, layout="bshd"),
+    "chunked_prefill": SMALL.with_(kv_len=500, q_offset=300),
     "window": SMALL.with_(window=70, density=1.0),
     "padding": SMALL.with_(segments="left_padding", batch=2),
-    "packed": SMALL.with_(q_len=450, k_len=450, segments="packed", density=1.0),
+    "packed": SMALL.with_(q_len=450, kv_len=450, segments="packed", density=1.0),
     "odd_rows": SMALL.with_(layout="odd_rows"),
     "no_blocks": SMALL.with_(density=0.0),
 }
@@ -37,9 +37,9 @@ def grid() -> Iterator[tuple[str, Case]]:
     for block_k in (64, 128):
         for name, case in CASES.items():
             yield f"{name}, block_k {block_k}", case.with_(block_k=block_k)
-        for head_dim, head_dim_v in CUDA_HEAD_DIMS:
-            case = CASES["padding"].with_(head_dim=head_dim, head_dim_v=head_dim_v, block_k=block_k)
-            yield f"padding, head dims {head_dim}/{head_dim_v}, block_k {block_k}", case
+        for head_dim, value_head_dim in CUDA_HEAD_DIMS:
+            case = CASES["padding"].with_(head_dim=head_dim, value_head_dim=value_head_dim, block_k=block_k)
+            yield f"padding, head dims {head_dim}/{value_head_dim}, block_k {block_k}", case
 
 
 def on_device(inputs: Inputs, case: Case) -> list:
@@ -82,7 +82,7 @@ def check_sampling() -> None:
         scores = ops.sample_scores(query.cuda(), key.cuda(), key_segment=moved)
         expected = eager.sample_scores(query, key, segment, 64**-0.5, 0, 2, 128, 128)
         torch.testing.assert_close([x.cpu() for x in scores], list(expected), atol=1e-3, rtol=1e-2)
-        ops.select_blocks(*scores, q_len=300, k_len=300, key_segment=moved)
+        ops.select_blocks(*scores, q_len=300, kv_len=300, key_segment=moved)
         ops.mask_blocks(query.cuda(), key.cuda(), key_segment=moved, window=100)
         print("sampling", "plain" if segment is None else "padded", flush=True)
 
@@ -107,7 +107,7 @@ def check_means() -> None:
     """``block_mean_attention`` at every head dim, padded and not, ragged and after a first chunk."""
     for dims in CUDA_HEAD_DIMS:
         for name in ("ragged", "chunked_prefill", "padding", "odd_rows", "no_blocks"):
-            case = CASES[name].with_(head_dim=dims[0], head_dim_v=dims[1])
+            case = CASES[name].with_(head_dim=dims[0], value_head_dim=dims[1])
             inputs = attention_cases.random_inputs(case, "cpu", seed=sum(dims))
             out, lse = ops.block_mean_attention_op(*_of_means(on_device(inputs, case)))
             expected, expected_lse = ops.block_mean_attention_op(*_of_means(inputs.arguments(case)))

@@ -50,7 +50,7 @@ def in_pytorch(inputs: Inputs, case: Case) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", CAUSAL)
 def test_every_shape_and_mask(name: str, head_dims: tuple[int, int], dtype: torch.dtype, device: str) -> None:
     poison_free_memory()
-    case = GRID[name].with_(head_dim=head_dims[0], head_dim_v=head_dims[1], dtype=dtype)
+    case = GRID[name].with_(head_dim=head_dims[0], value_head_dim=head_dims[1], dtype=dtype)
     inputs = attention_cases.random_inputs(case, device, seed=CAUSAL.index(name))
     out, lse = ops.block_mean_attention_op(*arguments(inputs, case))
     clean = replace(inputs, key=inputs.key.nan_to_num(), value=inputs.value.nan_to_num())
@@ -67,8 +67,8 @@ def test_every_shape_and_mask(name: str, head_dims: tuple[int, int], dtype: torc
 @pytest.mark.parametrize("head_dims", CUDA_MEAN_HEAD_DIMS, ids=str)
 @pytest.mark.parametrize("density", [0.0, 0.05], ids=["nothing kept", "few kept"])
 def test_more_means_than_a_tile_holds(density: float, head_dims: tuple[int, int], device: str) -> None:
-    case = BASE.with_(q_len=34000, k_len=34000, density=density, heads=2, heads_kv=1)
-    case = case.with_(head_dim=head_dims[0], head_dim_v=head_dims[1])
+    case = BASE.with_(q_len=34000, kv_len=34000, density=density, heads=2, kv_heads=1)
+    case = case.with_(head_dim=head_dims[0], value_head_dim=head_dims[1])
     inputs = attention_cases.random_inputs(case, device, seed=7)
     inputs.query *= 3
     out, lse = ops.block_mean_attention_op(*arguments(inputs, case))
@@ -78,7 +78,7 @@ def test_more_means_than_a_tile_holds(density: float, head_dims: tuple[int, int]
 
 
 def test_with_every_block_kept_means_change_nothing(device: str) -> None:
-    case = BASE.with_(q_len=700, k_len=700, density=1.0)
+    case = BASE.with_(q_len=700, kv_len=700, density=1.0)
     inputs = attention_cases.random_inputs(case, device, seed=2)
     out, lse = ops.block_mean_attention_op(*arguments(inputs, case))
     kept, kept_lse = ops.block_sparse_attention_op(*inputs.arguments(case))
@@ -89,7 +89,7 @@ def test_with_every_block_kept_means_change_nothing(device: str) -> None:
 def test_a_value_that_is_not_finite_reaches_the_rows_that_drop_its_block_and_no_earlier_ones(
     device: str,
 ) -> None:
-    case = BASE.with_(q_len=640, k_len=640)
+    case = BASE.with_(q_len=640, kv_len=640)
     inputs = attention_cases.random_inputs(case, device, seed=4)
     kept = torch.ones(1, 1, 5, 5, dtype=torch.bool, device=device).tril()
     kept[..., 4, 2] = kept[..., 3, 1] = False
@@ -102,7 +102,7 @@ def test_a_value_that_is_not_finite_reaches_the_rows_that_drop_its_block_and_no_
 
 def test_the_means_of_the_cuda_library_are_those_of_pytorch(cuda: str) -> None:
     """Through what they give where nothing is kept and every query is zero: the mean of all means."""
-    case = BASE.with_(q_len=512, k_len=512, density=0.0, batch=2, segments="left_padding")
+    case = BASE.with_(q_len=512, kv_len=512, density=0.0, batch=2, segments="left_padding")
     inputs = attention_cases.random_inputs(case, cuda, seed=5)
     inputs.query.zero_()
     call = Call("block_mean_attention", torch.device(cuda), torch.bfloat16, (128, 128), 128, 128)
@@ -113,7 +113,7 @@ def test_the_means_of_the_cuda_library_are_those_of_pytorch(cuda: str) -> None:
     _, values, counts, _ = block_means(inputs.key, inputs.value, inputs.key_segment, 128)
     weights = counts[..., :3].exp()
     expected = (weights[..., None] * values[:, :, :3]).sum(2) / weights.sum(-1)[..., None]
-    expected = expected.repeat_interleave(case.heads // case.heads_kv, 1)
+    expected = expected.repeat_interleave(case.heads // case.kv_heads, 1)
     torch.testing.assert_close(out[:, :, 400].float(), expected, atol=1e-2, rtol=2e-2)
     expected_lse = weights.sum(-1).log().expand(-1, case.heads)
     torch.testing.assert_close(lse[:, :, 400], expected_lse, atol=1e-3, rtol=0)

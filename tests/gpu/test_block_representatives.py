@@ -23,10 +23,10 @@ def kernel(cuda: str):
         yield cuda
 
 
-def keys(k_len: int, dim: int, dtype: torch.dtype, layout: str, device: str) -> Tensor:
-    """[3, 2, k_len, dim] with blocks that share a direction, which landmarks are to leave after the first."""
-    generator = torch.Generator(device).manual_seed(k_len + dim)
-    shape = (3, k_len, 2, dim) if layout == "bshd" else (3, 2, k_len, dim)
+def keys(kv_len: int, dim: int, dtype: torch.dtype, layout: str, device: str) -> Tensor:
+    """[3, 2, kv_len, dim] with blocks that share a direction, which landmarks leave after the first."""
+    generator = torch.Generator(device).manual_seed(kv_len + dim)
+    shape = (3, kv_len, 2, dim) if layout == "bshd" else (3, 2, kv_len, dim)
     key = torch.randn(shape, generator=generator, device=device)
     key[..., 0] += 6.0
     return (key.transpose(1, 2) if layout == "bshd" else key).to(dtype)
@@ -36,7 +36,7 @@ def keys(k_len: int, dim: int, dtype: torch.dtype, layout: str, device: str) -> 
 @pytest.mark.parametrize("dim", [64, 128])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
-    "k_len, layout, padding",
+    "kv_len, layout, padding",
     [
         pytest.param(640, "bhsd", "none", id="whole blocks"),
         pytest.param(1029, "bshd", "none", id="five keys in the last block"),
@@ -46,13 +46,13 @@ def keys(k_len: int, dim: int, dtype: torch.dtype, layout: str, device: str) -> 
     ],
 )
 def test_equals_the_oracle(
-    k_len: int, layout: str, padding: str, dtype: torch.dtype, dim: int, landmarks: int, kernel: str
+    kv_len: int, layout: str, padding: str, dtype: torch.dtype, dim: int, landmarks: int, kernel: str
 ) -> None:
-    key, segment = keys(k_len, dim, dtype, layout, kernel), None
+    key, segment = keys(kv_len, dim, dtype, layout, kernel), None
     if padding != "none":
         count = torch.tensor([[0], [300], [129]], device=kernel)
-        place = torch.arange(k_len, device=kernel)
-        hidden = place < count if padding == "left" else place >= k_len - count
+        place = torch.arange(kv_len, device=kernel)
+        hidden = place < count if padding == "left" else place >= kv_len - count
         key = key.masked_fill(hidden[:, None, :, None], float("nan"))
         segment = torch.where(hidden, -1, 0).int()
     found = ops.block_representatives_op(key, segment, 128, landmarks)

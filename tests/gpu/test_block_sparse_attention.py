@@ -44,13 +44,13 @@ def test_every_shape_and_mask(name: str, dtype: torch.dtype, block_k: int, devic
 def test_every_head_dim(
     head_dims: tuple[int, int], name: str, dtype: torch.dtype, block_k: int, device: str
 ) -> None:
-    case = GRID[name].with_(head_dim=head_dims[0], head_dim_v=head_dims[1], dtype=dtype, block_k=block_k)
+    case = GRID[name].with_(head_dim=head_dims[0], value_head_dim=head_dims[1], dtype=dtype, block_k=block_k)
     check(case, device)
 
 
 @pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
 def test_scores_that_grow_along_the_keys_are_rescaled(descending: bool, device: str) -> None:
-    case = BASE.with_(q_len=1024, k_len=1024, density=1.0)
+    case = BASE.with_(q_len=1024, kv_len=1024, density=1.0)
     inputs = attention_cases.random_inputs(case, device, seed=0)
     inputs.key *= torch.linspace(0.1, 40, 1024, device=device)[:, None].bfloat16()
     if descending:
@@ -75,7 +75,7 @@ def test_a_scale_that_is_not_positive_gives_the_oracles_result(device: str) -> N
 @pytest.mark.parametrize("length", [32768, 131072], ids=["32k", "128k"])
 def test_long_sequences_are_as_exact_as_cudnn(length: int, device: str) -> None:
     """Sampled rows against float64, all blocks kept, so that cuDNN computes the same."""
-    case = BASE.with_(q_len=length, k_len=length, density=1.0)
+    case = BASE.with_(q_len=length, kv_len=length, density=1.0)
     inputs = attention_cases.random_inputs(case, device, seed=length)
     out, _ = ops.block_sparse_attention_op(*inputs.arguments(case))
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):

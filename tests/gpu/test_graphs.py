@@ -69,7 +69,7 @@ def test_sampling_and_selection(padded: bool, sampler: str) -> None:
     segment = padding(sampler) if padded else None
     check_replay(lambda: ops.sample_scores(query, key, key_segment=segment))
     scores = ops.sample_scores(query, key, key_segment=segment)
-    check_replay(lambda: (ops.select_blocks(*scores, q_len=2000, k_len=2000, key_segment=segment),))
+    check_replay(lambda: (ops.select_blocks(*scores, q_len=2000, kv_len=2000, key_segment=segment),))
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
@@ -89,7 +89,7 @@ def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -
 
 @pytest.mark.parametrize("segments", ["none", "left_padding", "packed"])
 def test_mask_blocks(segments: str, cuda: str) -> None:
-    case = BASE.with_(q_len=1000, k_len=1000, batch=2, segments=segments)
+    case = BASE.with_(q_len=1000, kv_len=1000, batch=2, segments=segments)
     inputs = attention_cases.random_inputs(case, cuda, seed=4)
     check_replay(
         lambda: (
@@ -109,7 +109,7 @@ def test_mask_blocks(segments: str, cuda: str) -> None:
 def test_attention(kernel: str, segments: str, cuda: str) -> None:
     if kernel == "triton":
         pytest.importorskip("triton")
-    case = BASE.with_(q_len=1000, k_len=1000, batch=2, segments=segments)
+    case = BASE.with_(q_len=1000, kv_len=1000, batch=2, segments=segments)
     inputs = attention_cases.random_inputs(case, cuda, seed=1)
     with preferring(kernel):
         skip_without(kernel)
@@ -121,7 +121,7 @@ def test_attention(kernel: str, segments: str, cuda: str) -> None:
 def test_attention_with_means(kernels: tuple[str, ...], padded: bool, cuda: str) -> None:
     if "triton" in kernels:
         pytest.importorskip("triton")
-    case = BASE.with_(q_len=1000, k_len=1000, batch=2, segments="left_padding" if padded else "none")
+    case = BASE.with_(q_len=1000, kv_len=1000, batch=2, segments="left_padding" if padded else "none")
     x = attention_cases.random_inputs(case, cuda, seed=2)
     with preferring(*kernels):
         skip_without(kernels[0])
@@ -176,7 +176,7 @@ def test_the_workspace_of_a_million_tokens_is_bounded(cuda: str) -> None:
         def attend() -> tuple[Tensor, ...]:
             scores = ops.sample_scores(query, key)
             peaked = [score * torch.exp(3 * torch.randn_like(score)) for score in scores]
-            mask = ops.select_blocks(*peaked, q_len=length, k_len=length, alpha_c=0.3, alpha_s=0.3)
+            mask = ops.select_blocks(*peaked, q_len=length, kv_len=length, alpha_c=0.3, alpha_s=0.3)
             return ops.block_sparse_attention(query, key, value, mask)
 
         attend()

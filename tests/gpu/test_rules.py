@@ -25,11 +25,11 @@ SHAPES = {
 }
 
 
-def inputs(q_len, k_len, dtype=torch.float32, device="cpu", dim=64):
+def inputs(q_len, kv_len, dtype=torch.float32, device="cpu", dim=64):
     """Neighbours that look alike and a sink, in the model's layout: [B, S, H, D] transposed."""
     generator = torch.Generator().manual_seed(0)
-    drift = torch.randn(1, max(q_len, k_len), 2, dim, generator=generator).cumsum(1) / 8
-    key = drift[:, :k_len] + torch.randn(1, k_len, 2, dim, generator=generator)
+    drift = torch.randn(1, max(q_len, kv_len), 2, dim, generator=generator).cumsum(1) / 8
+    key = drift[:, :kv_len] + torch.randn(1, kv_len, 2, dim, generator=generator)
     query = drift[:, -q_len:].repeat_interleave(2, 2)
     query = query + torch.randn(1, q_len, 4, dim, generator=generator)
     key[:, 0] += query.mean()
@@ -42,8 +42,8 @@ def inputs(q_len, k_len, dtype=torch.float32, device="cpu", dim=64):
 def test_block_mass_in_triton_is_the_plain_reading(name, blocks, dtype, triton_device):
     from sa_compile.lab.eval.block_mass import block_mass
 
-    q_len, k_len, q_offset = SHAPES[name]
-    query, key = inputs(q_len, k_len, dtype, triton_device, dim=24)
+    q_len, kv_len, q_offset = SHAPES[name]
+    query, key = inputs(q_len, kv_len, dtype, triton_device, dim=24)
     where = {"q_offset": q_offset, "block_q": blocks[0], "block_k": blocks[1]}
     every = ops.mask_blocks(query, key, **where)
     _, lse = ops.block_sparse_attention(query.float(), key.float(), key.float(), every, scale=0.3, **where)

@@ -22,11 +22,11 @@ NEAR_TAU = 0.008
 @dataclass(frozen=True)
 class Case:
     q_len: int = 640
-    k_len: int = 640
+    kv_len: int = 640
     q_offset: int = 0
     batch: int = 1
     heads: int = 4
-    heads_kv: int = 2
+    kv_heads: int = 2
     dim: int = 128
     dtype: torch.dtype = torch.bfloat16
     landmarks: int = 15
@@ -45,37 +45,44 @@ CASES = {
     "fp16": replace(BASE, dtype=torch.float16),
     "head_dim_64": replace(BASE, dim=64, layout="bshd"),
     "seven_landmarks": replace(BASE, landmarks=7, dim=64),
-    "seven_landmarks_128": replace(BASE, landmarks=7, q_len=1500, k_len=1500),
-    "ragged": replace(BASE, q_len=555, k_len=555, layout="bshd"),
-    "one_head_a_key_head": replace(BASE, heads=3, heads_kv=3, batch=2),
-    "three_heads_a_key_head": replace(BASE, heads=3, heads_kv=1),
-    "eight_heads_a_key_head": replace(BASE, heads=8, heads_kv=1, batch=2, dim=64),
+    "seven_landmarks_128": replace(BASE, landmarks=7, q_len=1500, kv_len=1500),
+    "ragged": replace(BASE, q_len=555, kv_len=555, layout="bshd"),
+    "one_head_a_key_head": replace(BASE, heads=3, kv_heads=3, batch=2),
+    "three_heads_a_key_head": replace(BASE, heads=3, kv_heads=1),
+    "eight_heads_a_key_head": replace(BASE, heads=8, kv_heads=1, batch=2, dim=64),
     "left_padding": replace(BASE, batch=3, padding="left"),
     "right_padding": replace(BASE, batch=3, padding="right", landmarks=7),
     "last_rows_before_padding": replace(BASE, batch=3, padding="right", last_rows=130),
     "padding_of_every_row": replace(
-        BASE, batch=3, padding="right", q_len=300, k_len=900, q_offset=577, hidden=(500, 40, 900), last_rows=1
+        BASE,
+        batch=3,
+        padding="right",
+        q_len=300,
+        kv_len=900,
+        q_offset=577,
+        hidden=(500, 40, 900),
+        last_rows=1,
     ),
     "rows_without_a_key_behind_padding": replace(
-        BASE, batch=2, padding="right", q_len=900, k_len=640, last_rows=40
+        BASE, batch=2, padding="right", q_len=900, kv_len=640, last_rows=40
     ),
-    "second_chunk": replace(BASE, q_len=200, k_len=840, q_offset=640),
-    "offset_inside_a_block": replace(BASE, q_len=300, k_len=900, q_offset=577, window=1),
-    "rows_before_the_first_key": replace(BASE, q_len=640, k_len=300, q_offset=-200),
-    "positions_past_the_last_key": replace(BASE, q_len=900, k_len=300),
-    "positions_past_a_ragged_end": replace(BASE, q_len=300, k_len=2000, q_offset=3000, landmarks=7),
-    "one_row": replace(BASE, q_len=1, k_len=700, q_offset=699),
+    "second_chunk": replace(BASE, q_len=200, kv_len=840, q_offset=640),
+    "offset_inside_a_block": replace(BASE, q_len=300, kv_len=900, q_offset=577, window=1),
+    "rows_before_the_first_key": replace(BASE, q_len=640, kv_len=300, q_offset=-200),
+    "positions_past_the_last_key": replace(BASE, q_len=900, kv_len=300),
+    "positions_past_a_ragged_end": replace(BASE, q_len=300, kv_len=2000, q_offset=3000, landmarks=7),
+    "one_row": replace(BASE, q_len=1, kv_len=700, q_offset=699),
     "wide_window": replace(BASE, window=4),
     "no_sink": replace(BASE, keep_sink=False, window=1),
     "no_sink_padded": replace(BASE, keep_sink=False, window=1, padding="left", batch=2),
     "last_rows": replace(BASE, last_rows=130),
     "all_rows_last": replace(BASE, last_rows=5000, padding="left"),
-    "last_rows_of_a_second_chunk": replace(BASE, q_len=300, k_len=900, q_offset=577, last_rows=1),
+    "last_rows_of_a_second_chunk": replace(BASE, q_len=300, kv_len=900, q_offset=577, last_rows=1),
     "flat": replace(BASE, sharpness=0.1),
     # Scores of several hundred: a landmark's exceeds every forced key's by more than a float can hold.
     "steep": replace(BASE, sharpness=60.0),
     "steep_no_sink": replace(BASE, sharpness=60.0, keep_sink=False, window=1, landmarks=7),
-    "two_words": replace(BASE, q_len=256, k_len=5000, q_offset=4744, heads=2, heads_kv=1),
+    "two_words": replace(BASE, q_len=256, kv_len=5000, q_offset=4744, heads=2, kv_heads=1),
 }
 
 
@@ -91,12 +98,12 @@ def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
         return tensor.transpose(1, 2) if case.layout == "bshd" else tensor
 
     query = (case.sharpness * random(case.heads, case.q_len)).to(case.dtype)
-    key = random(case.heads_kv, case.k_len).to(case.dtype)
+    key = random(case.kv_heads, case.kv_len).to(case.dtype)
     if case.padding == "none":
         return query, key, None
     count = torch.tensor(case.hidden, device="cuda")[: case.batch, None]
-    place = torch.arange(case.k_len, device="cuda")
-    hidden = place < count if case.padding == "left" else place >= case.k_len - count
+    place = torch.arange(case.kv_len, device="cuda")
+    hidden = place < count if case.padding == "left" else place >= case.kv_len - count
     key = key.masked_fill(hidden[:, None, :, None], float("nan"))
     return query, key, torch.where(hidden, -1, 0).int()
 
@@ -147,7 +154,9 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(
 ) -> None:
     """Right padding. A prompt alone is scored in another order: shares nearly at tau differ."""
     hidden = (300, 0, 641)
-    case = Case(q_len=1000, k_len=1000 + q_offset, q_offset=q_offset, batch=3, padding="right", hidden=hidden)
+    case = Case(
+        q_len=1000, kv_len=1000 + q_offset, q_offset=q_offset, batch=3, padding="right", hidden=hidden
+    )
     query, key, segment = inputs(replace(case, dim=dim), seed=3)
     where, after = (dim**-0.5, q_offset, 128, 128), (True, 2)
 
@@ -158,7 +167,7 @@ def test_a_padded_prompt_keeps_what_it_keeps_alone(
 
     found = kept(query, key, segment)
     for b, count in enumerate(hidden):
-        own_query, own_key = query[b : b + 1, :, : 1000 - count], key[b : b + 1, :, : case.k_len - count]
+        own_query, own_key = query[b : b + 1, :, : 1000 - count], key[b : b + 1, :, : case.kv_len - count]
         alone = kept(own_query, own_key, None)
         terms = [x.cpu() for x in ops.block_representatives_op(own_key, None, 128, 15)]
         on_cpu = Arguments(own_query.cpu(), own_key.cpu(), *terms, None, *where, 0.1, *after, last_rows)
@@ -194,7 +203,7 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
     sharpness: float, landmarks: int, dim: int, kernel: str
 ) -> None:
     """Keys with a large part in common, as biases give them."""
-    case = Case(q_len=8192, k_len=8192, heads=4, heads_kv=2, dim=dim, sharpness=sharpness)
+    case = Case(q_len=8192, kv_len=8192, heads=4, kv_heads=2, dim=dim, sharpness=sharpness)
     query, key, _ = inputs(case, seed=2)
     key += 40 * torch.randn(1, 2, 1, dim, device="cuda").to(key.dtype)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
@@ -209,7 +218,7 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
 @pytest.mark.parametrize("dim", [64, 128])
 def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> None:
     """Several items a thread block, and more blocks than one word."""
-    case = Case(q_len=16200, k_len=16200, heads=8, heads_kv=2, dim=dim, landmarks=landmarks)
+    case = Case(q_len=16200, kv_len=16200, heads=8, kv_heads=2, dim=dim, landmarks=landmarks)
     query, key, _ = inputs(case, seed=1)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (dim**-0.5, 0, 128, 128)

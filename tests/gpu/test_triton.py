@@ -27,11 +27,17 @@ ATTENTION = [
     "packed_sparse_batch",
 ]
 SAMPLES = {
-    "one_chunk": {"q_len": 100, "k_len": 260, "q_offset": 100, "chunk_n": 1, "sample_rows": 16},
-    "two_chunks": {"q_len": 300, "k_len": 300, "q_offset": 0, "chunk_n": 2, "sample_rows": 32},
-    "chunks_shorter_than_samples": {"q_len": 90, "k_len": 90, "q_offset": 0, "chunk_n": 4, "sample_rows": 32},
-    "stride": {"q_len": 100, "k_len": 170, "q_offset": 70, "chunk_n": 25, "sample_rows": 1},
-    "negative_offset": {"q_len": 90, "k_len": 60, "q_offset": -20, "chunk_n": 2, "sample_rows": 64},
+    "one_chunk": {"q_len": 100, "kv_len": 260, "q_offset": 100, "chunk_n": 1, "sample_rows": 16},
+    "two_chunks": {"q_len": 300, "kv_len": 300, "q_offset": 0, "chunk_n": 2, "sample_rows": 32},
+    "chunks_shorter_than_samples": {
+        "q_len": 90,
+        "kv_len": 90,
+        "q_offset": 0,
+        "chunk_n": 4,
+        "sample_rows": 32,
+    },
+    "stride": {"q_len": 100, "kv_len": 170, "q_offset": 70, "chunk_n": 25, "sample_rows": 1},
+    "negative_offset": {"q_len": 90, "kv_len": 60, "q_offset": -20, "chunk_n": 2, "sample_rows": 64},
 }
 
 
@@ -39,7 +45,7 @@ SAMPLES = {
 @pytest.mark.parametrize("name", ATTENTION)
 def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: str) -> None:
     case = GRID[name].with_(
-        dtype=dtype, head_dim=48, head_dim_v=32, block_q=32, block_k=64, heads=2, heads_kv=1
+        dtype=dtype, head_dim=48, value_head_dim=32, block_q=32, block_k=64, heads=2, kv_heads=1
     )
     error, dense_error, lse_error = attention_cases.check(
         triton.block_sparse_attention, case, triton_device, seed=3
@@ -53,7 +59,7 @@ def test_block_sparse_attention_in_groups(scratch: int, triton_device: str, monk
     from sa_compile.kernels.block_sparse_attention import triton as attention
 
     monkeypatch.setattr(attention, "SCRATCH_BYTES", scratch)
-    case = GRID["unaligned_offset"].with_(dtype=torch.float16, block_q=32, block_k=32, heads=2, heads_kv=1)
+    case = GRID["unaligned_offset"].with_(dtype=torch.float16, block_q=32, block_k=32, heads=2, kv_heads=1)
     error, dense_error, lse_error = attention_cases.check(
         triton.block_sparse_attention, case, triton_device, seed=5
     )
@@ -88,13 +94,13 @@ def test_a_tile_of_the_attention_fits_the_device(
     assert tile_that_fits(2, *dims, kib * 1024) == tile
 
 
-def padding_of(side: str, k_len: int, device: str) -> Tensor | None:
+def padding_of(side: str, kv_len: int, device: str) -> Tensor | None:
     """Of two prompts, 17 and 40 keys on one side; or all that the second prompt's rows have, and more."""
-    counts = {"none": None, "left": (17, 40), "right": (17, 40), "all_of_one": (5, k_len)}[side]
+    counts = {"none": None, "left": (17, 40), "right": (17, 40), "all_of_one": (5, kv_len)}[side]
     if counts is None:
         return None
-    place, count = torch.arange(k_len, device=device), torch.tensor(counts, device=device)[:, None]
-    return torch.where(place < count if side == "left" else place >= k_len - count, -1, 0).int()
+    place, count = torch.arange(kv_len, device=device), torch.tensor(counts, device=device)[:, None]
+    return torch.where(place < count if side == "left" else place >= kv_len - count, -1, 0).int()
 
 
 PADDING = ["none", "left", "right", "all_of_one"]
@@ -104,11 +110,11 @@ PADDING = ["none", "left", "right", "all_of_one"]
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: str) -> None:
     sizes = SAMPLES[name]
-    q_len, k_len, q_offset = sizes["q_len"], sizes["k_len"], sizes["q_offset"]
+    q_len, kv_len, q_offset = sizes["q_len"], sizes["kv_len"], sizes["q_offset"]
     torch.manual_seed(0)
     query = torch.randn(2, 2, q_len, 32, device=triton_device)
-    key = torch.randn(2, 1, k_len, 32, device=triton_device)
-    key_segment = padding_of(side, k_len, triton_device)
+    key = torch.randn(2, 1, kv_len, 32, device=triton_device)
+    key_segment = padding_of(side, kv_len, triton_device)
     sample = (0.2, q_offset, sizes["chunk_n"], sizes["sample_rows"], 16)
     scores = triton.sample_scores(query, key, key_segment, *sample)
     for found, expected in zip(
@@ -118,17 +124,17 @@ def test_sample_scores_and_select_blocks(name: str, side: str, triton_device: st
 
     for alphas in ((0.9, 0.9), (0.5, 0.2), (1.0, 0.3), (0.0, 0.0)):
         for block_q, keep_sink, window, last_rows in ((16, True, 2, 0), (64, False, 0, 0), (16, True, 2, 20)):
-            rest = (q_len, k_len, q_offset, block_q, 16, *alphas, keep_sink, window, last_rows)
+            rest = (q_len, kv_len, q_offset, block_q, 16, *alphas, keep_sink, window, last_rows)
             found = triton.select_blocks(*scores, key_segment, *rest)
             assert torch.equal(found, eager.select_blocks(*scores, key_segment, *rest))
 
 
 ADAPTIVE = {
-    "whole_blocks": {"q_len": 128, "k_len": 128, "q_offset": 0, "block_q": 32, "block_k": 16},
-    "ragged": {"q_len": 101, "k_len": 101, "q_offset": 0, "block_q": 32, "block_k": 32},
-    "second_chunk_of_two_words": {"q_len": 50, "k_len": 650, "q_offset": 597, "block_q": 64, "block_k": 16},
-    "negative_offset": {"q_len": 90, "k_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
-    "positions_past_the_keys": {"q_len": 120, "k_len": 64, "q_offset": 0, "block_q": 32, "block_k": 16},
+    "whole_blocks": {"q_len": 128, "kv_len": 128, "q_offset": 0, "block_q": 32, "block_k": 16},
+    "ragged": {"q_len": 101, "kv_len": 101, "q_offset": 0, "block_q": 32, "block_k": 32},
+    "second_chunk_of_two_words": {"q_len": 50, "kv_len": 650, "q_offset": 597, "block_q": 64, "block_k": 16},
+    "negative_offset": {"q_len": 90, "kv_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
+    "positions_past_the_keys": {"q_len": 120, "kv_len": 64, "q_offset": 0, "block_q": 32, "block_k": 16},
 }
 
 
@@ -141,11 +147,11 @@ def test_block_representatives_and_select_adaptive(
     from sa_compile.kernels.select_adaptive import triton as adaptive
     from sa_compile.kernels.select_adaptive.op import Arguments
 
-    q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
+    q_len, kv_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
     query = (2 * torch.randn(2, 2, q_len, 24, device=triton_device)).to(dtype)
-    key = torch.randn(2, 1, k_len, 24, device=triton_device).to(dtype)
-    key_segment = padding_of(side, k_len, triton_device)
+    key = torch.randn(2, 1, kv_len, 24, device=triton_device).to(dtype)
+    key_segment = padding_of(side, kv_len, triton_device)
     if key_segment is not None:
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
     found = triton.block_representatives(key, key_segment, block_k, 5)
@@ -164,7 +170,7 @@ def test_block_representatives_and_select_adaptive(
         for tau in (0.0, 0.1, 0.4):
             given = given._replace(tau=tau)
             bits = adaptive.select_adaptive(given)
-            kept = blocks.unpack_bits(bits, -(-k_len // block_k))
+            kept = blocks.unpack_bits(bits, -(-kv_len // block_k))
             near_tau = (squares - tau**2).abs() <= 4e-3 * tau**2  # squares wait as bfloat16
             exact = adaptive_reference.select_adaptive(given, adaptive_reference.byte_product)
             assert torch.equal(kept | near_tau, exact | near_tau)
@@ -180,14 +186,14 @@ def test_select_budget(
     from sa_compile.kernels.select_budget import triton as budget_triton
     from sa_compile.kernels.select_budget.op import Arguments
 
-    q_len, k_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
+    q_len, kv_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
     query = torch.randn(2, 2, q_len, 24, device=triton_device).to(dtype)
-    key = torch.randn(2, 1, k_len, 24, device=triton_device).to(dtype)
+    key = torch.randn(2, 1, kv_len, 24, device=triton_device).to(dtype)
     key_segment = None
     if padded:
         begin = torch.tensor([[17], [40]], device=triton_device)
-        key_segment = torch.where(torch.arange(k_len, device=triton_device) < begin, -1, 0).int()
+        key_segment = torch.where(torch.arange(kv_len, device=triton_device) < begin, -1, 0).int()
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
     monkeypatch.setattr(budget_triton, "SCRATCH_BYTES", 4 * 2 * 2 * 128 * 45)  # some query blocks a batch
     where = (query, key, key_segment, 0.2, q_offset, block_q, block_k)
@@ -196,7 +202,7 @@ def test_select_budget(
         grown, squares, _, _ = budget_reference.growths(given)
         for budget, tau in ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3)):
             bounded = given._replace(budget=budget, tau=tau)
-            kept = blocks.unpack_bits(budget_triton.select_budget(bounded), -(-k_len // block_k))
+            kept = blocks.unpack_bits(budget_triton.select_budget(bounded), -(-kv_len // block_k))
             exact = budget_reference.select_budget(bounded)
             near = (grown - budget**2).abs() <= 2e-3 * budget**2
             near |= (squares - tau**2).abs() <= 2e-3 * tau**2
@@ -224,16 +230,16 @@ def test_the_tile_of_sampled_rows_fits_into_shared_memory(
 
 MEANS = {
     "whole_blocks": {},
-    "ragged": {"q_len": 101, "k_len": 101},
-    "second_chunk_of_two_words": {"q_len": 50, "k_len": 650, "q_offset": 597, "block_k": 16},
-    "negative_offset": {"q_len": 90, "k_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
-    "positions_past_the_keys": {"q_len": 150, "k_len": 70},
-    "blocks_wider_than_query_blocks": {"block_q": 16, "block_k": 64, "q_len": 200, "k_len": 200},
+    "ragged": {"q_len": 101, "kv_len": 101},
+    "second_chunk_of_two_words": {"q_len": 50, "kv_len": 650, "q_offset": 597, "block_k": 16},
+    "negative_offset": {"q_len": 90, "kv_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
+    "positions_past_the_keys": {"q_len": 150, "kv_len": 70},
+    "blocks_wider_than_query_blocks": {"block_q": 16, "block_k": 64, "q_len": 200, "kv_len": 200},
     "everything_dropped": {"density": 0.0},
     "everything_kept": {"density": 1.0},
-    "shared_mask": {"batch": 2, "shared_mask": True, "heads": 4, "heads_kv": 2},
-    "left_padding": {"segments": "left_padding", "batch": 2, "q_len": 200, "k_len": 200},
-    "right_padding": {"segments": "right_padding", "batch": 2, "q_len": 200, "k_len": 200, "layout": "bshd"},
+    "shared_mask": {"batch": 2, "shared_mask": True, "heads": 4, "kv_heads": 2},
+    "left_padding": {"segments": "left_padding", "batch": 2, "q_len": 200, "kv_len": 200},
+    "right_padding": {"segments": "right_padding", "batch": 2, "q_len": 200, "kv_len": 200, "layout": "bshd"},
 }
 
 
@@ -261,8 +267,8 @@ def with_triton_means(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("name", MEANS)
 def test_block_means(name: str, dtype: torch.dtype, triton_device: str) -> None:
-    sizes = {"head_dim": 48, "head_dim_v": 24, "block_q": 32, "block_k": 32, "heads": 2, "heads_kv": 1}
-    lengths = {"q_len": 160, "k_len": 160, "density": 0.4}
+    sizes = {"head_dim": 48, "value_head_dim": 24, "block_q": 32, "block_k": 32, "heads": 2, "kv_heads": 1}
+    lengths = {"q_len": 160, "kv_len": 160, "density": 0.4}
     case = attention_cases.BASE.with_(**{**sizes, **lengths, **MEANS[name], "dtype": dtype})
     inputs = attention_cases.random_inputs(case, triton_device, seed=5)
     out, lse = mean_attention(with_triton_means, inputs, case)

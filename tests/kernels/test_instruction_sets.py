@@ -16,12 +16,14 @@ from sa_compile.kernels.shared import blocks
 from support.implementations import reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
 from support.budget_oracle import assert_equals_the_oracle
-base = Case(heads=4, kv_heads=2, q_len=150, k_len=150, batch=2)
+base = Case(heads=4, kv_heads=2, q_len=150, kv_len=150, batch=2)
 for case in (
     base,
-    base.but(block_q=128, block_k=128, head_dim=64, v_dim=80),
-    base.but(block_q=16, block_k=16, head_dim=20, v_dim=24, dtype=torch.bfloat16, segments="left_padding"),
-    base.but(block_q=64, block_k=64, v_dim=48, dtype=torch.float16, window=30),
+    base.but(block_q=128, block_k=128, head_dim=64, value_head_dim=80),
+    base.but(
+        block_q=16, block_k=16, head_dim=20, value_head_dim=24, dtype=torch.bfloat16, segments="left_padding"
+    ),
+    base.but(block_q=64, block_k=64, value_head_dim=48, dtype=torch.float16, window=30),
     base.but(block_q=64, block_k=32, segments="packed"),
 ):
     inputs = make_inputs(case)
@@ -36,7 +38,7 @@ for case in (
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=3e-6)
         first = (x if x is None else x[:1] for x in (inputs.query, inputs.key, inputs.key_segment))
         given = Arguments(*first, case.scale, 0, case.block_q, case.block_k, 0.05, 0.4, 8, True, 1)
-        kept = blocks.unpack_bits(ops.select_budget_op(*given), -(-case.k_len // case.block_k))
+        kept = blocks.unpack_bits(ops.select_budget_op(*given), -(-case.kv_len // case.block_k))
         assert_equals_the_oracle(kept, given)
 """
 # Higher ones are what the other tests use where the machine has them.

@@ -23,7 +23,7 @@ def calls():
     for name, case in CASES.items():
         x = make_inputs(case)
         key_segment = x.key_segment
-        sizes = (case.q_len, case.k_len, case.q_offset, case.block_q, case.block_k)
+        sizes = (case.q_len, case.kv_len, case.q_offset, case.block_q, case.block_k)
         masked = (x.query_segment, x.key_segment, True, 0, 0, case.block_q, case.block_k)
         sample = (key_segment, case.scale, 0, 2, 32)
         scores = ops.sample_scores_op(x.query, x.key, *sample, case.block_k)
@@ -157,7 +157,7 @@ def mean_attention(query=Q, key=K, value=K, block_mask=MASK, **options):
 
 def select(column=SCORES, slash=SCORES, **options):
     return ops.select_blocks(
-        column, slash, **{"q_len": 64, "k_len": 64, "block_q": 16, "block_k": 16, **options}
+        column, slash, **{"q_len": 64, "kv_len": 64, "block_q": 16, "block_k": 16, **options}
     )
 
 

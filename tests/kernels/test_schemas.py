@@ -13,7 +13,7 @@ from sa_compile.kernels import ops
 # Digests of the schemas, without the ops' names: saved graphs and the C++ libraries rely on each of them.
 SCHEMAS = {
     "sample_scores": "f51084aeeabf832f",
-    "select_blocks": "e9702d2abc1468f4",
+    "select_blocks": "553a774c923b0207",
     "mask_blocks": "363bef416a3d7c37",
     "block_sparse_attention": "e6d2e96757ec0aa7",
     "block_mean_attention": "f88687377463a19c",

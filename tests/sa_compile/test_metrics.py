@@ -9,14 +9,14 @@ from support.attention_inputs import Case, make_inputs
 from sa_compile import metrics
 from sa_compile.kernels.shared import blocks
 
-CASE = Case(heads=4, kv_heads=2, q_len=70, k_len=70, block_q=16, block_k=16)
+CASE = Case(heads=4, kv_heads=2, q_len=70, kv_len=70, block_q=16, block_k=16)
 
 
 def causal_attention(case, inputs):
     """Softmax of the causal scores, [B, Hq, Sq, Sk]."""
     key = inputs.key.double().repeat_interleave(case.heads // case.kv_heads, 1)
     scores = inputs.query.double() @ key.transpose(-1, -2) * case.scale
-    future = torch.ones(case.q_len, case.k_len, dtype=torch.bool).triu(1 + case.q_offset)
+    future = torch.ones(case.q_len, case.kv_len, dtype=torch.bool).triu(1 + case.q_offset)
     return scores.masked_fill(future, -torch.inf).softmax(-1)
 
 
@@ -25,13 +25,13 @@ def causal_attention(case, inputs):
     [
         pytest.param(CASE, id="square"),
         pytest.param(CASE.but(q_len=30, q_offset=40), id="second-chunk"),
-        pytest.param(CASE.but(q_len=300, k_len=300, dtype=torch.bfloat16), id="several-row-groups"),
+        pytest.param(CASE.but(q_len=300, kv_len=300, dtype=torch.bfloat16), id="several-row-groups"),
     ],
 )
 def test_cra_is_the_smallest_kept_probability_of_a_row(case):
     inputs = make_inputs(case)
-    kept = blocks.unpack_bits(inputs.block_mask, -(-case.k_len // 16))
-    kept = kept.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, : case.q_len, : case.k_len]
+    kept = blocks.unpack_bits(inputs.block_mask, -(-case.kv_len // 16))
+    kept = kept.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, : case.q_len, : case.kv_len]
     expected = (causal_attention(case, inputs) * kept).sum(-1).amin(-1)
     cra = metrics.cra(
         inputs.query, inputs.key, inputs.block_mask, block_q=16, block_k=16, q_offset=case.q_offset
@@ -51,7 +51,7 @@ def test_rows_without_keys_do_not_lower_cra():
 @given(alpha=st.floats(0.0, 1.0), seed=st.integers(0, 100))
 @settings(max_examples=20, deadline=None)
 def test_sparsity_degree_drops_the_most_that_alpha_allows(alpha, seed):
-    case = CASE.but(q_len=20, k_len=20)
+    case = CASE.but(q_len=20, kv_len=20)
     inputs = make_inputs(case, seed)
     attention = causal_attention(case, inputs)[0]
     degree = metrics.sparsity_degree(inputs.query, inputs.key, alpha)

@@ -25,9 +25,9 @@ class Case:
     heads: int = 2
     kv_heads: int = 1
     q_len: int = 160
-    k_len: int = 160
+    kv_len: int = 160
     head_dim: int = 32
-    v_dim: int = 32
+    value_head_dim: int = 32
     dtype: torch.dtype = torch.float32
     causal: bool = True
     q_offset: int = 0
@@ -48,19 +48,19 @@ class Case:
 
 
 # What a selection of blocks is tried on, by name.
-SELECTION = Case(q_len=200, k_len=200, block_q=32, block_k=16)
+SELECTION = Case(q_len=200, kv_len=200, block_q=32, block_k=16)
 SELECTION_CASES = [
     pytest.param(SELECTION, id="fp32"),
     pytest.param(SELECTION.but(dtype=torch.bfloat16), id="bf16"),
     pytest.param(SELECTION.but(dtype=torch.float16, heads=6, kv_heads=3), id="fp16-gqa"),
     pytest.param(SELECTION.but(batch=3, segments="left_padding"), id="left-padding"),
     pytest.param(SELECTION.but(batch=3, segments="right_padding", block_k=32), id="right-padding"),
-    pytest.param(SELECTION.but(q_len=70, k_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
-    pytest.param(SELECTION.but(q_len=70, k_len=200, q_offset=123), id="offset-inside-a-block"),
-    pytest.param(SELECTION.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
-    pytest.param(SELECTION.but(q_len=200, k_len=70), id="positions-past-the-last-key"),
+    pytest.param(SELECTION.but(q_len=70, kv_len=600, q_offset=530), id="second-chunk-of-more-than-32-blocks"),
+    pytest.param(SELECTION.but(q_len=70, kv_len=200, q_offset=123), id="offset-inside-a-block"),
+    pytest.param(SELECTION.but(q_len=200, kv_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(SELECTION.but(q_len=200, kv_len=70), id="positions-past-the-last-key"),
     pytest.param(SELECTION.but(head_dim=19, block_k=64, block_q=64), id="odd-sizes"),
-    pytest.param(SELECTION.but(q_len=1, k_len=200, q_offset=199), id="one-row"),
+    pytest.param(SELECTION.but(q_len=1, kv_len=200, q_offset=199), id="one-row"),
 ]
 
 
@@ -101,14 +101,14 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
         return torch.randn(case.batch, heads, length, dim, generator=generator).to(case.dtype)
 
     query = tensor(case.heads, case.q_len, case.head_dim)
-    key = tensor(case.kv_heads, case.k_len, case.head_dim)
-    value = tensor(case.kv_heads, case.k_len, case.v_dim)
+    key = tensor(case.kv_heads, case.kv_len, case.head_dim)
+    value = tensor(case.kv_heads, case.kv_len, case.value_head_dim)
     query_segment, key_segment = make_segments(case)
     if key_segment is not None:
         padding = (key_segment < 0)[:, None, :, None]
         key, value = key.masked_fill(padding, NAN), value.masked_fill(padding, NAN)
     shape = (1, 1) if case.shared_index else (case.batch, case.heads)
-    n_query_blocks, n_key_blocks = -(-case.q_len // case.block_q), -(-case.k_len // case.block_k)
+    n_query_blocks, n_key_blocks = -(-case.q_len // case.block_q), -(-case.kv_len // case.block_k)
     kept = torch.rand(*shape, n_query_blocks, n_key_blocks, generator=generator) < case.density
     return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment)
 
@@ -117,19 +117,19 @@ def make_segments(case: Case) -> tuple[Tensor | None, Tensor | None]:
     """Segment ids of a case: padding marks keys only, packing marks both sides."""
     if case.segments == "none":
         return None, None
-    key = torch.zeros(case.batch, case.k_len, dtype=torch.int32)
+    key = torch.zeros(case.batch, case.kv_len, dtype=torch.int32)
     if case.segments == "packed":
-        key = (torch.arange(case.k_len) * 3 // case.k_len).int()[None].clone()
-        query = key[:, torch.arange(case.q_len) + max(case.k_len - case.q_len, 0)].clone()
+        key = (torch.arange(case.kv_len) * 3 // case.kv_len).int()[None].clone()
+        query = key[:, torch.arange(case.q_len) + max(case.kv_len - case.q_len, 0)].clone()
         query[:, -5:] = -1
         key[:, -3:] = -1
         return query, key
     for b in range(case.batch):
-        n = (b + 1) * case.k_len // (case.batch + 3)
+        n = (b + 1) * case.kv_len // (case.batch + 3)
         if case.segments == "left_padding":
             key[b, :n] = -1
         else:
-            key[b, case.k_len - n :] = -1
+            key[b, case.kv_len - n :] = -1
     return None, key
 
 
@@ -138,14 +138,14 @@ def kept_and_visible(case: Case, inputs: Inputs) -> Tensor:
     rows = torch.arange(case.q_len)
     visible = shared_reference.visible_entries(
         rows,
-        case.k_len,
+        case.kv_len,
         causal=case.causal,
         q_offset=case.q_offset,
         window=case.window,
         query_segment=inputs.query_segment,
         key_segment=inputs.key_segment,
     )
-    kept = shared_reference.kept_entries(inputs.block_mask, rows, case.k_len, case.block_q, case.block_k)
+    kept = shared_reference.kept_entries(inputs.block_mask, rows, case.kv_len, case.block_q, case.block_k)
     return visible[:, None] & kept
 
 

@@ -38,10 +38,10 @@ inline void write_floats(char* to, const double* from, Dtype dtype, int64_t n) {
   }
 }
 
-// The first key of a batch entry that may be seen; k_len for none.
+// The first key of a batch entry that may be seen; kv_len for none.
 inline int64_t first_valid_key(const RepresentativeArguments& args, int64_t b) {
   const int32_t* ids = args.key_segment.row(b);
-  return ids ? std::find(ids, ids + args.sizes.k_len, 0) - ids : 0;
+  return ids ? std::find(ids, ids + args.sizes.kv_len, 0) - ids : 0;
 }
 
 // Scratch of one thread, and the work on one key block.
@@ -118,7 +118,7 @@ class RepresentativeWorker {
   // The block's valid keys as floats, and their squared norms.
   void read(int64_t b, int64_t h, int64_t block) {
     const int32_t* ids = args_.key_segment.row(b);
-    const int64_t first = block * args_.sizes.block_k, end = std::min(first + args_.sizes.block_k, args_.sizes.k_len);
+    const int64_t first = block * args_.sizes.block_k, end = std::min(first + args_.sizes.block_k, args_.sizes.kv_len);
     rows_.clear();
     for (int64_t k = first; k < end; ++k) {
       if (!ids || ids[k] == 0) rows_.push_back(k);

@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> run(BlockRepresentatives<Tensor> call) {
                   ": 'landmarks' must be in [0, block_k], got ", call.landmarks);
   const Tensor key = last_dim_contiguous(call.key);
   const RepresentativeArguments args{sizes, view(key, dtype_of(op, key)),
-                                     segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.k_len),
+                                     segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
                                      call.landmarks};
   const int64_t members = 1 + call.landmarks;
   Tensor representatives = empty(key, {sizes.batch, sizes.kv_heads, members, sizes.key_blocks(), sizes.head_dim});

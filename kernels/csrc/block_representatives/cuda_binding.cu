@@ -24,23 +24,23 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(BlockRepresentatives<Te
   args.key = key.const_data_ptr();
   args.key_strides = strides_of(key);
   args.batch = int(key.size(0));
-  args.heads_kv = int(key.size(1));
-  args.k_len = int(key.size(2));
+  args.kv_heads = int(key.size(1));
+  args.kv_len = int(key.size(2));
   args.head_dim = int(key.size(3));
   args.landmarks = int(call.landmarks);
   args.dtype = data_type(key);
 
-  int64_t const blocks = (args.k_len + kBlock - 1) / kBlock, members = 1 + call.landmarks;
+  int64_t const blocks = (args.kv_len + kBlock - 1) / kBlock, members = 1 + call.landmarks;
   Tensor const representatives =
-      torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks, args.head_dim});
+      torch::stable::new_empty(key, {args.batch, args.kv_heads, members, blocks, args.head_dim});
   auto floats = [&] {
-    return torch::stable::new_empty(key, {args.batch, args.heads_kv, members, blocks}, ScalarType::Float);
+    return torch::stable::new_empty(key, {args.batch, args.kv_heads, members, blocks}, ScalarType::Float);
   };
   Tensor const log_weights = floats(), spreads = floats();
   args.representatives = representatives.mutable_data_ptr();
   args.log_weights = static_cast<float*>(log_weights.mutable_data_ptr());
   args.spreads = static_cast<float*>(spreads.mutable_data_ptr());
-  if (blocks * args.batch * args.heads_kv == 0) return {representatives, log_weights, spreads};
+  if (blocks * args.batch * args.kv_heads == 0) return {representatives, log_weights, spreads};
 
   Tensor memory = key;  // holds what the kernel reads until it is launched
   std::optional<Tensor> const key_segment = contiguous(call.key_segment);
@@ -49,7 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> block_representatives(BlockRepresentatives<Te
     visible.key_segment = args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     visible.key_segment_stride = args.key_segment_stride = broadcast_stride(*key_segment, 0);
     visible.batch = args.batch;
-    visible.k_len = args.k_len;
+    visible.kv_len = args.kv_len;
     visible.keep_sink = true;
     int const entries = visible.entries();
     memory = workspace(key, entries + (entries * blocks + 3) / 4);

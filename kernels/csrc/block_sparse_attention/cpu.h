@@ -30,7 +30,7 @@ namespace detail {
 // Packed keys and values of a group's pairs.
 struct PackedHeads : PackedKeys {
   PackedHeads(const Sizes& sizes, const Isa& isa, int64_t pairs)
-      : PackedKeys(sizes, pairs), value_floats(round_up(sizes.v_dim, isa.lanes) * sizes.block_k),
+      : PackedKeys(sizes, pairs), value_floats(round_up(sizes.value_head_dim, isa.lanes) * sizes.block_k),
         values(pairs * blocks * value_floats), finite(pairs * blocks) {}
 
   float* value(int64_t pair, int64_t block) const { return values.get() + (pair * blocks + block) * value_floats; }
@@ -45,7 +45,7 @@ class AttentionWorker {
  public:
   AttentionWorker(const AttentionArguments& args, const Isa& isa, const KeySegments& segments)
       : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes),
-        padded_rows_(round_up(sizes_.block_q, kStripRows)), v_columns_(round_up(sizes_.v_dim, isa.lanes)),
+        padded_rows_(round_up(sizes_.block_q, kStripRows)), v_columns_(round_up(sizes_.value_head_dim, isa.lanes)),
         query_(padded_rows_ * sizes_.head_dim), out_(padded_rows_ * v_columns_), maximum_(padded_rows_),
         sum_(padded_rows_), scores_(kStripRows * sizes_.block_k), strips_(padded_rows_ / kStripRows) {}
 
@@ -60,7 +60,8 @@ class AttentionWorker {
     for (int64_t s = 0; s * kStripRows < rows; ++s) {
       const int64_t row = first_row + s * kStripRows;
       float* lse = args_.lse + (b * sizes_.q_heads + h) * sizes_.q_len + row;
-      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.v_dim, v_columns_, args_.out, b, h, row, lse);
+      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.value_head_dim, v_columns_, args_.out, b, h,
+                  row, lse);
     }
   }
 
@@ -83,7 +84,7 @@ class AttentionWorker {
     for (int64_t s = 0; s < n_strips_; ++s) {
       const int64_t at = first_row + s * kStripRows;
       strips_[s].set(
-          std::min<int64_t>(kStripRows, first_row + rows - at), isa_.row_multiple, sizes_.k_len, args_.options.causal,
+          std::min<int64_t>(kStripRows, first_row + rows - at), isa_.row_multiple, sizes_.kv_len, args_.options.causal,
           args_.options.window, [&](int64_t r) { return at + r + args_.options.q_offset; },
           [&](int64_t r) { return ids ? ids[at + r] : 0; });
     }
@@ -127,7 +128,7 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
   if (sizes.batch * sizes.q_heads * query_blocks == 0) return;
   const KeySegments segments(args.key_segment, sizes, args.key_segment.data || args.query_segment.data);
 
-  const int64_t pair_floats = key_blocks * sizes.block_k * (sizes.head_dim + round_up(sizes.v_dim, isa.lanes));
+  const int64_t pair_floats = key_blocks * sizes.block_k * (sizes.head_dim + round_up(sizes.value_head_dim, isa.lanes));
   const int64_t pairs = pairs_of_a_group(sizes, pair_floats, sizes.group() * query_blocks, threads);
   PackedHeads packed(sizes, isa, pairs);
   for_each_head_group(sizes, pairs, [&](const HeadGroup& group) {
@@ -150,7 +151,7 @@ void block_sparse_attention(const AttentionArguments& args, const Isa& isa, cons
         packed.pack(isa, group, args.key, segments, pair, block);
         packed.finite[pair * key_blocks + block] =
             isa.pack_values(packed.value(pair, block), args.value, group.batch(pair), group.kv_head(pair), first_key,
-                            std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k, sizes.v_dim,
+                            std::min(sizes.block_k, sizes.kv_len - first_key), sizes.block_k, sizes.value_head_dim,
                             segments.row(group.batch(pair)));
       };
     });

@@ -18,11 +18,11 @@ std::tuple<Tensor, Tensor> run(BlockSparseAttention<Tensor> call) {
                       call.value.size(2) == call.key.size(2),
                   op, ": 'value' must have key's batch, heads and length; key ", shape(call.key), ", value ",
                   shape(call.value));
-  sizes.v_dim = call.value.size(3);
+  sizes.value_head_dim = call.value.size(3);
   for (Tensor* tensor : {&call.query, &call.key, &call.value}) *tensor = last_dim_contiguous(*tensor);
   const Dtype dtype = dtype_of(op, call.query);
-  Tensor out =
-      torch::stable::transpose(empty(call.query, {sizes.batch, sizes.q_len, sizes.q_heads, sizes.v_dim}), 1, 2);
+  Tensor out = torch::stable::transpose(
+      empty(call.query, {sizes.batch, sizes.q_len, sizes.q_heads, sizes.value_head_dim}), 1, 2);
   Tensor lse = empty(call.query, {sizes.batch, sizes.q_heads, sizes.q_len}, ScalarType::Float);
   const AttentionArguments args{sizes,
                                 view(call.query, dtype),
@@ -32,7 +32,7 @@ std::tuple<Tensor, Tensor> run(BlockSparseAttention<Tensor> call) {
                                 lse.mutable_data_ptr<float>(),
                                 block_mask_of(op, call.block_mask, sizes),
                                 segments_of(op, "query_segment", call.query_segment, sizes.batch, sizes.q_len),
-                                segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.k_len),
+                                segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
                                 call.options};
   block_sparse_attention(args, select_isa(), parallel_for, torch::stable::get_num_threads());
   return {out, lse};

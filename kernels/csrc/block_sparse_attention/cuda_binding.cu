@@ -19,13 +19,13 @@ using namespace sampleattn;
 using Forward = Error (*)(Arguments const& args, int device, cudaStream_t stream);
 
 Error forward_sm90(Arguments const& args, int device, cudaStream_t stream) {
-  return AttentionHeadDims::dispatch({args.head_dim, args.head_dim_v}, [&]<int kHeadDim, int kHeadDimV> {
+  return AttentionHeadDims::dispatch({args.head_dim, args.value_head_dim}, [&]<int kHeadDim, int kHeadDimV> {
     return sm90::forward<kHeadDim, kHeadDimV>(args, multiprocessors(device), stream);
   });
 }
 
 Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
-  return MeanHeadDims::dispatch({args.head_dim, args.head_dim_v}, [&]<int kHeadDim, int kHeadDimV> {
+  return MeanHeadDims::dispatch({args.head_dim, args.value_head_dim}, [&]<int kHeadDim, int kHeadDimV> {
     return sm90::forward_with_means<kHeadDim, kHeadDimV>(args, multiprocessors(device), stream);
   });
 }
@@ -51,11 +51,11 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   args.value_strides = strides_of(value);
   args.batch = int(query.size(0));
   args.heads_q = int(query.size(1));
-  args.heads_kv = int(key.size(1));
+  args.kv_heads = int(key.size(1));
   args.q_len = int(query.size(2));
-  args.k_len = int(key.size(2));
+  args.kv_len = int(key.size(2));
   args.head_dim = int(query.size(3));
-  args.head_dim_v = int(value.size(3));
+  args.value_head_dim = int(value.size(3));
   args.q_offset = int(call.options.q_offset);
   args.window = int(call.options.window);
   args.causal = call.options.causal;

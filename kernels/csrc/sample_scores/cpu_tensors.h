@@ -16,7 +16,7 @@ SamplingArguments sampling_arguments(const char* op, Call& call, int64_t block_q
   call.key = last_dim_contiguous(call.key);
   const Dtype dtype = dtype_of(op, call.query);
   return {sizes, view(call.query, dtype), view(call.key, dtype),
-          segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.k_len), call.options};
+          segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len), call.options};
 }
 
 }  // namespace sampleattn::cpu

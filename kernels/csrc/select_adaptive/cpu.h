@@ -114,7 +114,7 @@ class AdaptiveWorker {
     std::fill_n(squares_.get(), columns_, 0.0f);
     for (int64_t at = 0; at < rows; at += kStripRows) {
       strip_.set(
-          std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.k_len, true, 0,
+          std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.kv_len, true, 0,
           [&](int64_t r) { return first_row + at + r + args_.options.q_offset; }, [](int64_t) { return 0; });
       const float* query = query_.get() + at * sizes_.head_dim;
       for (int64_t e = 0; e < n_exact; ++e) {
@@ -152,7 +152,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
   const KeySegments segments(args.key_segment, sizes, args.key_segment.data != nullptr);
   const std::vector<VisibleBlocks> visible = visible_blocks(args.key_segment, sizes);
   const std::vector<int64_t> ends =
-      row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.k_len, args.options.q_offset);
+      row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.kv_len, args.options.q_offset);
   const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
   const int64_t pairs = pairs_of_a_group(sizes, pair_floats, sizes.group() * query_blocks, threads);
   const PackedRepresentatives packed(sizes, isa, args.members, pairs);

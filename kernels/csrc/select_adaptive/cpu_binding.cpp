@@ -43,7 +43,7 @@ Tensor run(SelectAdaptive<Tensor> call) {
       call.log_weights.const_data_ptr<float>(),
       call.spreads.const_data_ptr<float>(),
       members,
-      segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.k_len),
+      segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
       options};
   Tensor mask = empty_block_mask(call.query, sizes);
   select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(), words_of(mask));

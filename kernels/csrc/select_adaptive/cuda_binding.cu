@@ -53,9 +53,9 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   }
   args.batch = int(query.size(0));
   args.heads_q = int(query.size(1));
-  args.heads_kv = int(key.size(1));
+  args.kv_heads = int(key.size(1));
   args.q_len = int(query.size(2));
-  args.k_len = int(key.size(2));
+  args.kv_len = int(key.size(2));
   args.head_dim = int(query.size(3));
   args.members = int(representatives.size(2));
   args.q_offset = int(options.q_offset);
@@ -82,7 +82,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   int const thread_blocks = int(std::min<int64_t>({args.item_count, multiprocessors(device), affordable}));
   int64_t const entries = args.visibilities();
   int64_t const visible_words = key_segment ? 2 * entries + (entries * args.n() + 3) / 4 : 0;
-  int64_t const represented = int64_t(args.batch) * args.heads_kv * args.quad_count * 4;  // blocks
+  int64_t const represented = int64_t(args.batch) * args.kv_heads * args.quad_count * 4;  // blocks
   int64_t const code_words = represented * args.members * args.head_dim / 4, term_words = represented * 2;
   Tensor const memory = workspace(query, code_words + term_words + thread_blocks * square_words + visible_words);
   auto* position = static_cast<int32_t*>(memory.mutable_data_ptr());
@@ -94,7 +94,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
     args.row_ends = position += entries;
     args.visible = reinterpret_cast<uint8_t*>(position + entries);
     args.visible_stride = entries > 1 ? args.n() : 0;
-    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch, args.q_len,    args.k_len,
+    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch, args.q_len,    args.kv_len,
                                 args.q_offset,    args.keep_sink,          args.sinks, args.row_ends, args.visible};
     check(find_visible_blocks(visible, stream), "select_adaptive");
   }

@@ -7,7 +7,7 @@
 namespace sampleattn {
 
 struct SelectBlocksOptions {
-  int64_t q_len, k_len, q_offset, block_q, block_k;
+  int64_t q_len, kv_len, q_offset, block_q, block_k;
   double alpha_c, alpha_s;
   bool keep_sink;
   int64_t window_slashes, last_rows;
@@ -16,7 +16,7 @@ struct SelectBlocksOptions {
 template <class Tensor>
 struct SelectBlocks {
   static constexpr char kSchema[] =
-      "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, int q_len, int k_len, int q_offset, "
+      "(Tensor column_scores, Tensor slash_scores, Tensor? key_segment, int q_len, int kv_len, int q_offset, "
       "int block_q, int block_k, float alpha_c, float alpha_s, bool keep_sink, int window_slashes, int last_rows) "
       "-> Tensor";
 

@@ -48,14 +48,14 @@ template <class ParallelFor>
 void select_blocks(const SelectBlocksArguments& args, const ParallelFor& parallel_for, int64_t threads,
                    uint32_t* block_mask) {
   const SelectBlocksOptions& options = args.options;
-  const int64_t n_key_blocks = ceil_div(options.k_len, options.block_k), n_words = mask_words(n_key_blocks);
+  const int64_t n_key_blocks = ceil_div(options.kv_len, options.block_k), n_words = mask_words(n_key_blocks);
   const int64_t n_query_blocks = ceil_div(options.q_len, options.block_q);
   const std::vector<int64_t> ends =
-      row_ends(args.key_segment, args.batch, options.q_len, options.k_len, options.q_offset);
+      row_ends(args.key_segment, args.batch, options.q_len, options.kv_len, options.q_offset);
   const bool everything = options.alpha_c >= 1.0 || options.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {
-      const VisibleBlocks visible(args.key_segment, item / args.heads, options.k_len, options.block_k);
+      const VisibleBlocks visible(args.key_segment, item / args.heads, options.kv_len, options.block_k);
       std::vector<uint32_t> columns(n_words, 0);
       const float* column_scores = args.column_scores + item * n_key_blocks;
       const float* slash_scores = args.slash_scores + item * n_key_blocks;

@@ -13,7 +13,7 @@ Tensor run(SelectBlocks<Tensor> call) {
   const SelectBlocksOptions& options = call.options;
   check_block_sizes(op, options.block_q, options.block_k);
   const int64_t batch = call.column_scores.size(0), heads = call.column_scores.size(1);
-  const int64_t key_blocks = ceil_div(options.k_len, options.block_k);
+  const int64_t key_blocks = ceil_div(options.kv_len, options.block_k);
   for (Tensor* scores : {&call.column_scores, &call.slash_scores}) {
     STD_TORCH_CHECK(scores->dim() == 3 && scores->is_cpu() && scores->scalar_type() == ScalarType::Float &&
                         scores->size(0) == batch && scores->size(1) == heads && scores->size(2) == key_blocks,
@@ -23,7 +23,7 @@ Tensor run(SelectBlocks<Tensor> call) {
   STD_TORCH_CHECK(options.q_len >= 0, op, ": 'q_len' must be >= 0, got ", options.q_len);
   const SelectBlocksArguments args{call.column_scores.const_data_ptr<float>(),
                                    call.slash_scores.const_data_ptr<float>(),
-                                   segments_of(op, "key_segment", call.key_segment, batch, options.k_len),
+                                   segments_of(op, "key_segment", call.key_segment, batch, options.kv_len),
                                    batch,
                                    heads,
                                    options};

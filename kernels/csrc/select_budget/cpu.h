@@ -39,7 +39,7 @@ class BudgetWorker {
  public:
   BudgetWorker(const BudgetArguments& args, const Isa& isa, const KeySegments& segments)
       : args_(args), isa_(isa), sizes_(args.sizes), n_blocks_(sizes_.key_blocks()),
-        sampled_(rows_of_a_block(args.options.rows, sizes_.k_len, sizes_.block_q)), sums_(sizes_, isa, segments),
+        sampled_(rows_of_a_block(args.options.rows, sizes_.kv_len, sizes_.block_q)), sums_(sizes_, isa, segments),
         at_a_time_(std::min(kBudgetRows, round_up(rows(), kStripRows))), query_(at_a_time_ * sizes_.head_dim),
         maximum_(at_a_time_ * n_blocks_), sum_(at_a_time_ * n_blocks_), squares_(at_a_time_ * n_blocks_),
         strips_(at_a_time_ / kStripRows), heads_(sizes_.group()) {}
@@ -132,7 +132,7 @@ class BudgetWorker {
     }
     for (int64_t row = 0; row < count; row += kStripRows) {
       strips_[row / kStripRows].set(
-          std::min<int64_t>(kStripRows, count - row), isa_.row_multiple, sizes_.k_len, true, 0,
+          std::min<int64_t>(kStripRows, count - row), isa_.row_multiple, sizes_.kv_len, true, 0,
           [&](int64_t r) { return sampled_[(first + row + r) % of_a_head] + args_.options.q_offset; },
           [](int64_t) { return 0; });
     }

@@ -18,7 +18,7 @@ Tensor run(SelectBudget<Tensor> call) {
   call.key = last_dim_contiguous(call.key);
   const Dtype dtype = dtype_of(op, call.query);
   const BudgetArguments args{sizes, view(call.query, dtype), view(call.key, dtype),
-                             segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.k_len), options};
+                             segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len), options};
   Tensor mask = empty_block_mask(call.query, sizes);
   select_budget(args, select_isa(), parallel_for, torch::stable::get_num_threads(), words_of(mask));
   return mask;

@@ -7,9 +7,9 @@ namespace sampleattn {
 
 // How many rows of a query block: fewer for long prompts.
 template <class Int>
-SAMPLEATTN_DEVICE Int rows_of_a_block(Int rows, Int k_len, Int block_q) {
+SAMPLEATTN_DEVICE Int rows_of_a_block(Int rows, Int kv_len, Int block_q) {
   Int const least = rows < 4 ? rows : 4;
-  for (int64_t keys = 16384; rows > least && k_len > keys; keys *= 2) rows /= 2;
+  for (int64_t keys = 16384; rows > least && kv_len > keys; keys *= 2) rows /= 2;
   return rows < block_q ? rows : block_q;
 }
 

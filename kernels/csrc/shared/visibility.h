@@ -17,8 +17,8 @@ SAMPLEATTN_DEVICE bool any_visible_key(int32_t const* ids, Int first, Int end, s
 // A prompt may be padded on the right: it ends behind its last row whose own key is not padding, as kernels/shared/rows.py
 // has it. A row whose position has no key is not padding.
 template <class Int>
-SAMPLEATTN_DEVICE bool is_padding(int32_t const* ids, Int position, std::type_identity_t<Int> k_len) {
-  return position >= 0 && position < k_len && ids[position] != 0;
+SAMPLEATTN_DEVICE bool is_padding(int32_t const* ids, Int position, std::type_identity_t<Int> kv_len) {
+  return position >= 0 && position < kv_len && ids[position] != 0;
 }
 
 }  // namespace sampleattn

@@ -83,7 +83,7 @@ def measure(
         ),
         "sparse": lambda: ops.block_sparse_attention(query, key, value, block_mask),
         "sample": lambda: ops.sample_scores(query, key),
-        "select": lambda: ops.select_blocks(*scores, q_len=seq_len, k_len=seq_len),
+        "select": lambda: ops.select_blocks(*scores, q_len=seq_len, kv_len=seq_len),
         "adaptive": lambda: ops.select_adaptive(query, key, ops.block_representatives(key)),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}

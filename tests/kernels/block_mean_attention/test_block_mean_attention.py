@@ -21,22 +21,22 @@ CASES = [
     pytest.param(BASE.but(batch=2, heads=6, kv_heads=2), id="gqa-3"),
     pytest.param(BASE.but(transposed=False), id="heads-first"),
     pytest.param(BASE.but(batch=3, shared_index=True), id="index-shared-by-batch-and-heads"),
-    pytest.param(BASE.but(q_len=300, k_len=300, block_q=128, block_k=128), id="length-300-block-128"),
-    pytest.param(BASE.but(q_len=77, k_len=77, block_k=16), id="odd-length"),
-    pytest.param(BASE.but(q_len=1, k_len=1), id="one-token"),
-    pytest.param(BASE.but(q_len=1, k_len=90, q_offset=89), id="one-query-row"),
-    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=130), id="second-chunk"),
-    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=125), id="offset-inside-a-block"),
-    pytest.param(BASE.but(q_len=200, k_len=70), id="rows-behind-a-ragged-last-block"),
-    pytest.param(BASE.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(BASE.but(q_len=300, kv_len=300, block_q=128, block_k=128), id="length-300-block-128"),
+    pytest.param(BASE.but(q_len=77, kv_len=77, block_k=16), id="odd-length"),
+    pytest.param(BASE.but(q_len=1, kv_len=1), id="one-token"),
+    pytest.param(BASE.but(q_len=1, kv_len=90, q_offset=89), id="one-query-row"),
+    pytest.param(BASE.but(q_len=70, kv_len=200, q_offset=130), id="second-chunk"),
+    pytest.param(BASE.but(q_len=70, kv_len=200, q_offset=125), id="offset-inside-a-block"),
+    pytest.param(BASE.but(q_len=200, kv_len=70), id="rows-behind-a-ragged-last-block"),
+    pytest.param(BASE.but(q_len=200, kv_len=70, q_offset=-130), id="rows-before-the-first-key"),
     pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
     pytest.param(BASE.but(batch=3, q_len=200, segments="right_padding"), id="right-padding"),
-    pytest.param(BASE.but(head_dim=24, v_dim=40), id="dims-24-and-40"),
-    pytest.param(BASE.but(head_dim=7, v_dim=3), id="dims-7-and-3"),
+    pytest.param(BASE.but(head_dim=24, value_head_dim=40), id="dims-24-and-40"),
+    pytest.param(BASE.but(head_dim=7, value_head_dim=3), id="dims-7-and-3"),
     pytest.param(BASE.but(block_q=128, block_k=16), id="block-128-16"),
-    pytest.param(BASE.but(block_q=16, block_k=128, q_len=300, k_len=300), id="block-16-128"),
+    pytest.param(BASE.but(block_q=16, block_k=128, q_len=300, kv_len=300), id="block-16-128"),
     pytest.param(BASE.but(density=0.0), id="everything-dropped"),
-    pytest.param(BASE.but(q_len=1200, k_len=1200, block_q=64, block_k=16), id="more-blocks-than-a-word"),
+    pytest.param(BASE.but(q_len=1200, kv_len=1200, block_q=64, block_k=16), id="more-blocks-than-a-word"),
 ]
 
 
@@ -50,7 +50,7 @@ def dense_error(inputs, case):
     """The largest error of dense causal SDPA in the case's dtype, where a row has keys."""
     rows = torch.arange(case.q_len)
     where = {"causal": True, "q_offset": case.q_offset, "key_segment": inputs.key_segment}
-    mask = shared_reference.visible_entries(rows, case.k_len, **where)[:, None]
+    mask = shared_reference.visible_entries(rows, case.kv_len, **where)[:, None]
     exact, lse = dense_attention(
         inputs.query, inputs.key.nan_to_num(), inputs.value.nan_to_num(), scale=case.scale, **where
     )
@@ -81,7 +81,7 @@ def test_equals_the_oracle(case):
 def by_hand(inputs, case, scale):
     """One row of one head, key by key: out [Dv] and lse of the last row."""
     row = inputs.query[0, 0, -1].double() * scale
-    bits = blocks.unpack_bits(inputs.block_mask, -(-case.k_len // case.block_k))[0, 0, -1]
+    bits = blocks.unpack_bits(inputs.block_mask, -(-case.kv_len // case.block_k))[0, 0, -1]
     keys, values = inputs.key[0, 0].double(), inputs.value[0, 0].double()
     scores, of = [], []
     for j in range(len(bits)):
@@ -101,7 +101,7 @@ def by_hand(inputs, case, scale):
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, -0.3], ids=["flat", "gain-at-its-limit", "negative-scale"])
 def test_a_row_is_what_the_definition_says(scale):
-    case = BASE.but(heads=1, q_len=130, k_len=130, block_k=16)
+    case = BASE.but(heads=1, q_len=130, kv_len=130, block_k=16)
     inputs = make_inputs(case)
     inputs.block_mask[..., -1, 0] |= 1 << 8  # the block of the last rows
     out, lse = ops.block_mean_attention_op(*arguments(inputs, case, scale))
@@ -125,7 +125,7 @@ def test_everything_kept_is_block_sparse_attention_to_the_bit(segments, dtype):
 @pytest.mark.parametrize("segments", ["none", "left_padding"])
 @pytest.mark.parametrize("density", [0.0, 0.4])
 def test_blocks_of_equal_keys_give_dense_attention_whatever_is_dropped(density, segments):
-    case = BASE.but(batch=2, heads=4, kv_heads=2, q_len=200, k_len=200, density=density, segments=segments)
+    case = BASE.but(batch=2, heads=4, kv_heads=2, q_len=200, kv_len=200, density=density, segments=segments)
     inputs = make_inputs(case)
     of_block = torch.arange(200) // 32 * 32
     keys = make_inputs(case.but(segments="none")).key[:, :, of_block]
@@ -143,7 +143,7 @@ def test_blocks_of_equal_keys_give_dense_attention_whatever_is_dropped(density, 
 
 
 def test_keys_behind_a_row_change_nothing():
-    case = BASE.but(q_len=200, k_len=200)
+    case = BASE.but(q_len=200, kv_len=200)
     inputs = make_inputs(case)
     before, lse_before = ops.block_mean_attention_op(*arguments(inputs, case))
     inputs.key[:, :, 100:] += 3
@@ -155,7 +155,7 @@ def test_keys_behind_a_row_change_nothing():
 
 
 def test_a_dropped_block_that_causality_cuts_is_left_out():
-    case = BASE.but(density=0.0, q_len=32, k_len=32)
+    case = BASE.but(density=0.0, q_len=32, kv_len=32)
     out, lse = ops.block_mean_attention_op(*arguments(make_inputs(case), case))
     assert (out == 0).all() and (lse == -torch.inf).all()
 
@@ -172,7 +172,7 @@ def test_a_value_that_is_nan_reaches_only_the_rows_that_drop_its_block():
 
 
 def test_rows_in_chunks_equal_all_rows_at_once(monkeypatch):
-    case = BASE.but(batch=2, q_len=300, k_len=300, segments="left_padding")
+    case = BASE.but(batch=2, q_len=300, kv_len=300, segments="left_padding")
     inputs = make_inputs(case)
     whole = ops.block_mean_attention_op(*arguments(inputs, case))
     monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
@@ -181,7 +181,7 @@ def test_rows_in_chunks_equal_all_rows_at_once(monkeypatch):
 
 
 def test_output_is_laid_out_as_the_model_reads_it():
-    case = BASE.but(batch=2, q_len=50, k_len=50, v_dim=16)
+    case = BASE.but(batch=2, q_len=50, kv_len=50, value_head_dim=16)
     out, lse = ops.block_mean_attention_op(*arguments(make_inputs(case), case))
     assert out.transpose(1, 2).is_contiguous() and lse.is_contiguous()
 

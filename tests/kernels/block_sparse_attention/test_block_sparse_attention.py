@@ -19,13 +19,13 @@ CASES = [
     pytest.param(BASE.but(heads=6, kv_heads=2), id="gqa-3"),
     pytest.param(BASE.but(transposed=False), id="heads-first"),
     pytest.param(BASE.but(batch=3, shared_index=True), id="index-shared-by-batch-and-heads"),
-    pytest.param(BASE.but(q_len=300, k_len=300, block_q=128, block_k=128), id="length-300-block-128"),
-    pytest.param(BASE.but(q_len=77, k_len=77), id="odd-length"),
-    pytest.param(BASE.but(q_len=1, k_len=1), id="one-token"),
-    pytest.param(BASE.but(q_len=1, k_len=90, q_offset=89), id="one-query-row"),
-    pytest.param(BASE.but(q_len=70, k_len=200, q_offset=130), id="second-chunk"),
-    pytest.param(BASE.but(q_len=200, k_len=70), id="more-queries-than-keys"),
-    pytest.param(BASE.but(q_len=200, k_len=70, q_offset=-130), id="rows-before-the-first-key"),
+    pytest.param(BASE.but(q_len=300, kv_len=300, block_q=128, block_k=128), id="length-300-block-128"),
+    pytest.param(BASE.but(q_len=77, kv_len=77), id="odd-length"),
+    pytest.param(BASE.but(q_len=1, kv_len=1), id="one-token"),
+    pytest.param(BASE.but(q_len=1, kv_len=90, q_offset=89), id="one-query-row"),
+    pytest.param(BASE.but(q_len=70, kv_len=200, q_offset=130), id="second-chunk"),
+    pytest.param(BASE.but(q_len=200, kv_len=70), id="more-queries-than-keys"),
+    pytest.param(BASE.but(q_len=200, kv_len=70, q_offset=-130), id="rows-before-the-first-key"),
     pytest.param(BASE.but(causal=False), id="not-causal"),
     pytest.param(BASE.but(window=40), id="window"),
     pytest.param(BASE.but(window=1), id="window-of-one"),
@@ -34,14 +34,14 @@ CASES = [
     pytest.param(BASE.but(batch=3, segments="right_padding"), id="right-padding"),
     pytest.param(BASE.but(segments="packed"), id="packed"),
     pytest.param(BASE.but(segments="packed", window=50, q_len=100, q_offset=60), id="packed-window-offset"),
-    pytest.param(BASE.but(head_dim=24, v_dim=40), id="dims-24-and-40"),
-    pytest.param(BASE.but(head_dim=7, v_dim=3), id="dims-7-and-3"),
-    pytest.param(BASE.but(head_dim=128, v_dim=192), id="dims-128-and-192"),
+    pytest.param(BASE.but(head_dim=24, value_head_dim=40), id="dims-24-and-40"),
+    pytest.param(BASE.but(head_dim=7, value_head_dim=3), id="dims-7-and-3"),
+    pytest.param(BASE.but(head_dim=128, value_head_dim=192), id="dims-128-and-192"),
     pytest.param(BASE.but(block_q=16, block_k=16), id="block-16"),
     pytest.param(BASE.but(block_q=128, block_k=64), id="block-128-64"),
     pytest.param(BASE.but(block_q=16, block_k=128), id="block-16-128"),
     pytest.param(BASE.but(density=0.0), id="nothing-kept"),
-    pytest.param(BASE.but(q_len=1200, k_len=1200, block_q=16, block_k=16), id="more-blocks-than-a-word"),
+    pytest.param(BASE.but(q_len=1200, kv_len=1200, block_q=16, block_k=16), id="more-blocks-than-a-word"),
 ]
 
 
@@ -62,7 +62,7 @@ def test_equals_the_oracle(op, case):
 
 @pytest.mark.parametrize("segments", ["none", "left_padding"])
 def test_everything_kept_equals_dense_causal_attention(segments):
-    case = BASE.but(batch=2, q_len=333, k_len=333, segments=segments, density=2.0)
+    case = BASE.but(batch=2, q_len=333, kv_len=333, segments=segments, density=2.0)
     inputs = make_inputs(case)
     out, lse = ops.block_sparse_attention_op(*inputs.attention_arguments(case))
     assert_as_good_as_sdpa(out, lse, case, inputs)
@@ -74,7 +74,7 @@ def test_everything_kept_equals_dense_causal_attention(segments):
 
 
 def test_eager_in_chunks_of_rows_equals_all_rows_at_once(monkeypatch):
-    case = BASE.but(q_len=300, k_len=300)
+    case = BASE.but(q_len=300, kv_len=300)
     inputs = make_inputs(case)
     whole = eager.block_sparse_attention(*inputs.attention_arguments(case))
     monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
@@ -93,7 +93,7 @@ def test_eager_in_chunks_of_rows_equals_all_rows_at_once(monkeypatch):
 )
 @pytest.mark.parametrize("poison", [NAN, float("inf"), float("-inf")])
 def test_values_that_are_not_finite_reach_only_the_rows_that_see_them(op, poison):
-    case = BASE.but(q_len=64, k_len=64, density=2.0, window=20)
+    case = BASE.but(q_len=64, kv_len=64, density=2.0, window=20)
     inputs = make_inputs(case)
     clean, _ = op(*inputs.attention_arguments(case))
     inputs.value[:, :, 30] = poison
@@ -107,7 +107,7 @@ def test_values_that_are_not_finite_reach_only_the_rows_that_see_them(op, poison
 
 
 def test_output_is_laid_out_as_the_model_reads_it():
-    case = BASE.but(batch=2, q_len=50, k_len=50, v_dim=16)
+    case = BASE.but(batch=2, q_len=50, kv_len=50, value_head_dim=16)
     out, lse = ops.block_sparse_attention_op(*make_inputs(case).attention_arguments(case))
     assert out.transpose(1, 2).is_contiguous() and lse.is_contiguous()
 
@@ -155,7 +155,7 @@ def test_index_of_flex_attention_gives_its_result():
         return (q >= k) & (q // 70 == k // 70)
 
     mask = flex.create_block_mask(document, None, None, 256, 256, device="cpu", BLOCK_SIZE=64)
-    case = BASE.but(q_len=256, k_len=256, kv_heads=2, block_q=64, block_k=64, transposed=False)
+    case = BASE.but(q_len=256, kv_len=256, kv_heads=2, block_q=64, block_k=64, transposed=False)
     inputs = make_inputs(case)
     inputs.block_mask = blocks.bits_from_block_mask(mask)
     inputs.query_segment = inputs.key_segment = (torch.arange(256) // 70).int()[None]

@@ -142,16 +142,16 @@ void check_walk(std::mt19937& random) {
   auto draw = [&](int low, int high) { return int(low + random() % (high - low + 1)); };
   Arguments args{};
   args.batch = draw(1, 2);
-  args.heads_kv = draw(1, 2);
-  args.heads_q = args.heads_kv * draw(1, 3);
+  args.kv_heads = draw(1, 2);
+  args.heads_q = args.kv_heads * draw(1, 3);
   args.q_len = draw(1, 400);
-  args.k_len = draw(1, 1500);
+  args.kv_len = draw(1, 1500);
   args.q_offset = draw(-300, 1500);
   args.window = draw(0, 2) == 0 ? draw(1, 900) : 0;
   args.causal = draw(0, 3) > 0;
   args.block_q = 128;
   args.block_k = draw(0, 1) ? 64 : 128;
-  int const q_blocks = (args.q_len + 127) / 128, k_blocks = (args.k_len + args.block_k - 1) / args.block_k;
+  int const q_blocks = (args.q_len + 127) / 128, k_blocks = (args.kv_len + args.block_k - 1) / args.block_k;
   args.mask_words = (k_blocks + 31) / 32;
   args.mask_head_stride = q_blocks * args.mask_words;
   args.mask_batch_stride = args.heads_q * args.mask_head_stride;
@@ -160,14 +160,14 @@ void check_walk(std::mt19937& random) {
   for (uint32_t& word : mask) word = sparse == 2 ? random() & random() & random() : sparse == 1 ? random() : ~0u;
   args.block_mask = mask.data();
 
-  std::vector<int32_t> segment(args.k_len);
+  std::vector<int32_t> segment(args.kv_len);
   std::vector<SegmentRange> key_range(args.key_runs()), query_range(args.q_tiles(), {0, 0});
   if (draw(0, 1)) {  // padding at the front, and a hole
-    int const begin = draw(0, args.k_len), hole = draw(0, args.k_len);
-    for (int key = 0; key < args.k_len; ++key) segment[key] = key < begin || key / 10 == hole / 10 ? -1 : 0;
+    int const begin = draw(0, args.kv_len), hole = draw(0, args.kv_len);
+    for (int key = 0; key < args.kv_len; ++key) segment[key] = key < begin || key / 10 == hole / 10 ? -1 : 0;
     for (int run = 0; run < args.key_runs(); ++run) {
       key_range[run] = {1, -2};
-      for (int key = run * kKeyRun; key < std::min((run + 1) * kKeyRun, args.k_len); ++key) {
+      for (int key = run * kKeyRun; key < std::min((run + 1) * kKeyRun, args.kv_len); ++key) {
         key_range[run].lowest = std::min(key_range[run].lowest, segment[key]);
         key_range[run].highest = std::max(key_range[run].highest, segment[key]);
       }
@@ -180,10 +180,10 @@ void check_walk(std::mt19937& random) {
   std::set<std::array<int, 3>> seen;
   for (int index = 0; index < args.tiles(); ++index) {
     Tile const tile = locate_tile(args, index);
-    REQUIRE(tile.head / (args.heads_q / args.heads_kv) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
+    REQUIRE(tile.head / (args.heads_q / args.kv_heads) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
     REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
     int behind = 0;
-    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.k_len) - 1 <= tile.row + args.q_offset) ++behind;
+    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= tile.row + args.q_offset) ++behind;
     REQUIRE(blocks_behind(args, tile) == behind, "%d of %d blocks behind", blocks_behind(args, tile), behind);
     uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride +
                             tile.head * args.mask_head_stride + tile.row / 128 * args.mask_words;
@@ -196,11 +196,11 @@ void check_walk(std::mt19937& random) {
       before = run;
       int const block = run / args.block_k;
       REQUIRE(words[block / 32] >> (block % 32) & 1, "run %d of a dropped block", run);
-      if (run < args.k_len) flags[run / kKeyRun] = open.flags(args, run);
+      if (run < args.kv_len) flags[run / kKeyRun] = open.flags(args, run);
     }
     for (int row = tile.row; row < std::min(tile.row + kTileRows, args.q_len); ++row) {
       int const position = row + args.q_offset;
-      for (int key = 0; key < args.k_len; ++key) {
+      for (int key = 0; key < args.kv_len; ++key) {
         bool const positions = (!args.causal || key <= position) && (args.window == 0 || key > position - args.window);
         int const block = key / args.block_k, flag = flags[key / kKeyRun];
         if (positions && words[block / 32] >> (block % 32) & 1) {
@@ -212,7 +212,7 @@ void check_walk(std::mt19937& random) {
       }
     }
     for (int run = 0; run < args.key_runs(); ++run) {
-      bool const ragged = (run + 1) * kKeyRun > args.k_len;
+      bool const ragged = (run + 1) * kKeyRun > args.kv_len;
       REQUIRE(flags[run] < 0 || !ragged || flags[run] & kMaskPositions, "the end of run %d is not masked", run);
     }
   }
@@ -225,31 +225,31 @@ void check_items(std::mt19937& random) {
   auto draw = [&](int from, int to) { return std::uniform_int_distribution<int>(from, to)(random); };
   adaptive::Arguments args{};
   int32_t sinks[2], ends[2];
-  args.heads_kv = draw(1, 3);
-  args.heads_q = args.heads_kv * draw(1, 4);
+  args.kv_heads = draw(1, 3);
+  args.heads_q = args.kv_heads * draw(1, 4);
   args.batch = draw(1, 2);
   args.q_len = draw(1, 1500);
-  args.k_len = draw(1, 1500);
+  args.kv_len = draw(1, 1500);
   args.q_offset = draw(-300, 700);
   args.window_slashes = draw(1, 4);
   args.last_rows = draw(0, 1) ? draw(0, args.q_len) : 0;
   args.sinks = sinks;
   args.row_ends = ends;
   args.keep_sink = draw(0, 1);
-  std::vector<int32_t> segment(2 * args.k_len);
+  std::vector<int32_t> segment(2 * args.kv_len);
   args.key_segment = draw(0, 1) ? segment.data() : nullptr;
-  args.key_segment_stride = args.k_len;
+  args.key_segment_stride = args.kv_len;
   for (int32_t& sink : sinks) sink = draw(0, 1) ? args.n() : draw(0, args.n() - 1);
   for (int batch = 0; batch < 2; ++batch) {  // padding on the right, and a hole
-    int const valid = draw(0, args.k_len), hole = draw(0, args.k_len);
+    int const valid = draw(0, args.kv_len), hole = draw(0, args.kv_len);
     auto padding = [&](int key) { return args.key_segment && (key >= valid || key / 10 == hole / 10); };
-    for (int key = 0; key < args.k_len; ++key) segment[batch * args.k_len + key] = padding(key) ? -1 : 0;
+    for (int key = 0; key < args.kv_len; ++key) segment[batch * args.kv_len + key] = padding(key) ? -1 : 0;
     ends[batch] = 0;
     for (int row = 0; row < args.q_len; ++row) {
       int const key = row + args.q_offset;
-      bool const hidden = key >= 0 && key < args.k_len && padding(key);
+      bool const hidden = key >= 0 && key < args.kv_len && padding(key);
       if (!hidden) ends[batch] = row + 1;
-      REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.k_len, key, args.k_len) == hidden, "row %d", row);
+      REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.kv_len, key, args.kv_len) == hidden, "row %d", row);
     }
   }
 
@@ -263,7 +263,7 @@ void check_items(std::mt19937& random) {
     for (adaptive::QueryBlock const& tile : item.tile) {
       if (tile.row >= args.q_len) continue;
       bool const fresh = tiles.insert({item.batch, tile.head, tile.row}).second;
-      REQUIRE(fresh && tile.head / (args.heads_q / args.heads_kv) == item.head_kv, "item %d", index);
+      REQUIRE(fresh && tile.head / (args.heads_q / args.kv_heads) == item.head_kv, "item %d", index);
       int const end = args.key_segment ? ends[item.batch] : args.q_len;
       bool whole = false;
       int stop = std::min(tile.row + 128, args.q_len);

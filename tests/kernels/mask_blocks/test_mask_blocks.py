@@ -14,7 +14,7 @@ BLOCK = st.sampled_from([16, 32, 64])
 
 @given(
     q_len=LENGTHS,
-    k_len=LENGTHS,
+    kv_len=LENGTHS,
     causal=st.booleans(),
     q_offset=st.integers(-100, 150),
     window=st.integers(-1, 90),
@@ -22,8 +22,8 @@ BLOCK = st.sampled_from([16, 32, 64])
     block_k=BLOCK,
 )
 @settings(max_examples=80, deadline=None)
-def test_mask_blocks_without_segments_is_exact(q_len, k_len, causal, q_offset, window, block_q, block_k):
-    query, key = torch.empty(2, 2, q_len, 8), torch.empty(2, 1, k_len, 8)
+def test_mask_blocks_without_segments_is_exact(q_len, kv_len, causal, q_offset, window, block_q, block_k):
+    query, key = torch.empty(2, 2, q_len, 8), torch.empty(2, 1, kv_len, 8)
     arguments = (query, key, None, None, causal, q_offset, window, block_q, block_k)
     mask = ops.mask_blocks_op(*arguments)
     assert mask.shape[:2] == (1, 1)

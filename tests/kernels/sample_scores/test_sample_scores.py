@@ -27,7 +27,7 @@ def test_scores_equal_the_oracle(op, case, chunk_n, sample_rows):
     "sample", [pytest.param(ops.sample_scores_op, id="op"), pytest.param(eager.sample_scores, id="eager")]
 )
 def test_rows_in_many_groups_equal_one_group(sample, monkeypatch):
-    case = BASE.but(q_len=600, k_len=600, batch=2, block_k=16)
+    case = BASE.but(q_len=600, kv_len=600, batch=2, block_k=16)
     inputs = make_inputs(case)
     monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
     scores = sample(inputs.query, inputs.key, None, case.scale, 0, 2, 128, case.block_k)
@@ -37,7 +37,7 @@ def test_rows_in_many_groups_equal_one_group(sample, monkeypatch):
 
 
 def test_columns_of_one_fully_sampled_chunk_are_the_mean_attention():
-    case = BASE.but(q_len=64, k_len=64, causal=True)
+    case = BASE.but(q_len=64, kv_len=64, causal=True)
     inputs = make_inputs(case)
     column, slash = ops.sample_scores(inputs.query, inputs.key, chunk_n=1, sample_rows=32, block_k=64)
     torch.testing.assert_close(column, torch.ones(1, 2, 1))

@@ -44,7 +44,7 @@ def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS, tau=0
 
 
 def unpacked(mask, case):
-    return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
+    return blocks.unpack_bits(mask, -(-case.kv_len // case.block_k))
 
 
 def assert_blocks_equal_the_oracles(kept, given):
@@ -86,7 +86,7 @@ def test_any_number_of_landmarks_makes_up_to_three_groups(select, landmarks):
 
 @pytest.mark.parametrize("select", SELECT)
 def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch):
-    case = BASE.but(q_len=600, k_len=600, batch=2, segments="left_padding")
+    case = BASE.but(q_len=600, kv_len=600, batch=2, segments="left_padding")
     given = selection(case, sharpened(case))
     whole = select(given)
     monkeypatch.setattr(shared_eager, "SCORE_BYTES", 1)
@@ -94,7 +94,7 @@ def test_long_prompts_in_groups_of_rows_give_the_same_blocks(select, monkeypatch
 
 
 def test_landmarks_make_the_estimate_exact_where_every_key_is_one():
-    case = BASE.but(q_len=96, k_len=96)
+    case = BASE.but(q_len=96, kv_len=96)
     inputs = sharpened(case)
     terms = reference.block_representatives(inputs.key, None, 3, 3)  # each is a group of its own
     rest = (None, case.scale, 0, 32, 3, 0.2, True, 2, 0)
@@ -156,7 +156,7 @@ SMALL = {
 
 
 def drawn(seed, q_offset, block, padding):
-    case = BASE.but(batch=2, q_len=130, k_len=130 + q_offset, q_offset=q_offset, segments=padding)
+    case = BASE.but(batch=2, q_len=130, kv_len=130 + q_offset, q_offset=q_offset, segments=padding)
     case = case.but(block_q=block[0], block_k=block[1])
     return case, selection(case, sharpened(case, seed))
 
@@ -182,10 +182,10 @@ def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, bloc
 def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset, block, padding):
     case, given = drawn(seed, q_offset, block, padding)
     kept = unpacked(ops.select_adaptive_op(*given._replace(tau=0.0)), case)
-    allowed = blocks.causal_blocks(130, case.k_len, q_offset, *block, torch.device("cpu"))
+    allowed = blocks.causal_blocks(130, case.kv_len, q_offset, *block, torch.device("cpu"))
     segment = given.key_segment
     if segment is not None:
-        missing = -case.k_len % block[1]
+        missing = -case.kv_len % block[1]
         valid = torch.nn.functional.pad(segment == 0, (0, missing)).unflatten(-1, (-1, block[1])).any(-1)
         allowed = allowed & valid[:, None, None]
     assert torch.equal(kept, allowed.expand_as(kept))
@@ -194,7 +194,7 @@ def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset,
 @given(seed=st.integers(0, 1000), permutation=st.permutations(range(3)))
 @settings(max_examples=10, deadline=None)
 def test_batches_and_heads_do_not_interact(seed, permutation):
-    inputs = sharpened(Case(batch=3, heads=3, kv_heads=3, q_len=150, k_len=150), seed)
+    inputs = sharpened(Case(batch=3, heads=3, kv_heads=3, q_len=150, kv_len=150), seed)
     index = torch.tensor(permutation)
 
     def run(query, key):
@@ -209,7 +209,7 @@ def test_batches_and_heads_do_not_interact(seed, permutation):
 @given(seed=st.integers(0, 1000), cut=st.integers(1, 8))
 @settings(max_examples=15, deadline=None)
 def test_later_tokens_do_not_matter_to_earlier_query_blocks(seed, cut):
-    inputs = sharpened(Case(q_len=144, k_len=144), seed)
+    inputs = sharpened(Case(q_len=144, kv_len=144), seed)
     query, key = inputs.query.clone(), inputs.key.clone()
     query[:, :, 16 * cut :], key[:, :, 16 * cut :] = 5.0, -3.0
 
@@ -221,7 +221,7 @@ def test_later_tokens_do_not_matter_to_earlier_query_blocks(seed, cut):
 
 
 def test_queries_in_two_chunks_on_a_cache_choose_what_one_prefill_chooses():
-    inputs = sharpened(Case(q_len=192, k_len=192))
+    inputs = sharpened(Case(q_len=192, kv_len=192))
     whole_terms = ops.block_representatives(inputs.key, block_k=16)
     options = {"block_q": 16, "block_k": 16, "tau": 0.1}
     whole = ops.select_adaptive(inputs.query, inputs.key, whole_terms, **options)

@@ -28,7 +28,7 @@ def random_scores(n_key_blocks, seed, ties):
 @pytest.mark.parametrize("select", SELECT)
 @given(
     q_len=LENGTHS,
-    k_len=LENGTHS,
+    kv_len=LENGTHS,
     q_offset=st.integers(-100, 150),
     block_q=BLOCK,
     block_k=BLOCK,
@@ -43,7 +43,7 @@ def random_scores(n_key_blocks, seed, ties):
 )
 @example(
     q_len=2,
-    k_len=3,
+    kv_len=3,
     q_offset=-1,
     block_q=16,
     block_k=16,
@@ -60,7 +60,7 @@ def random_scores(n_key_blocks, seed, ties):
 def test_selection_equals_its_definition(
     select,
     q_len,
-    k_len,
+    kv_len,
     q_offset,
     block_q,
     block_k,
@@ -73,12 +73,12 @@ def test_selection_equals_its_definition(
     ties,
     seed,
 ):
-    column, slash = random_scores(-(-k_len // block_k), seed, ties)
-    _, key_segment = make_segments(Case(batch=2, k_len=k_len, segments=padding))
+    column, slash = random_scores(-(-kv_len // block_k), seed, ties)
+    _, key_segment = make_segments(Case(batch=2, kv_len=kv_len, segments=padding))
     arguments = (
         key_segment,
         q_len,
-        k_len,
+        kv_len,
         q_offset,
         block_q,
         block_k,
@@ -112,13 +112,13 @@ def test_alpha_one_keeps_every_block_that_causality_allows(select, alphas):
 @given(seed=st.integers(0, 1000), alphas=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
 @settings(max_examples=25, deadline=None)
 def test_density_and_cra_rise_with_alpha(seed, alphas):
-    case = Case(q_len=150, k_len=150, block_q=16, block_k=16)
+    case = Case(q_len=150, kv_len=150, block_q=16, block_k=16)
     inputs = make_inputs(case, seed)
     scores = ops.sample_scores(inputs.query * 3, inputs.key, sample_rows=16, block_k=16)
     measured = []
     for alpha in sorted(alphas):
         mask = ops.select_blocks(
-            *scores, q_len=150, k_len=150, block_q=16, block_k=16, alpha_c=alpha, alpha_s=alpha
+            *scores, q_len=150, kv_len=150, block_q=16, block_k=16, alpha_c=alpha, alpha_s=alpha
         )
         cra = metrics.cra(inputs.query * 3, inputs.key, mask, block_q=16, block_k=16)
         measured.append((blocks.density(mask, 150, 150, 0, 16, 16), cra))
@@ -129,14 +129,14 @@ def test_density_and_cra_rise_with_alpha(seed, alphas):
 @given(seed=st.integers(0, 1000), permutation=st.permutations(range(3)))
 @settings(max_examples=10, deadline=None)
 def test_batches_and_heads_do_not_interact(seed, permutation):
-    case = Case(batch=3, heads=3, kv_heads=3, q_len=100, k_len=100, block_q=16, block_k=16)
+    case = Case(batch=3, heads=3, kv_heads=3, q_len=100, kv_len=100, block_q=16, block_k=16)
     inputs = make_inputs(case, seed)
     index = torch.tensor(permutation)
 
     def run(query, key, value):
         scores = ops.sample_scores(query, key, sample_rows=16, block_k=16)
         mask = ops.select_blocks(
-            *scores, q_len=100, k_len=100, block_q=16, block_k=16, alpha_c=0.6, alpha_s=0.6
+            *scores, q_len=100, kv_len=100, block_q=16, block_k=16, alpha_c=0.6, alpha_s=0.6
         )
         out, _ = ops.block_sparse_attention(query, key, value, mask, block_q=16, block_k=16)
         return out
@@ -151,7 +151,7 @@ def test_batches_and_heads_do_not_interact(seed, permutation):
 @settings(max_examples=60, deadline=None)
 def test_exactly_the_query_blocks_of_the_last_rows_keep_every_block(q_len, block_q, last_rows):
     scores = torch.zeros(1, 1, -(-q_len // 16))
-    sizes = {"q_len": q_len, "k_len": q_len, "block_q": block_q, "block_k": 16}
+    sizes = {"q_len": q_len, "kv_len": q_len, "block_q": block_q, "block_k": 16}
 
     def kept(count):
         forced = {"keep_sink": False, "window_slashes": 0, "last_rows": count}

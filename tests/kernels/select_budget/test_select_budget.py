@@ -15,8 +15,8 @@ from sa_compile.kernels.shared import blocks
 
 CASES = [
     *SELECTION_CASES,
-    pytest.param(BASE.but(heads=17, q_len=40, k_len=60, q_offset=20), id="more-rows-than-at-once"),
-    pytest.param(BASE.but(batch=2, heads=6, kv_heads=3, q_len=64, k_len=64), id="several-kv-heads"),
+    pytest.param(BASE.but(heads=17, q_len=40, kv_len=60, q_offset=20), id="more-rows-than-at-once"),
+    pytest.param(BASE.but(batch=2, heads=6, kv_heads=3, q_len=64, kv_len=64), id="several-kv-heads"),
 ]
 BUDGET, TAU = 0.05, 0.4
 NONE = 100.0  # more than there is: nothing is kept for it
@@ -33,7 +33,7 @@ def run_op(arguments):
 
 
 def unpacked(mask, case):
-    return blocks.unpack_bits(mask, -(-case.k_len // case.block_k))
+    return blocks.unpack_bits(mask, -(-case.kv_len // case.block_k))
 
 
 def test_the_cpu_has_a_kernel_of_its_own():
@@ -68,7 +68,7 @@ def test_zero_keeps_every_block_that_causality_allows(case, bounds):
 @given(st.integers(1, 150), st.integers(0, 80), st.integers(0, 2**31), st.floats(0.005, 0.3))
 def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len, before_them, seed, budget):
     """Each block left out adds less than budget**2 to the square, and a smaller budget leaves out less."""
-    case = BASE.but(q_len=q_len, k_len=q_len + before_them, q_offset=before_them, block_q=16)
+    case = BASE.but(q_len=q_len, kv_len=q_len + before_them, q_offset=before_them, block_q=16)
     inputs = make_inputs(case, seed)
     given = arguments(case, inputs, rows=16, budget=budget, tau=NONE)
     kept = unpacked(eager.select_budget(given), case)
@@ -84,7 +84,7 @@ def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len
 @pytest.mark.parametrize("where", [10, 70, 130])
 def test_no_later_row_is_looked_at(where):
     """Blocks of the rows before ``where`` stay what they are, whatever comes later."""
-    case = BASE.but(q_len=160, k_len=160, block_q=16)
+    case = BASE.but(q_len=160, kv_len=160, block_q=16)
     inputs = make_inputs(case)
     given = arguments(case, inputs)
     kept = unpacked(run_op(given), case)
@@ -98,10 +98,10 @@ def test_no_later_row_is_looked_at(where):
 @pytest.mark.parametrize("select", [run_op, eager.select_budget], ids=["op", "eager"])
 def test_few_rows_of_many_keys(select):
     """Past 16384 keys fewer rows are sampled than asked for."""
-    case = BASE.but(q_len=64, k_len=33000, q_offset=32936, block_q=64, block_k=128, heads=1)
+    case = BASE.but(q_len=64, kv_len=33000, q_offset=32936, block_q=64, block_k=128, heads=1)
     given = arguments(case, make_inputs(case), rows=16)
     assert_equals_the_oracle(unpacked(select(given), case), given)
-    assert rows_of_a_block(16, case.k_len, case.block_q) == 4
+    assert rows_of_a_block(16, case.kv_len, case.block_q) == 4
 
 
 def test_a_key_that_is_not_a_number_leaves_what_is_forced():
@@ -115,11 +115,11 @@ def test_a_key_that_is_not_a_number_leaves_what_is_forced():
 
 
 @pytest.mark.parametrize(
-    "rows, k_len, expected",
+    "rows, kv_len, expected",
     [(32, 16384, 32), (32, 16385, 16), (32, 65536, 8), (32, 1 << 20, 4), (2, 1 << 20, 2), (128, 100, 128)],
 )
-def test_long_prompts_sample_fewer_rows(rows, k_len, expected):
-    assert rows_of_a_block(rows, k_len, 128) == expected
+def test_long_prompts_sample_fewer_rows(rows, kv_len, expected):
+    assert rows_of_a_block(rows, kv_len, 128) == expected
 
 
 def test_a_query_block_has_no_more_rows_than_it_has():

@@ -45,17 +45,17 @@ def test_popcount_counts_the_bits_of_a_word(words):
     assert counts.tolist() == [bin(word & 0xFFFFFFFF).count("1") for word in words]
 
 
-@given(q_len=LENGTHS, k_len=LENGTHS, q_offset=OFFSETS, block_q=BLOCK, block_k=BLOCK, data=st.data())
+@given(q_len=LENGTHS, kv_len=LENGTHS, q_offset=OFFSETS, block_q=BLOCK, block_k=BLOCK, data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_bits_of_strips(q_len, k_len, q_offset, block_q, block_k, data):
-    n_query_blocks, n_key_blocks = ceil_div(q_len, block_q), ceil_div(k_len, block_k)
+def test_bits_of_strips(q_len, kv_len, q_offset, block_q, block_k, data):
+    n_query_blocks, n_key_blocks = ceil_div(q_len, block_q), ceil_div(kv_len, block_k)
     subsets = st.sets(st.integers(0, n_key_blocks - 1))
     columns, slashes = data.draw(subsets, "columns"), data.draw(subsets, "slashes")
 
     def flags(kept):
         return torch.tensor([j in kept for j in range(n_key_blocks)])
 
-    mask = blocks.bits_from_strips(flags(columns), flags(slashes), q_len, k_len, q_offset, block_q, block_k)
+    mask = blocks.bits_from_strips(flags(columns), flags(slashes), q_len, kv_len, q_offset, block_q, block_k)
     expected = {
         (i, j)
         for i in range(n_query_blocks)
@@ -69,7 +69,7 @@ def test_bits_of_strips(q_len, k_len, q_offset, block_q, block_k, data):
 
 @given(
     q_len=LENGTHS,
-    k_len=LENGTHS,
+    kv_len=LENGTHS,
     window=st.integers(-1, 200),
     q_offset=OFFSETS,
     block_q=BLOCK,
@@ -77,16 +77,16 @@ def test_bits_of_strips(q_len, k_len, q_offset, block_q, block_k, data):
     sink_blocks=st.integers(0, 2),
 )
 @settings(max_examples=80, deadline=None)
-def test_bits_of_a_window(q_len, k_len, window, q_offset, block_q, block_k, sink_blocks):
-    mask = blocks.bits_from_window(q_len, k_len, window, q_offset, block_q, block_k, sink_blocks=sink_blocks)
+def test_bits_of_a_window(q_len, kv_len, window, q_offset, block_q, block_k, sink_blocks):
+    mask = blocks.bits_from_window(q_len, kv_len, window, q_offset, block_q, block_k, sink_blocks=sink_blocks)
     reach = window if window > 0 else 10**6
     expected = {
         ((p - q_offset) // block_q, k // block_k)
         for p in range(q_offset, q_offset + q_len)
-        for k in range(min(k_len, p + 1))
+        for k in range(min(kv_len, p + 1))
         if k > p - reach or k // block_k < sink_blocks
     }
-    assert set_of(mask[0, 0], ceil_div(k_len, block_k)) == expected
+    assert set_of(mask[0, 0], ceil_div(kv_len, block_k)) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_bits_of_a_window(q_len, k_len, window, q_offset, block_q, block_k, sink
     ],
 )
 def test_bits_of_a_block_mask(mask_mod):
-    batch, heads, q_len, k_len, block_q, block_k = 2, 3, 250, 300, 32, 64
+    batch, heads, q_len, kv_len, block_q, block_k = 2, 3, 250, 300, 32, 64
     mask = create_block_mask(
-        mask_mod, batch, heads, q_len, k_len, device="cpu", BLOCK_SIZE=(block_q, block_k)
+        mask_mod, batch, heads, q_len, kv_len, device="cpu", BLOCK_SIZE=(block_q, block_k)
     )
     bits = blocks.bits_from_block_mask(mask)
     b, h = torch.arange(batch)[:, None, None, None], torch.arange(heads)[:, None, None]
-    allowed = mask_mod(b, h, torch.arange(q_len)[:, None], torch.arange(k_len))
-    allowed = allowed.expand(batch, heads, q_len, k_len)
+    allowed = mask_mod(b, h, torch.arange(q_len)[:, None], torch.arange(kv_len))
+    allowed = allowed.expand(batch, heads, q_len, kv_len)
     padded = torch.nn.functional.pad(allowed, (0, 20, 0, 6))
     expected = padded.unflatten(3, (-1, block_k)).unflatten(2, (-1, block_q)).any(-1).any(3)
     assert torch.equal(blocks.unpack_bits(bits, 5), expected)
@@ -132,7 +132,7 @@ def test_no_row_of_an_index_is_a_single_word(length, words):
     query = torch.randn(1, 2, length, 16)
     sizes = {"block_q": 16, "block_k": 16}
     column_scores, slash_scores = ops.sample_scores(query, query, sample_rows=16, block_k=16)
-    selected = ops.select_blocks(column_scores, slash_scores, q_len=length, k_len=length, **sizes)
+    selected = ops.select_blocks(column_scores, slash_scores, q_len=length, kv_len=length, **sizes)
     terms = ops.block_representatives(query, block_k=16)
     by_rows = ops.select_adaptive(query, query, terms, **sizes)
     allowed = ops.mask_blocks(query, query, **sizes)

@@ -43,13 +43,13 @@ class Batch:
 
 def batch_of(lefts, rights, q_offset, seed):
     generator = torch.Generator().manual_seed(seed)
-    k_len = Q_LEN + q_offset
+    kv_len = Q_LEN + q_offset
     query = 2 * torch.randn(2, 2, Q_LEN, 16, generator=generator)
-    key = torch.randn(2, 1, k_len, 16, generator=generator)
-    place = torch.arange(k_len)
+    key = torch.randn(2, 1, kv_len, 16, generator=generator)
+    place = torch.arange(kv_len)
     rights = [min(right, Q_LEN) for right in rights]
     hidden = torch.stack(
-        [(place < left) | (place >= k_len - right) for left, right in zip(lefts, rights, strict=True)]
+        [(place < left) | (place >= kv_len - right) for left, right in zip(lefts, rights, strict=True)]
     )
     own = ~hidden[:, q_offset:]
     ends = [max((row + 1 for row in range(Q_LEN) if own[b, row]), default=0) for b in range(2)]
@@ -130,16 +130,16 @@ def test_chunked_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
     def scores(query, key, segment):
         return sample(query, key, segment, SCALE, batch.q_offset, *rows, block[1])
 
-    def kept(column, slash, q_len, k_len, segment):
-        sizes = (q_len, k_len, batch.q_offset, *block)
+    def kept(column, slash, q_len, kv_len, segment):
+        sizes = (q_len, kv_len, batch.q_offset, *block)
         return select(column.float(), slash.float(), segment, *sizes, *alphas, True, 2, last_rows)
 
     def cra(query, key, bits, segment):
         return mass(query, key, bits, segment, SCALE, batch.q_offset, *rows, *block)
 
     found = scores(batch.query, batch.key, batch.segment)
-    k_len = batch.key.shape[2]
-    bits = kept(*found, Q_LEN, k_len, batch.segment)
+    kv_len = batch.key.shape[2]
+    bits = kept(*found, Q_LEN, kv_len, batch.segment)
     shares = cra(batch.query, batch.key, bits, batch.segment)
     for b, end in enumerate(batch.ends):
         if end == 0:
@@ -153,14 +153,14 @@ def test_chunked_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
             assert not one[b, :, n_k:].any()
         # Of the same scores, so that none may fall on the other side of alpha.
         own_bits = kept(*(one[b : b + 1, :, :n_k] for one in found), end, key.shape[2], segment)
-        own = of_prompt(blocks.unpack_bits(bits[b], -(-k_len // block[1])), end, batch.q_offset, *block)
+        own = of_prompt(blocks.unpack_bits(bits[b], -(-kv_len // block[1])), end, batch.q_offset, *block)
         assert torch.equal(own, blocks.unpack_bits(own_bits[0], n_k))
         torch.testing.assert_close(shares[b : b + 1], cra(query, key, own_bits, segment), **NEAR)
 
 
 @given(
     q_len=st.integers(1, 40),
-    k_len=st.integers(0, 50),
+    kv_len=st.integers(0, 50),
     q_offset=st.integers(-45, 60),
     padding=st.tuples(st.integers(0, 50), st.integers(0, 50)),
     block_q=st.sampled_from([4, 16]),
@@ -168,9 +168,9 @@ def test_chunked_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
     chunks=st.tuples(st.integers(1, 5), st.integers(1, 9)),
 )
 @settings(max_examples=200, deadline=None)
-def test_rows_are_the_oracles(q_len, k_len, q_offset, padding, block_q, last_rows, chunks):
-    place, count = torch.arange(k_len), torch.tensor(padding)[:, None]
-    segment = -(place >= k_len - count).int()
+def test_rows_are_the_oracles(q_len, kv_len, q_offset, padding, block_q, last_rows, chunks):
+    place, count = torch.arange(kv_len), torch.tensor(padding)[:, None]
+    segment = -(place >= kv_len - count).int()
     ends = row_ends(segment, q_len, q_offset, CPU)
     assert ends.tolist() == shared_reference.prompt_ends(segment, 2, q_len, q_offset)
     stops = block_stops(ends, q_len, block_q)

@@ -9,7 +9,7 @@ from sa_compile.kernels import ops
 from sa_compile.methods import ON_TENSORS
 from sa_compile.methods.sinks import finite_lse, with_sinks
 
-BASE = Case(heads=4, kv_heads=2, q_len=200, k_len=200, head_dim=64, v_dim=64)
+BASE = Case(heads=4, kv_heads=2, q_len=200, kv_len=200, head_dim=64, value_head_dim=64)
 CASES = [
     pytest.param(BASE, id="fp32"),
     pytest.param(BASE.but(dtype=torch.bfloat16), id="bf16"),

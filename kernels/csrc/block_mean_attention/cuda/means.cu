@@ -102,8 +102,8 @@ __device__ bool store_mean(Shared const& shared, Element* to, int dim) {
 template <class Element>
 __global__ void __launch_bounds__(kThreads) average(const __grid_constant__ Arguments args) {
   __shared__ Shared shared;
-  int const block = blockIdx.x, batch = blockIdx.y / args.heads_kv, head = blockIdx.y % args.heads_kv;
-  int const first = block * args.block_k, end = min(first + args.block_k, args.k_len);
+  int const block = blockIdx.x, batch = blockIdx.y / args.kv_heads, head = blockIdx.y % args.kv_heads;
+  int const first = block * args.block_k, end = min(first + args.block_k, args.kv_len);
   int32_t const* segment = args.key_segment ? args.key_segment + batch * args.key_segment_stride : nullptr;
   int count = 0;
   for (int begin = first; begin < end; begin += kThreads) {
@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(kThreads) average(const __grid_constant__ Argu
   float const spread = block_sum(shared, keys.squared_distance(shared)) * inverse / float(args.head_dim);
   bool const lost = store_mean(shared, static_cast<Element*>(args.mean_key) + place * args.head_dim, args.head_dim);
 
-  Rows<Element> const values(args.value, args.value_strides, batch, head, first, end, args.head_dim_v, segment);
+  Rows<Element> const values(args.value, args.value_strides, batch, head, first, end, args.value_head_dim, segment);
   values.average(shared, inverse);
-  auto* mean_value = static_cast<Element*>(args.mean_value) + place * args.head_dim_v;
-  bool const broken = store_mean(shared, mean_value, args.head_dim_v) || lost;
+  auto* mean_value = static_cast<Element*>(args.mean_value) + place * args.value_head_dim;
+  bool const broken = store_mean(shared, mean_value, args.value_head_dim) || lost;
   if (threadIdx.x != 0) return;
   float const weight = count == 0 ? -INFINITY : log2f(number) / (args.scale * kLog2E);
   args.mean_terms[2 * place] = broken ? NAN : weight;
@@ -131,9 +131,9 @@ __global__ void __launch_bounds__(kThreads) average(const __grid_constant__ Argu
 }  // namespace
 
 cudaError_t average_blocks(Arguments const& args, cudaStream_t stream) {
-  dim3 const grid(args.key_blocks(), args.batch * args.heads_kv);
-  if (args.block_k > kMostBlock || args.head_dim > kMostDim || args.head_dim_v > kMostDim ||
-      (args.head_dim | args.head_dim_v) % kVector) {
+  dim3 const grid(args.key_blocks(), args.batch * args.kv_heads);
+  if (args.block_k > kMostBlock || args.head_dim > kMostDim || args.value_head_dim > kMostDim ||
+      (args.head_dim | args.value_head_dim) % kVector) {
     return cudaErrorInvalidValue;
   }
   if (grid.x * grid.y == 0) return cudaSuccess;

@@ -49,10 +49,10 @@ struct Represent {
 
   __device__ Represent(RepresentativeArguments const& args, Memory& shared)
       : args(args), shared(shared), thread(threadIdx.x), lane(thread % 32), warp(thread / 32), block(blockIdx.x),
-        batch(blockIdx.y / args.heads_kv),
+        batch(blockIdx.y / args.kv_heads),
         segment(args.key_segment ? args.key_segment + batch * args.key_segment_stride : nullptr),
         block_keys(static_cast<Element const*>(args.key) + batch * args.key_strides.batch +
-                   blockIdx.y % args.heads_kv * args.key_strides.head +
+                   blockIdx.y % args.kv_heads * args.key_strides.head +
                    int64_t(block) * kThreads * args.key_strides.row) {}
 
   __device__ Element const* key_of(int row) const { return block_keys + row * args.key_strides.row; }
@@ -62,7 +62,7 @@ struct Represent {
   __device__ Element* shared_keys() { return reinterpret_cast<Element*>(shared.products); }
   __device__ bool valid(int row) const {
     int const place = block * kThreads + row;
-    return place < args.k_len && (!segment || segment[place] == 0);
+    return place < args.kv_len && (!segment || segment[place] == 0);
   }
 
   __device__ void run() {
@@ -252,7 +252,7 @@ __global__ void __launch_bounds__(kThreads, 3) represent(const __grid_constant__
 
 template <class Element, int kHeadDim, int kLandmarks>
 Error launch(RepresentativeArguments const& args, cudaStream_t stream) {
-  dim3 const grid((args.k_len + kThreads - 1) / kThreads, args.batch * args.heads_kv);
+  dim3 const grid((args.kv_len + kThreads - 1) / kThreads, args.batch * args.kv_heads);
   constexpr int kBytes = sizeof(Shared<kLandmarks>);
   static_assert(3 * (kBytes + 1024) <= 228 * 1024, "three thread blocks a multiprocessor of sm_90");
   auto* kernel = &represent<Element, kHeadDim, kLandmarks>;

@@ -18,7 +18,7 @@ struct RepresentativeArguments {
   float* log_weights;     // [B, Hkv, 1 + landmarks, n] contiguous, as is spreads
   float* spreads;
 
-  int batch, heads_kv, k_len, head_dim, landmarks;
+  int batch, kv_heads, kv_len, head_dim, landmarks;
   DataType dtype;
 };
 

@@ -38,7 +38,7 @@ struct Arguments {
   const int32_t* key_segment;    // [B|1, Sk] or null: every key is in segment 0; negative: no row sees the key
   int64_t query_segment_stride, key_segment_stride;
 
-  int batch, heads_q, heads_kv, q_len, k_len, head_dim, head_dim_v;
+  int batch, heads_q, kv_heads, q_len, kv_len, head_dim, value_head_dim;
   int q_offset, window;
   bool causal;
   float scale;
@@ -57,8 +57,8 @@ struct Arguments {
   SegmentRange* key_range;    // [B|1, key runs] or null when key_segment is null
 
   constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
-  constexpr int key_blocks() const { return (k_len + block_k - 1) / block_k; }
-  constexpr int key_runs() const { return (k_len + kKeyRun - 1) / kKeyRun; }
+  constexpr int key_blocks() const { return (kv_len + block_k - 1) / block_k; }
+  constexpr int key_runs() const { return (kv_len + kKeyRun - 1) / kKeyRun; }
   constexpr int tiles() const { return batch * heads_q * q_tiles(); }
 };
 

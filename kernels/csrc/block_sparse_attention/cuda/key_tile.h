@@ -33,7 +33,7 @@ struct OpenKeys {
   SAMPLEATTN_DEVICE void enter(Arguments const& args, Tile const& tile) {
     int const first_position = tile.row + args.q_offset;
     int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
-    last = args.causal ? min(first_position, args.k_len - 1) : args.k_len - 1;
+    last = args.causal ? min(first_position, args.kv_len - 1) : args.kv_len - 1;
     first = args.window > 0 ? last_position - args.window + 1 : 0;
     if (args.key_segment) {
       key_range = args.key_range + (args.key_segment_stride ? tile.batch * args.key_runs() : 0);
@@ -45,7 +45,7 @@ struct OpenKeys {
 
   SAMPLEATTN_DEVICE int flags(Arguments const& args, int run) const {
     int flags = run + kKeyRun - 1 > last || run < first ? kMaskPositions : 0;
-    if (args.key_segment && run < args.k_len) {
+    if (args.key_segment && run < args.kv_len) {
       SegmentRange const keys = key_range[run / kKeyRun];
       bool const uniform = keys.lowest == keys.highest && keys.lowest == row_segment && keys.lowest >= 0;
       if (!uniform) flags |= kMaskSegments;

@@ -91,16 +91,16 @@ cudaError_t build_work_list(Arguments const& args, cudaStream_t stream) {
     find_segment_ranges<<<dim3(ceil_div(args.q_tiles(), kWarps), query_batch), kWarps * 32, 0, stream>>>(
         args.query_segment, args.query_segment_stride, args.q_len, kTileRows, args.query_range);
     find_segment_ranges<<<dim3(ceil_div(args.key_runs(), kWarps), key_batch), kWarps * 32, 0, stream>>>(
-        args.key_segment, args.key_segment_stride, args.k_len, kKeyRun, args.key_range);
+        args.key_segment, args.key_segment_stride, args.kv_len, kKeyRun, args.key_range);
   }
   count_blocks<<<ceil_div(args.tiles(), kWarps), kWarps * 32, 0, stream>>>(args);
 
-  int64_t const bytes_per_head = int64_t(args.k_len) * (args.head_dim + args.head_dim_v) * 2;
-  int const heads_kv = args.batch * args.heads_kv;
-  int const heads_at_a_time = int(std::clamp<int64_t>(kCacheBytes / bytes_per_head, 1, heads_kv));
-  int const tiles_per_group = heads_at_a_time * (args.heads_q / args.heads_kv) * args.q_tiles();
+  int64_t const bytes_per_head = int64_t(args.kv_len) * (args.head_dim + args.value_head_dim) * 2;
+  int const kv_heads = args.batch * args.kv_heads;
+  int const heads_at_a_time = int(std::clamp<int64_t>(kCacheBytes / bytes_per_head, 1, kv_heads));
+  int const tiles_per_group = heads_at_a_time * (args.heads_q / args.kv_heads) * args.q_tiles();
   int shift = 0;
-  while ((ceil_div(args.k_len, args.block_k) >> shift) >= kBuckets) ++shift;
+  while ((ceil_div(args.kv_len, args.block_k) >> shift) >= kBuckets) ++shift;
   sort_tiles<<<ceil_div(args.tiles(), tiles_per_group), kBuckets, 0, stream>>>(args, tiles_per_group, shift);
   return cudaGetLastError();
 }

@@ -12,14 +12,14 @@ struct Tile {
 };
 
 SAMPLEATTN_DEVICE Tile locate_tile(Arguments const& args, int tile) {
-  int const group = args.heads_q / args.heads_kv;
+  int const group = args.heads_q / args.kv_heads;
   int const q_tiles = args.q_tiles();
   int const member = tile % group;
   int rest = tile / group;
   int const q_tile = rest % q_tiles;
   rest /= q_tiles;
-  int const head_kv = rest % args.heads_kv;
-  return {rest / args.heads_kv, head_kv * group + member, head_kv, q_tile * kTileRows};
+  int const head_kv = rest % args.kv_heads;
+  return {rest / args.kv_heads, head_kv * group + member, head_kv, q_tile * kTileRows};
 }
 
 // Key blocks [first, last] that position and length allow for a tile; last < first if none.
@@ -30,7 +30,7 @@ struct BlockRange {
 SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& tile) {
   int const first_position = tile.row + args.q_offset;
   int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
-  int const last_key = args.causal ? min(last_position, args.k_len - 1) : args.k_len - 1;
+  int const last_key = args.causal ? min(last_position, args.kv_len - 1) : args.kv_len - 1;
   int const first_key = args.window > 0 ? max(first_position - args.window + 1, 0) : 0;
   return {first_key / args.block_k, last_key < 0 ? -1 : last_key / args.block_k};
 }
@@ -38,7 +38,7 @@ SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& t
 // How many key blocks hold only keys that every row of the tile's query block sees: those can have been dropped.
 SAMPLEATTN_DEVICE int blocks_behind(Arguments const& args, Tile const& tile) {
   int const position = tile.row / args.block_q * args.block_q + args.q_offset;  // of the query block's first row
-  return position >= args.k_len - 1 ? args.key_blocks() : max(position + 1, 0) / args.block_k;
+  return position >= args.kv_len - 1 ? args.key_blocks() : max(position + 1, 0) / args.block_k;
 }
 
 // Means that one tile of keys holds. They come before the keys that a tile of rows keeps.

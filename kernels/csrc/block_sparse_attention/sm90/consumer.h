@@ -22,7 +22,7 @@ CUTE_DEVICE void clear_invalid_values(typename C::Element* stage, KeyTile const&
   int const slot = threadIdx.x % 128;
   if (slot < C::kKeys) {
     int const key = slot < kKeyRun ? keys.first_run + slot : keys.second_run + slot - kKeyRun;
-    if (key < args.k_len && __ldg(args.key_segment + batch * args.key_segment_stride + key) < 0) {
+    if (key < args.kv_len && __ldg(args.key_segment + batch * args.key_segment_stride + key) < 0) {
       for (int chunk = 0; chunk < C::kHeadDimV; chunk += C::kChunkV) {
         auto* row = reinterpret_cast<uint4*>(stage + chunk * C::kKeys + slot * C::kChunkV);
         for (int i = 0; i < C::kChunkV / 8; ++i) row[i] = make_uint4(0, 0, 0, 0);

@@ -13,22 +13,22 @@ Error launch(Arguments const& args, int multiprocessors, cudaStream_t stream) {
   Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.heads_q, args.q_len,
                                 C::kHeadDim, kTileRows, C::kChunk, args.dtype);
   if (!error) {
-    error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.heads_kv, args.k_len, C::kHeadDim,
+    error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.kv_heads, args.kv_len, C::kHeadDim,
                             kBoxKeys, C::kChunk, args.dtype);
   }
   if (!error) {
-    error = make_tensor_map(maps.value, args.value, args.value_strides, args.batch, args.heads_kv, args.k_len,
+    error = make_tensor_map(maps.value, args.value, args.value_strides, args.batch, args.kv_heads, args.kv_len,
                             C::kHeadDimV, kBoxKeys, C::kChunkV, args.dtype);
   }
   if constexpr (C::kTakesMeans) {
     int64_t const blocks = args.key_blocks();
-    auto strides = [&](int64_t dim) { return Strides{args.heads_kv * blocks * dim, blocks * dim, dim}; };
+    auto strides = [&](int64_t dim) { return Strides{args.kv_heads * blocks * dim, blocks * dim, dim}; };
     if (!error) {
-      error = make_tensor_map(maps.mean_key, args.mean_key, strides(C::kHeadDim), args.batch, args.heads_kv,
+      error = make_tensor_map(maps.mean_key, args.mean_key, strides(C::kHeadDim), args.batch, args.kv_heads,
                               int(blocks), C::kHeadDim, kBoxKeys, C::kChunk, args.dtype);
     }
     if (!error) {
-      error = make_tensor_map(maps.mean_value, args.mean_value, strides(C::kHeadDimV), args.batch, args.heads_kv,
+      error = make_tensor_map(maps.mean_value, args.mean_value, strides(C::kHeadDimV), args.batch, args.kv_heads,
                               int(blocks), C::kHeadDimV, kBoxKeys, C::kChunkV, args.dtype);
     }
   }

@@ -11,11 +11,11 @@ struct Tiling {
   int keys, query_stages, key_stages, value_stages;
 };
 
-constexpr Tiling tiling(int head_dim, int head_dim_v) {
+constexpr Tiling tiling(int head_dim, int value_head_dim) {
   if (head_dim <= 64) return {128, 2, 4, 4};
   if (head_dim <= 96) return {128, 2, 3, 3};
   if (head_dim <= 128) return {128, 2, 2, 2};
-  if (head_dim_v <= 128) return {128, 1, 2, 2};
+  if (value_head_dim <= 128) return {128, 1, 2, 2};
   if (head_dim <= 192) return {64, 2, 2, 2};
   return {64, 1, 2, 2};
 }

@@ -14,7 +14,7 @@ CUTE_DEVICE void mask_positions(Tensor& scores, KeyTile const& keys, Arguments c
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
     int const position = row + 8 * r + args.q_offset;
-    int const last = args.causal ? min(position, args.k_len - 1) : args.k_len - 1;
+    int const last = args.causal ? min(position, args.kv_len - 1) : args.kv_len - 1;
     int const first = args.window > 0 ? position - args.window + 1 : 0;
     CUTE_UNROLL
     for (int run = 0; run < size<1>(rows) / 16; ++run) {
@@ -65,7 +65,7 @@ CUTE_DEVICE void mask_segments(Tensor& scores, KeyTile const& keys, Arguments co
     CUTE_UNROLL
     for (int half = 0; half < 2; ++half) {
       int const own_key = begin + half * 32 + threadIdx.x % 32;
-      int const own = own_key < args.k_len ? __ldg(key_segment + own_key) : -1;
+      int const own = own_key < args.kv_len ? __ldg(key_segment + own_key) : -1;
       CUTE_UNROLL
       for (int c = 0; c < 8; ++c) {
         int const id = __shfl_sync(0xffffffffu, own, c / 2 * 8 + c % 2 + lane);

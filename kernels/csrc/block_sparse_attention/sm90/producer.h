@@ -163,7 +163,7 @@ struct Producer {
     int const stage = __shfl_sync(0xffffffffu, key_stage.index, 0);
     if (lane == 0) wait_empty(shared.key_barrier[stage], key_stage.parity);
     __syncwarp();
-    int const of_head = (batch * args.heads_kv + head) * args.key_blocks();
+    int const of_head = (batch * args.kv_heads + head) * args.key_blocks();
     auto const* terms = reinterpret_cast<float2 const*>(args.mean_terms);
     CUTE_NO_UNROLL
     for (int column = lane; column < C::kKeys; column += 32) {

@@ -22,7 +22,7 @@ struct Arguments {
   uint32_t* block_mask;  // [B, Hq, q_blocks, mask_words] contiguous
   int mask_words;
 
-  int batch, heads_q, heads_kv, q_len, k_len, head_dim, members;
+  int batch, heads_q, kv_heads, q_len, kv_len, head_dim, members;
   int q_offset, window_slashes;
   int last_rows;  // of the prompt: at least one of them in a query block, and it keeps every block
   bool keep_sink;
@@ -42,12 +42,12 @@ struct Arguments {
   int8_t* codes;  // [B * Hkv, quads, 4 * members, D]: the representatives, see select_adaptive/sm90/codes.h
   float* code_terms;  // [B * Hkv, quads, 4, 2]: what a code's unit is worth, and the spread of the mean's keys
 
-  constexpr int n() const { return (k_len + kBlock - 1) / kBlock; }
+  constexpr int n() const { return (kv_len + kBlock - 1) / kBlock; }
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }
   constexpr int visibilities() const { return key_segment && key_segment_stride ? batch : 1; }
   // Query tiles of a key/value head, and pairs of them: what a thread block works on at a time.
-  constexpr int tiles() const { return heads_q / heads_kv * q_blocks(); }
-  constexpr int items() const { return batch * heads_kv * ((tiles() + 1) / 2); }
+  constexpr int tiles() const { return heads_q / kv_heads * q_blocks(); }
+  constexpr int items() const { return batch * kv_heads * ((tiles() + 1) / 2); }
   // Groups of four key blocks, as many as whole tiles of representatives cover.
   constexpr int quads() const { return (n() + 15) / 16 * 4; }
 };
@@ -69,7 +69,7 @@ struct QueryBlock {
 
 // prompt_end: of the batch entry, see row_end.
 SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile, int prompt_end) {
-  int const group = args.heads_q / args.heads_kv;
+  int const group = args.heads_q / args.kv_heads;
   int const row = tile / group * kBlock;
   if (row >= args.q_len) return {0, row, row, 0, 0, 0, false};
   int const stop = min(row + kBlock, row < prompt_end ? prompt_end : args.q_len);
@@ -100,10 +100,10 @@ SAMPLEATTN_DEVICE bool is_visible(Arguments const& args, int batch, int block) {
 
 // Items of the longest prompts' ends come first.
 SAMPLEATTN_DEVICE Item locate_item(Arguments const& args, int index) {
-  int const heads = args.batch * args.heads_kv, pair = (args.tiles() + 1) / 2 - 1 - index / heads;
+  int const heads = args.batch * args.kv_heads, pair = (args.tiles() + 1) / 2 - 1 - index / heads;
   Item item;
-  item.batch = index % heads / args.heads_kv;
-  item.head_kv = index % heads % args.heads_kv;
+  item.batch = index % heads / args.kv_heads;
+  item.head_kv = index % heads % args.kv_heads;
   item.sink = forced_sink(args, item.batch);
   int const end = row_end(args, item.batch);
   for (int i = 0; i < 2; ++i) item.tile[i] = query_block(args, item.head_kv, 2 * pair + i, end);

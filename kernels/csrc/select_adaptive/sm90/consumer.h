@@ -31,7 +31,7 @@ struct Consumer {
 
   // Of the current item.
   int own;  // of this warp group's tile, see QueryBlock
-  int head_kv;  // batch * heads_kv + key/value head
+  int head_kv;  // batch * kv_heads + key/value head
   uint32_t first_quad;  // of the head's; 32 bits count what fits into memory beside keys
   // Of this thread's rows (one, and the one eight further down), in powers of two.
   float offset[2];
@@ -43,7 +43,7 @@ struct Consumer {
   CUTE_DEVICE static int lane() { return threadIdx.x % 32; }
   CUTE_DEVICE static int column_lane() { return threadIdx.x % 4; }
   CUTE_DEVICE int warp() const { return consumer % 2 * 4 + threadIdx.x % 128 / 32; }  // within the tile's eight
-  CUTE_DEVICE int batch() const { return head_kv / args.heads_kv; }
+  CUTE_DEVICE int batch() const { return head_kv / args.kv_heads; }
   CUTE_DEVICE int own_queries() const { return query_stage.index * 2 + consumer / 2; }
   CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }  // within the tile
 
@@ -61,7 +61,7 @@ struct Consumer {
     Barrier const& barrier = shared.query_barrier[query_stage.index];
     wait_full(barrier, query_stage.parity);
     own = agree(read_alone(item.tile[consumer / 2].own));
-    head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.heads_kv;
+    head_kv = agree(read_alone(item.head_kv)) + agree(read_alone(item.batch)) * args.kv_heads;
     first_quad = uint32_t(head_kv) * args.quad_count;
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
@@ -76,7 +76,7 @@ struct Consumer {
       if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
     }
     encode_queries();
-    int const whole = agree(args.key_segment ? 0 : min(own, args.k_len / kBlock));  // blocks before it lack no key
+    int const whole = agree(args.key_segment ? 0 : min(own, args.kv_len / kBlock));  // blocks before it lack no key
     Products products = partition_fragment_C(typename C::CodeMma{}, Shape<_64, Int<C::kColumns>>{});
     float2 const* terms = code_terms(args) + (first_quad * 4 + column_lane());
     uint32_t* place = squares(0);
@@ -224,7 +224,7 @@ struct Consumer {
   CUTE_DEVICE void add_exact(Scores& scores, int block, int position) {
     auto rows = as_rows(scores);
     if (args.key_segment) hide_padding(rows, block);
-    int const first_row = agree(position + warp() * 16 - block * kBlock), end = args.k_len - block * kBlock;
+    int const first_row = agree(position + warp() * 16 - block * kBlock), end = args.kv_len - block * kBlock;
     int const seen_by_all = min(first_row + 1, end), seen = min(first_row + 16, end);
     constexpr int kPart = 32;
     float largest[2] = {-INFINITY, -INFINITY};
@@ -281,7 +281,7 @@ struct Consumer {
     CUTE_UNROLL
     for (int i = 0; i < size<1>(rows); ++i) {
       int const entry = i / 2 * 8 + column_lane() * 2 + i % 2;
-      if (block * kBlock + entry < args.k_len && __ldg(segment + entry) != 0) rows(0, i) = rows(1, i) = -INFINITY;
+      if (block * kBlock + entry < args.kv_len && __ldg(segment + entry) != 0) rows(0, i) = rows(1, i) = -INFINITY;
     }
   }
 

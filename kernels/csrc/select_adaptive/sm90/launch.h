@@ -14,11 +14,11 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
   Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.heads_q, args.q_len,
                                 C::kHeadDim, kBlock, C::kChunk, args.dtype);
   if (!error) {
-    error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.heads_kv, args.k_len, C::kHeadDim,
+    error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.kv_heads, args.kv_len, C::kHeadDim,
                             C::kColumns, C::kChunk, args.dtype);
   }
   if (!error) {
-    cuuint64_t const rows = cuuint64_t(args.batch) * args.heads_kv * args.quad_count * 4 * C::kMembers;
+    cuuint64_t const rows = cuuint64_t(args.batch) * args.kv_heads * args.quad_count * 4 * C::kMembers;
     error = encode_tensor_map<2>(maps.codes, args.codes, {C::kHeadDim, rows}, {C::kHeadDim}, {C::kHeadDim, C::kColumns},
                                  CU_TENSOR_MAP_DATA_TYPE_UINT8, C::kHeadDim);
   }
@@ -27,7 +27,7 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
   constexpr int kBytes = sizeof(SharedStorage<C>);
   static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
   constexpr int kWarps = 8;
-  dim3 const grid((args.quad_count * 4 + kWarps - 1) / kWarps, args.batch * args.heads_kv);
+  dim3 const grid((args.quad_count * 4 + kWarps - 1) / kWarps, args.batch * args.kv_heads);
   write_codes<C><<<grid, kWarps * 32, 0, stream>>>(args);
   auto* kernel = &select_adaptive<C>;
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);

@@ -55,7 +55,7 @@ struct Producer {
     }
     for (int block = 0; block < item.own; block += C::kBlocks) {
       auto* stage = next_stage(C::kCodeBytes);
-      int const quad = (item.batch * args.heads_kv + item.head_kv) * args.quad_count + block / 4;
+      int const quad = (item.batch * args.kv_heads + item.head_kv) * args.quad_count + block / 4;
       SM90_TMA_LOAD_2D::copy(&maps.codes, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST), stage,
                              0, quad * 4 * C::kMembers);
       key_stage.advance();

@@ -26,15 +26,15 @@ struct Isa {
   // Keys of a block, transposed: head_dim x block_k. Padding keys (segment < 0) and those past the end become 0.
   void (*pack_keys)(float* packed, const View& key, int64_t b, int64_t h, int64_t first, int64_t n_keys,
                     int64_t block_k, int64_t head_dim, const int32_t* segment);
-  // Values of a block: block_k x round_up(v_dim, lanes). Returns whether all of them are finite.
+  // Values of a block: block_k x round_up(value_head_dim, lanes). Returns whether all of them are finite.
   bool (*pack_values)(float* packed, const View& value, int64_t b, int64_t h, int64_t first, int64_t n_keys,
-                      int64_t block_k, int64_t v_dim, const int32_t* segment);
+                      int64_t block_k, int64_t value_head_dim, const int32_t* segment);
   // Adds a key block to the state of one strip; `masked` nullptr means that every entry is visible.
   void (*attend)(const RowState& state, int rows, const float* query, int64_t head_dim, const float* keys,
                  const float* values, bool finite_values, int64_t block_k, int64_t v_columns,
                  const BlockMaskedRows* masked, float* scores);
   // out = state.out / state.sum, lse = natural log; rows without keys give 0 and -inf.
-  void (*finish)(const RowState& state, int rows, int64_t v_dim, int64_t v_columns, const View& out, int64_t b,
+  void (*finish)(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, const View& out, int64_t b,
                  int64_t h, int64_t first_row, float* lse);
   // Maximum, sum of exp2(score - maximum) and sum of its squares of each row of a strip over one key block; squares may
   // be nullptr.

@@ -73,15 +73,15 @@ void pack_keys(float* packed, const View& key, int64_t b, int64_t h, int64_t fir
 }
 
 bool pack_values(float* packed, const View& value, int64_t b, int64_t h, int64_t first, int64_t n_keys, int64_t block_k,
-                 int64_t v_dim, const int32_t* segment) {
-  const int64_t columns = round_up(v_dim, kLanes);
+                 int64_t value_head_dim, const int32_t* segment) {
+  const int64_t columns = round_up(value_head_dim, kLanes);
   uint32_t not_finite = 0;
   for (int64_t j = 0; j < block_k; ++j) {
     const bool absent = j >= n_keys || (segment && segment[first + j] < 0);
     for (int64_t column = 0; column < columns; column += kPanel) {
       const int64_t width = panel_width(columns, column);
       float* to = packed + column * block_k + j * width;
-      const int64_t dims = absent ? 0 : (v_dim - column < width ? v_dim - column : width);
+      const int64_t dims = absent ? 0 : (value_head_dim - column < width ? value_head_dim - column : width);
       if (dims > 0) {
         read_row(to, value.row(b, h, first + j) + column * element_size(value.dtype), value.dtype, dims);
       }
@@ -189,14 +189,14 @@ void attend(const RowState& state, int rows, const float* query, int64_t head_di
   }
 }
 
-void finish(const RowState& state, int rows, int64_t v_dim, int64_t v_columns, const View& out, int64_t b, int64_t h,
-            int64_t first_row, float* lse) {
+void finish(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, const View& out, int64_t b,
+            int64_t h, int64_t first_row, float* lse) {
   for (int r = 0; r < rows; ++r) {
     float* row = state.out + r * v_columns;
     const float sum = state.sum[r];
     const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (int64_t d = 0; d < v_dim; ++d) row[d] *= factor;
-    write_row(out.row(b, h, first_row + r), row, out.dtype, v_dim);
+    for (int64_t d = 0; d < value_head_dim; ++d) row[d] *= factor;
+    write_row(out.row(b, h, first_row + r), row, out.dtype, value_head_dim);
     lse[r] = sum == 0.0f ? -kInf : state.maximum[r] * 0.693147180559945f + __builtin_logf(sum);
   }
 }

@@ -11,18 +11,18 @@
 namespace sampleattn::cpu {
 
 // The row behind a batch entry's last one whose own key is not padding; 0 if all rows are.
-inline int64_t row_end(const Segments& key_segment, int64_t b, int64_t q_len, int64_t k_len, int64_t q_offset) {
+inline int64_t row_end(const Segments& key_segment, int64_t b, int64_t q_len, int64_t kv_len, int64_t q_offset) {
   const int32_t* ids = key_segment.row(b);
   if (!ids) return q_len;
   int64_t end = q_len;
-  while (end > 0 && is_padding(ids, end - 1 + q_offset, k_len)) --end;
+  while (end > 0 && is_padding(ids, end - 1 + q_offset, kv_len)) --end;
   return end;
 }
 
-inline std::vector<int64_t> row_ends(const Segments& key_segment, int64_t batch, int64_t q_len, int64_t k_len,
+inline std::vector<int64_t> row_ends(const Segments& key_segment, int64_t batch, int64_t q_len, int64_t kv_len,
                                      int64_t q_offset) {
   std::vector<int64_t> ends;
-  for (int64_t b = 0; b < batch; ++b) ends.push_back(row_end(key_segment, b, q_len, k_len, q_offset));
+  for (int64_t b = 0; b < batch; ++b) ends.push_back(row_end(key_segment, b, q_len, kv_len, q_offset));
   return ends;
 }
 

@@ -30,14 +30,14 @@ class KeySegments {
       : used_(used), rows_(segments.data && segments.batch_stride ? sizes.batch : 1), blocks_(sizes.key_blocks()),
         block_k_(sizes.block_k) {
     if (!used_) return;
-    const int64_t k_len = sizes.k_len, block_k = block_k_;
+    const int64_t kv_len = sizes.kv_len, block_k = block_k_;
     ids_.assign(rows_ * blocks_ * block_k, -1);
     for (int64_t b = 0; b < rows_; ++b) {
       int32_t* to = ids_.data() + b * blocks_ * block_k;
       if (const int32_t* from = segments.row(b)) {
-        std::copy(from, from + k_len, to);
+        std::copy(from, from + kv_len, to);
       } else {
-        std::fill(to, to + k_len, 0);
+        std::fill(to, to + kv_len, 0);
       }
       for (int64_t j = 0; j < blocks_; ++j) ranges_.push_back(segment_range(to + j * block_k, block_k));
     }
@@ -69,7 +69,7 @@ struct Strip {
 
   // Rows as positions; `ids` per row or nullptr for all 0. Rows of a segment below 0 see nothing.
   template <class Position, class Id>
-  void set(int64_t rows, int64_t row_multiple, int64_t k_len, bool causal, int64_t window, const Position& position,
+  void set(int64_t rows, int64_t row_multiple, int64_t kv_len, bool causal, int64_t window, const Position& position,
            const Id& id) {
     n_rows = rows;
     padded_rows = static_cast<int>(round_up(rows, row_multiple));
@@ -79,7 +79,7 @@ struct Strip {
       segment[r] = exists ? id(r) : -1;
       const bool sees = segment[r] >= 0;
       low[r] = window > 0 ? std::max<int64_t>(p - window + 1, 0) : 0;
-      high[r] = !sees ? 0 : causal ? std::min(p + 1, k_len) : k_len;
+      high[r] = !sees ? 0 : causal ? std::min(p + 1, kv_len) : kv_len;
     }
     segments = segment_range(segment, rows);
   }

@@ -15,7 +15,7 @@ namespace sampleattn::cpu {
 inline void pack_key_block(const Isa& isa, const Sizes& sizes, const View& key, const KeySegments& segments, int64_t b,
                            int64_t kv_head, int64_t block, float* packed) {
   const int64_t first_key = block * sizes.block_k;
-  isa.pack_keys(packed, key, b, kv_head, first_key, std::min(sizes.block_k, sizes.k_len - first_key), sizes.block_k,
+  isa.pack_keys(packed, key, b, kv_head, first_key, std::min(sizes.block_k, sizes.kv_len - first_key), sizes.block_k,
                 sizes.head_dim, segments.row(b));
 }
 

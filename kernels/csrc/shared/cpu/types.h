@@ -41,11 +41,11 @@ struct BlockMask {
 };
 
 struct Sizes {
-  int64_t batch, q_heads, kv_heads, q_len, k_len, head_dim, v_dim;
+  int64_t batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_head_dim;
   int64_t block_q, block_k;
 
   int64_t query_blocks() const { return ceil_div(q_len, block_q); }
-  int64_t key_blocks() const { return ceil_div(k_len, block_k); }
+  int64_t key_blocks() const { return ceil_div(kv_len, block_k); }
   int64_t group() const { return q_heads / kv_heads; }
 };
 

@@ -13,11 +13,11 @@ namespace sampleattn::cpu {
 
 // Those of one batch entry, and the first of them.
 struct VisibleBlocks {
-  VisibleBlocks(const Segments& key_segment, int64_t b, int64_t k_len, int64_t block_k)
-      : words(mask_words(ceil_div(k_len, block_k)), 0) {
+  VisibleBlocks(const Segments& key_segment, int64_t b, int64_t kv_len, int64_t block_k)
+      : words(mask_words(ceil_div(kv_len, block_k)), 0) {
     const int32_t* ids = key_segment.row(b);
-    for (int64_t j = 0; j * block_k < k_len; ++j) {
-      if (ids && !any_visible_key(ids, j * block_k, std::min((j + 1) * block_k, k_len), 1)) continue;
+    for (int64_t j = 0; j * block_k < kv_len; ++j) {
+      if (ids && !any_visible_key(ids, j * block_k, std::min((j + 1) * block_k, kv_len), 1)) continue;
       if (first < 0) first = j;
       set_bit(words.data(), j);
     }
@@ -30,7 +30,7 @@ struct VisibleBlocks {
 // Those of every batch entry.
 inline std::vector<VisibleBlocks> visible_blocks(const Segments& key_segment, const Sizes& sizes) {
   std::vector<VisibleBlocks> visible;
-  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(key_segment, b, sizes.k_len, sizes.block_k);
+  for (int64_t b = 0; b < sizes.batch; ++b) visible.emplace_back(key_segment, b, sizes.kv_len, sizes.block_k);
   return visible;
 }
 

@@ -18,7 +18,7 @@ __global__ void find_visible(const __grid_constant__ VisibleBlocks args) {
   }
   __syncthreads();
   for (int block = threadIdx.x / 32; block < n; block += kThreads / 32) {
-    int const key = block * kBlock, behind = min(key + kBlock, args.k_len);
+    int const key = block * kBlock, behind = min(key + kBlock, args.kv_len);
     bool const seen = __any_sync(0xffffffffu, any_visible_key(key_segment, key + lane, behind, 32));
     if (lane == 0) {
       args.visible[int64_t(blockIdx.x) * n + block] = seen;
@@ -27,7 +27,7 @@ __global__ void find_visible(const __grid_constant__ VisibleBlocks args) {
   }
   if (args.row_ends) {
     int row = args.q_len - 1 - int(threadIdx.x);
-    while (row >= 0 && is_padding(key_segment, row + args.q_offset, args.k_len)) row -= kThreads;
+    while (row >= 0 && is_padding(key_segment, row + args.q_offset, args.kv_len)) row -= kThreads;
     if (row >= 0) atomicMax(&end, row + 1);
   }
   __syncthreads();

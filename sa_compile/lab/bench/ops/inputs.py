@@ -96,7 +96,7 @@ def spread_scores(
     narrow, wide = 0.0, _WIDEST
     for _ in range(_HALVINGS):
         middle = (narrow + wide) / 2
-        mask = ops.select_blocks(*spread(middle)[1], q_len=length, k_len=length)
+        mask = ops.select_blocks(*spread(middle)[1], q_len=length, kv_len=length)
         kept = blocks.density(mask, length, length, 0, BLOCK, BLOCK).mean().item()
         narrow, wide = (middle, wide) if kept > density else (narrow, middle)
     return spread(wide)
@@ -111,7 +111,7 @@ def flat_scores(heads: int, length: int, device: str) -> tuple[Tensor, Tensor]:
 def selected_blocks(heads: int, length: int, density: float, device: str) -> Tensor:
     """block_mask of columns and slashes as ``select_blocks`` makes them, with a budget per head."""
     _, scores = spread_scores(flat_scores(heads, length, device), length, density)
-    return ops.select_blocks(*scores, q_len=length, k_len=length)
+    return ops.select_blocks(*scores, q_len=length, kv_len=length)
 
 
 def visible_in_blocks(n_q: int, n_k: int, block_k: int, device: torch.device | str) -> Tensor:

@@ -203,7 +203,7 @@ def _dense(name: str, query: Tensor, key: Tensor, value: Tensor, shape: Shape) -
 
 
 def _select(columns: Tensor, slashes: Tensor, length: int) -> Tensor:
-    return ops.select_blocks(columns, slashes, q_len=length, k_len=length)
+    return ops.select_blocks(columns, slashes, q_len=length, kv_len=length)
 
 
 def _share(mask: Tensor, shape: Shape) -> float:

@@ -99,7 +99,7 @@ def test_weights_spread_whatever_scores_there_are():
     weights, weighted = inputs.spread_scores(scores, 32768, 0.2)
     for one, weight, both in zip(scores, weights, weighted, strict=True):
         assert torch.equal(one * weight, both)
-    mask = ops.select_blocks(*weighted, q_len=32768, k_len=32768)
+    mask = ops.select_blocks(*weighted, q_len=32768, kv_len=32768)
     assert blocks.density(mask, 32768, 32768, 0, 128, 128).mean() == pytest.approx(0.2, abs=0.005)
 
 

@@ -15,11 +15,11 @@ from sa_compile.lab.eval.rules import RULES, forced, parse_rule
 from sa_compile.lab.eval.rules import base as rules_base
 
 
-def attention_inputs(batch=1, heads=2, kv_heads=1, q_len=130, k_len=130, dim=8, seed=0, dtype=torch.float32):
+def attention_inputs(batch=1, heads=2, kv_heads=1, q_len=130, kv_len=130, dim=8, seed=0, dtype=torch.float32):
     """Queries and keys with structure: a sink, neighbours that look alike, and a few keys that stand out."""
     generator = torch.Generator().manual_seed(seed)
-    drift = torch.randn(batch, kv_heads, max(q_len, k_len), dim, generator=generator).cumsum(2) / 4
-    key = drift[:, :, :k_len] + torch.randn(batch, kv_heads, k_len, dim, generator=generator)
+    drift = torch.randn(batch, kv_heads, max(q_len, kv_len), dim, generator=generator).cumsum(2) / 4
+    key = drift[:, :, :kv_len] + torch.randn(batch, kv_heads, kv_len, dim, generator=generator)
     query = drift.repeat_interleave(heads // kv_heads, 1)[:, :, -q_len:]
     query = query + torch.randn(batch, heads, q_len, dim, generator=generator)
     key[:, :, 0] += query.mean((1, 2))[:, None]
@@ -95,17 +95,17 @@ READINGS = {
     "hashsparse:buckets=4,rounds=2": hashsparse_reading,
 }
 SHAPES = [
-    pytest.param({"q_len": 128, "k_len": 128}, 0, None, id="whole blocks"),
-    pytest.param({"q_len": 131, "k_len": 131}, 0, None, id="ragged"),
-    pytest.param({"q_len": 53, "k_len": 149}, 96, None, id="chunked prefill"),
+    pytest.param({"q_len": 128, "kv_len": 128}, 0, None, id="whole blocks"),
+    pytest.param({"q_len": 131, "kv_len": 131}, 0, None, id="ragged"),
+    pytest.param({"q_len": 53, "kv_len": 149}, 96, None, id="chunked prefill"),
     pytest.param(
-        {"q_len": 128, "k_len": 128, "batch": 2, "heads": 2, "kv_heads": 2}, 0, (21, 0), id="left padding"
+        {"q_len": 128, "kv_len": 128, "batch": 2, "heads": 2, "kv_heads": 2}, 0, (21, 0), id="left padding"
     ),
 ]
 
 
-def left_padding(batch, k_len, counts):
-    segment = torch.zeros(batch, k_len, dtype=torch.int32)
+def left_padding(batch, kv_len, counts):
+    segment = torch.zeros(batch, kv_len, dtype=torch.int32)
     for row, count in enumerate(counts):
         segment[row, :count] = -1
     return segment
@@ -127,7 +127,7 @@ def test_rule_equals_its_dense_reading(spec, shape, q_offset, padding):
 
 
 def test_bigbird_keeps_window_global_and_as_many_random_blocks_as_asked():
-    query, key = attention_inputs(q_len=256, k_len=256)
+    query, key = attention_inputs(q_len=256, kv_len=256)
     rule = parse_rule("bigbird:window_blocks=2,global_blocks=1,random_blocks=3,seed=5")
     kept = unpack_bits(rule.select(query, key, block_q=16, block_k=16), 16)[0]
     for i in range(16):
@@ -141,7 +141,7 @@ def test_bigbird_keeps_window_global_and_as_many_random_blocks_as_asked():
 
 
 def test_union_of_chunks_lets_every_chunk_reach_alpha_on_its_own():
-    query, key = attention_inputs(q_len=128, k_len=128)
+    query, key = attention_inputs(q_len=128, kv_len=128)
     options = {"alpha": 0.6, "sample_rows": 16, "sink": False, "window": 0, "last": 0}
     union = dataclasses.replace(parse_rule("chunked"), chunk_n=2, union=True, **options)
     kept = unpack_bits(union.select(query, key, block_q=16, block_k=16), 8)
@@ -169,7 +169,7 @@ ALL_SPECS = [
 
 @pytest.mark.parametrize("spec", ALL_SPECS)
 def test_kept_blocks_are_causal(spec):
-    query, key = attention_inputs(q_len=80, k_len=130, heads=4, kv_heads=2)
+    query, key = attention_inputs(q_len=80, kv_len=130, heads=4, kv_heads=2)
     mask = parse_rule(spec).select(query, key, q_offset=40, block_q=32, block_k=16)
     causal = pack_bits(causal_blocks(80, 130, 40, 32, 16, query.device))
     assert not (mask & ~causal).any()
@@ -178,7 +178,7 @@ def test_kept_blocks_are_causal(spec):
 @pytest.mark.parametrize("spec", ALL_SPECS)
 def test_tokens_after_the_last_row_change_nothing(spec):
     """Keys behind the last query row's position are the future of every row: no rule may look at them."""
-    query, key = attention_inputs(q_len=64, k_len=128)
+    query, key = attention_inputs(q_len=64, kv_len=128)
     rule = parse_rule(spec)
     moved = key.clone()
     moved[:, :, 96:] = 7 * torch.randn(moved[:, :, 96:].shape, generator=torch.Generator().manual_seed(9))
@@ -203,7 +203,7 @@ PER_BLOCK = [
 
 @pytest.mark.parametrize("spec", PER_BLOCK)
 def test_future_tokens_do_not_change_the_choice_for_earlier_blocks(spec):
-    query, key = attention_inputs(q_len=128, k_len=128)
+    query, key = attention_inputs(q_len=128, kv_len=128)
     moved_query, moved_key = query.clone(), key.clone()
     noise = torch.Generator().manual_seed(3)
     moved_query[:, :, 96:] = 3 * torch.randn(query[:, :, 96:].shape, generator=noise)
@@ -216,7 +216,7 @@ def test_future_tokens_do_not_change_the_choice_for_earlier_blocks(spec):
 
 @pytest.mark.parametrize("spec", ALL_SPECS)
 def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
-    query, key = attention_inputs(q_len=96, k_len=96)
+    query, key = attention_inputs(q_len=96, kv_len=96)
     value = torch.randn(key.shape, generator=torch.Generator().manual_seed(4))
     mask = parse_rule(spec).select(query, key, block_q=16, block_k=16)
     options = {"block_q": 16, "block_k": 16}
@@ -231,7 +231,7 @@ def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
     "spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "adaptive:tau=0.0", "full"]
 )
 def test_asked_for_everything_a_rule_keeps_everything(spec):
-    query, key = attention_inputs(q_len=96, k_len=96)
+    query, key = attention_inputs(q_len=96, kv_len=96)
     mask = parse_rule(spec).select(query, key, block_q=16, block_k=16)
     assert torch.equal(
         unpack_bits(mask, 6).expand(1, 2, -1, -1), torch.ones(6, 6).tril().bool().expand(1, 2, -1, -1)
@@ -240,7 +240,7 @@ def test_asked_for_everything_a_rule_keeps_everything(spec):
 
 @pytest.mark.parametrize("spec", [*READINGS, "bigbird"])
 def test_long_inputs_in_chunks_of_rows_give_the_same_blocks(spec, monkeypatch):
-    query, key = attention_inputs(q_len=131, k_len=131)
+    query, key = attention_inputs(q_len=131, kv_len=131)
     rule = parse_rule(spec)
     whole = rule.select(query, key, block_q=16, block_k=16)
     monkeypatch.setitem(rules_base.SCORE_BYTES, "cpu", 4 * 2 * 131 * 20)
@@ -248,7 +248,7 @@ def test_long_inputs_in_chunks_of_rows_give_the_same_blocks(spec, monkeypatch):
 
 
 def test_forced_adds_the_sink_and_the_window_and_nothing_else():
-    query, key = attention_inputs(q_len=128, k_len=128, batch=2)
+    query, key = attention_inputs(q_len=128, kv_len=128, batch=2)
     segment = left_padding(2, 128, (40, 0))
     rule = parse_rule("xattention:stride=8,tau=0.4")
     options = {"key_segment": segment, "block_q": 16, "block_k": 16}
