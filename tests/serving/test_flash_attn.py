@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -127,8 +128,20 @@ def _vllm_config(options: dict[str, Any]) -> Any:
     )
 
 
-def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = None):
-    """A step: queries, a cache with all keys in pages out of order, the metadata, and the right outputs."""
+@dataclass
+class Batch:
+    """A step: queries, keys and values of its tokens, a cache with all keys in pages out of order, the
+    metadata, and the right outputs."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    cache: torch.Tensor
+    common: CommonAttentionMetadata
+    right: torch.Tensor
+
+
+def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = None) -> Batch:
     generator = torch.Generator().manual_seed(0)
     n_pages = [-(-kv_len // PAGE) for kv_len in kv_lens]
     order = torch.randperm(sum(n_pages), generator=generator).int()
@@ -145,10 +158,14 @@ def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = No
     starts = torch.tensor([0, *q_lens]).cumsum(0).int()
     query = torch.randn(sum(q_lens), HEADS, DIM, generator=generator)
     right = torch.empty_like(query)
+    # As the model computes them: side by side in memory with what is not an input of attention.
+    new_key, new_value = torch.full((sum(q_lens), 3, KV_HEADS, DIM), torch.nan)[:, 1:].unbind(1)
     for row, kv_len in enumerate(kv_lens):
         rows = slice(int(starts[row]), int(starts[row + 1]))
-        seen = (x[table[row].long()].flatten(0, 1)[:kv_len] for x in (key, value))
+        seen = [x[table[row].long()].flatten(0, 1)[:kv_len] for x in (key, value)]
         right[rows] = attention(query[rows], *seen, DIM**-0.5, sinks)
+        for new, all_of_them in zip((new_key, new_value), seen, strict=True):
+            new[rows] = all_of_them[kv_len - q_lens[row] :]
     lengths = torch.tensor(kv_lens, dtype=torch.int32)
     common = CommonAttentionMetadata(
         query_start_loc=starts,
@@ -162,56 +179,70 @@ def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = No
         block_table_tensor=table,
         slot_mapping=torch.zeros(sum(q_lens), dtype=torch.int64),
     )
-    return query, cache, common, right
+    return Batch(query, new_key, new_value, cache, common, right)
 
 
 MIXED = [1, 300, 20, 1, 256, 1], [77, 300, 20, 500, 901, 33]
 EVERYTHING = {"tau": 0, "budget": 0, "min_seq_len": 256}
 
 
-def forward(layer, query, cache, metadata):
-    output = torch.full_like(query, torch.nan)
-    return layer.impl.forward(layer, query, query, query, cache, metadata, output)
+def forward(layer, b: Batch, metadata):
+    output = torch.full_like(b.query, torch.nan)
+    return layer.impl.forward(layer, b.query, b.key, b.value, b.cache, metadata, output)
 
 
 def test_each_request_of_a_batch_goes_its_own_way_once(kernels):
     layer, builder = make(EVERYTHING)
-    query, cache, common, right = batch(*MIXED)
-    metadata = builder.build(0, common)
+    b = batch(*MIXED)
+    metadata = builder.build(0, b.common)
     before = counted()
-    output = forward(layer, query, cache, metadata)
-    torch.testing.assert_close(output, right, atol=2e-5, rtol=1e-5)
+    output = forward(layer, b, metadata)
+    torch.testing.assert_close(output, b.right, atol=2e-5, rtol=1e-5)
     assert kernels.calls == [[1], [20, 1], [1]]
     after = counted()
     assert (after.prefills - before.prefills, after.tokens - before.tokens) == (2, 556)
 
 
+def test_only_what_a_step_does_not_bring_is_gathered_from_pages(kernels):
+    layer, builder = make(EVERYTHING)
+    b = batch(*MIXED)
+    metadata = builder.build(0, b.common)
+    with mock.patch.object(backend, "_gathered", wraps=backend._gathered) as gathered:
+        forward(layer, b, metadata)
+        assert [call.args[2] for call in gathered.call_args_list] == [901, 901]
+        # The cache of another layer, and keys that are not those in it.
+        layer.impl.kv_sharing_target_layer_name = "another"
+        b.key, b.value = (torch.full_like(x, torch.nan) for x in (b.key, b.value))
+        torch.testing.assert_close(forward(layer, b, metadata), b.right, atol=2e-5, rtol=1e-5)
+        assert [call.args[2] for call in gathered.call_args_list[2:]] == [300, 300, 901, 901]
+
+
 def test_attention_sinks_take_their_share_of_every_request(kernels):
     sinks = torch.tensor([-1.0, 0.0, 2.0, 4.0])
     layer, builder = make(EVERYTHING, sinks=sinks)
-    query, cache, common, right = batch(*MIXED, sinks)
-    output = forward(layer, query, cache, builder.build(0, common))
-    torch.testing.assert_close(output, right, atol=2e-5, rtol=1e-5)
+    b = batch(*MIXED, sinks)
+    output = forward(layer, b, builder.build(0, b.common))
+    torch.testing.assert_close(output, b.right, atol=2e-5, rtol=1e-5)
     assert kernels.calls == [[1], [20, 1], [1]]
 
 
 def test_another_group_of_layers_has_its_own_pages(kernels):
     layer, builder = make(EVERYTHING)
-    query, cache, common, right = batch(*MIXED)
-    elsewhere = common.replace(block_table_tensor=torch.zeros_like(common.block_table_tensor))
+    b = batch(*MIXED)
+    elsewhere = b.common.replace(block_table_tensor=torch.zeros_like(b.common.block_table_tensor))
     metadata = builder.update_block_table(
-        builder.build(0, elsewhere), common.block_table_tensor, common.slot_mapping
+        builder.build(0, elsewhere), b.common.block_table_tensor, b.common.slot_mapping
     )
-    torch.testing.assert_close(forward(layer, query, cache, metadata), right, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(forward(layer, b, metadata), b.right, atol=2e-5, rtol=1e-5)
 
 
 def test_after_an_error_the_whole_step_is_the_parent_s(kernels):
     layer, builder = make(EVERYTHING)
-    query, cache, common, right = batch(*MIXED)
-    metadata, failures = builder.build(0, common), counted().failures
+    b = batch(*MIXED)
+    metadata, failures = builder.build(0, b.common), counted().failures
     with mock.patch.object(prefill, "sampled", side_effect=RuntimeError("made to fail")) as failing:
         for _ in range(2):  # two layers
-            torch.testing.assert_close(forward(layer, query, cache, metadata), right, atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(forward(layer, b, metadata), b.right, atol=2e-5, rtol=1e-5)
     assert failing.call_count == 1
     assert counted().failures == failures + 2
     assert kernels.calls == [MIXED[0]] * 2
@@ -219,14 +250,14 @@ def test_after_an_error_the_whole_step_is_the_parent_s(kernels):
 
 def test_the_longest_prefills_are_rehearsed_once_while_memory_is_measured(kernels):
     layer, _ = make(EVERYTHING)
-    query, cache, _, _ = batch(*MIXED)
+    b = batch(*MIXED)
     with (
         mock.patch.object(backend, "_runs_kernels", lambda device: True),
         mock.patch.object(torch.cuda, "synchronize"),
         mock.patch.object(backend, "_rehearsed", set()),
         mock.patch.object(prefill, "sampled", wraps=prefill.sampled) as ran,
     ):
-        outputs = [forward(layer, query, cache, None) for _ in range(2)]
+        outputs = [forward(layer, b, None) for _ in range(2)]
     assert all(not output.any() for output in outputs)
     sizes = [(a.query.shape[2], a.key.shape[2]) for a in (call.args[0] for call in ran.call_args_list)]
     assert sizes == [(1024, 1024), (1021, 1021), (512, 512), (509, 509), (256, 256)]
@@ -246,7 +277,7 @@ def test_the_longest_prefills_are_rehearsed_once_while_memory_is_measured(kernel
 def test_layers_that_are_not_sampled_say_why(kernels, arguments, reason):
     layer, builder = make(EVERYTHING, **arguments)
     assert layer.impl.not_sampled == reason
-    assert not hasattr(builder.build(0, batch(*MIXED)[2]), "sampleattn_plan")
+    assert not hasattr(builder.build(0, batch(*MIXED).common), "sampleattn_plan")
 
 
 @pytest.mark.parametrize(
@@ -254,5 +285,5 @@ def test_layers_that_are_not_sampled_say_why(kernels, arguments, reason):
 )
 def test_a_batch_that_is_not_plain_causal_is_the_parent_s(kernels, changes):
     _, builder = make(EVERYTHING)
-    common = batch(*MIXED)[2].replace(**changes)
+    common = batch(*MIXED).common.replace(**changes)
     assert builder._plan(0, common, False) is None

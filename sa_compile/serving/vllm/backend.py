@@ -45,6 +45,8 @@ class SampledImpl(AttentionImpl):
     ``not_sampled`` says why every request is the parent's; ``index`` numbers the sampled layers.
     """
 
+    kv_sharing_target_layer_name: str | None
+
     def __init__(self, num_heads: int, head_size: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(num_heads, head_size, *args, **kwargs)
         vllm_config = get_current_vllm_config()
@@ -80,7 +82,7 @@ class SampledImpl(AttentionImpl):
         if plan is None or plan.failed or self.not_sampled is not None or output_scale is not None:
             return parent(*whole)
         try:
-            self._sample(plan, query, kv_cache, attn_metadata.block_table, output)
+            self._sample(plan, query, (key, value), kv_cache, attn_metadata.block_table, output)
         except Exception:  # what leaves this method ends the engine, with every request in it
             plan.failed = True
             COUNTERS.failed(len(plan.long))
@@ -99,11 +101,16 @@ class SampledImpl(AttentionImpl):
         return output
 
     def _sample(
-        self, plan: Plan, query: Tensor, kv_cache: Tensor, block_table: Tensor, output: Tensor
+        self,
+        plan: Plan,
+        query: Tensor,
+        of_step: tuple[Tensor, Tensor],
+        kv_cache: Tensor,
+        block_table: Tensor,
+        output: Tensor,
     ) -> None:
-        pages = self.pages(kv_cache)
         for one in plan.long:
-            key, value = (_gathered(x, block_table[one.row], one.kv_len) for x in pages)
+            key, value = self._seen(one, of_step, kv_cache, block_table)
             observed = one if plan.observed == self.index else None
             out = self._attend(query[one.tokens], key, value, one.config, observed)
             output[one.tokens].view(out.shape).copy_(out)
@@ -111,6 +118,18 @@ class SampledImpl(AttentionImpl):
             plan.counted = True
             for one in plan.long:
                 COUNTERS.sampled(one.q_len)
+
+    def _seen(
+        self, one: Long, of_step: tuple[Tensor, Tensor], kv_cache: Tensor, block_table: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, Hkv, kv_len, D] of a request: the step's own [T, Hkv, D], or from its pages."""
+        # A layer that reads another's cache is handed keys that are not those.
+        if one.q_len == one.kv_len and self.kv_sharing_target_layer_name is None:
+            key, value = (x[one.tokens].transpose(0, 1)[None] for x in of_step)
+        else:
+            table = block_table[one.row]
+            key, value = (_gathered(x, table, one.kv_len) for x in self.pages(kv_cache))
+        return key, value
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, config: SampleAttentionConfig, observed: Long | None
