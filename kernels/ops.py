@@ -4,7 +4,8 @@ The only module through which others reach ``torch.ops.sampleattn``; each op's o
 Meaning of the arguments, in short (an op's ``reference.py`` is the long form):
 
 * query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; query row i has position
-  ``i + q_offset``.
+  ``i + q_offset``. Ops with a ``q_stride`` take query blocks that stand apart, as a rank has them of a prompt
+  that several share: block i begins at position ``q_offset + i * q_stride * block_q``.
 * A prompt ends behind its last row whose own key is not padding: its last rows, and those that are sampled,
   count from there, for each batch entry (see ``shared.rows``).
 * query_segment int32 [B|1, Sq], key_segment int32 [B|1, Sk] or None: key j is visible to row i only if

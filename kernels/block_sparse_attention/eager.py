@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..shared.blocks import unpack_bits
 from ..shared.eager import grouped_product, row_chunks, scaled_scores
+from ..shared.grid import Grid
 from ..shared.shapes import ceil_div
 from ..shared.visibility import allowed_entries
 from .op import Arguments, new_outputs
@@ -16,6 +17,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
     q_len, kv_len, group = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
     out, lse = new_outputs(a)
+    grid = Grid.of(a)
     # 0 * NaN is NaN: values that are not finite are taken out of the product and marked in the rows that see
     # them.
     finite = value.isfinite()
@@ -23,7 +25,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     poisoned = ~finite.all(-1).repeat_interleave(group, 1)  # [B, Hq, Sk]
     for part in row_chunks(query, key, q_len, block_q):
         rows = torch.arange(part.start, part.stop, device=query.device)
-        allowed = allowed_entries(rows + a.q_offset, kv_len, a.causal, a.window)
+        allowed = allowed_entries(grid.positions(rows), kv_len, a.causal, a.window)
         if a.key_segment is not None or a.query_segment is not None:
             allowed = allowed & _same_segment(a.query_segment, a.key_segment, part)
         words = a.block_mask[:, :, part.start // block_q : ceil_div(part.stop, block_q)]

@@ -31,12 +31,14 @@ class Arguments(NamedTuple):
     window: Size
     block_q: int
     block_k: int
+    q_stride: Size = 1
 
 
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
     checks.check_attention(NAME, a)
     checks.check_segments(NAME, a)
+    checks.check_at_least(NAME, 1, q_stride=a.q_stride)
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -74,6 +76,7 @@ def block_sparse_attention(
     window: int = 0,
     block_q: int = 128,
     block_k: int = 128,
+    q_stride: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Exact attention over the kept blocks of a block_mask.
 
@@ -83,7 +86,7 @@ def block_sparse_attention(
     ValueError for arguments that do not fit.
     """
     scale = scale_or_default(scale, query)
-    where = (causal, q_offset, window, block_q, block_k)
+    where = (causal, q_offset, window, block_q, block_k, q_stride)
     a = Arguments(query, key, value, block_mask, query_segment, key_segment, scale, *where)
     check(a)
     return torch.ops.sampleattn.block_sparse_attention.default(*a)

@@ -62,6 +62,7 @@ def _list_blocks(
     q_len,
     kv_len,
     q_offset,
+    q_gap,  # from a query block's end to the next one's beginning
     window,
     first_query_block,
     BLOCK_Q: tl.constexpr,
@@ -76,6 +77,7 @@ def _list_blocks(
     words = block_mask + of_mask // mask_heads * mask_batch + of_mask % mask_heads * mask_head
     words += query_block.to(tl.int64) * mask_row
     place = of_mask * tl.num_programs(0) + tl.program_id(0)
+    q_offset += query_block * q_gap
     first = query_block * BLOCK_Q + q_offset  # positions of the first row, and behind the last one
     stop = tl.minimum(query_block * BLOCK_Q + BLOCK_Q, q_len) + q_offset
 
@@ -193,6 +195,7 @@ def _attend(
     q_len,
     kv_len,
     q_offset,
+    q_gap,
     window,
     scale_log2,
     first_tile,
@@ -216,7 +219,7 @@ def _attend(
     batch_head = tl.program_id(1).to(tl.int64)
     batch, head = batch_head // heads, batch_head % heads
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
-    position = row + q_offset
+    position = row + q_offset + tile * TILE_ROWS // BLOCK_Q * q_gap
     dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
     q = tl.load(
         query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
@@ -290,6 +293,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     step = min(max(SCRATCH_BYTES // (4 * lists * max(n, 1)), 1), n_query_blocks)
     kept = block_mask.new_empty((lists, step, n))
     counts = block_mask.new_empty((lists, step, 3))
+    q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
         count = min(step, n_query_blocks - first)
         _list_blocks[(count, lists)](
@@ -302,6 +306,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             q_len,
             kv_len,
             a.q_offset,
+            q_gap,
             a.window,
             first,
             BLOCK_Q=block_q,
@@ -336,6 +341,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             q_len,
             kv_len,
             a.q_offset,
+            q_gap,
             a.window,
             a.scale * LOG2_E,
             first * block_q // rows,

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from ..shared.blocks import pack_bits
 from ..shared.grid import Grid
-from ..shared.shapes import ceil_div, query_block_positions
+from ..shared.shapes import ceil_div
 from .op import Arguments, segment_batch
 
 
 def mask_blocks(a: Arguments) -> Tensor:
     grid, device = Grid.of(a), a.query.device
-    first, last = query_block_positions(grid.q_len, grid.q_offset, grid.block_q, device)
+    first, last = grid.query_block_positions(device)
     key_first = torch.arange(grid.n_key_blocks, device=device) * grid.block_k
     key_last = (key_first + grid.block_k).clamp(max=grid.kv_len) - 1
     kept = torch.ones((first.numel(), key_first.numel()), dtype=torch.bool, device=device)

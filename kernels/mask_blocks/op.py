@@ -27,6 +27,7 @@ class Arguments(NamedTuple):
     window: Size
     block_q: int
     block_k: int
+    q_stride: Size = 1
 
 
 def check(a: Arguments) -> None:
@@ -34,6 +35,7 @@ def check(a: Arguments) -> None:
     checks.check_qkv(NAME, a.query, a.key)
     checks.check_segments(NAME, a)
     checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
+    checks.check_at_least(NAME, 1, q_stride=a.q_stride)
 
 
 def fake(a: Arguments) -> Tensor:
@@ -61,12 +63,14 @@ def mask_blocks(
     window: int = 0,
     block_q: int = 128,
     block_k: int = 128,
+    q_stride: int = 1,
 ) -> Tensor:
     """The blocks that a mask leaves, as a block_mask int32 [B|1, 1, n_query_blocks, n_words].
 
     query and key give sizes and device only; ``window <= 0`` is none. With segments a superset may be kept,
     never less. Raises ValueError for arguments that do not fit.
     """
-    a = Arguments(query, key, query_segment, key_segment, causal, q_offset, window, block_q, block_k)
+    where = (causal, q_offset, window, block_q, block_k, q_stride)
+    a = Arguments(query, key, query_segment, key_segment, *where)
     check(a)
     return torch.ops.sampleattn.mask_blocks.default(*a)

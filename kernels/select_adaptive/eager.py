@@ -12,7 +12,6 @@ from ..shared.eager import grouped_product
 from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
 from ..shared.rows import block_stops, row_ends
-from ..shared.shapes import query_block_positions
 from ..shared.visibility import allowed_blocks, visible_blocks
 from .op import Arguments
 
@@ -41,8 +40,8 @@ class AdaptiveBlocks:
         self.representatives, self.log_weights, self.spreads = a.representatives, a.log_weights, a.spreads
         grid, device = Grid.of(a), a.query.device
         self.n_key_blocks = grid.n_key_blocks
-        self.first, self.last = query_block_positions(grid.q_len, grid.q_offset, grid.block_q, device)
-        self.ends = row_ends(a.key_segment, grid.q_len, grid.q_offset, device)
+        self.first, self.last = grid.query_block_positions(device)
+        self.ends = row_ends(a.key_segment, grid.q_len, grid.q_offset, device, grid.q_stride, grid.block_q)
         self.own = self.first // grid.block_k  # from this key block on, keys are scored exactly
         self.valid = None if a.key_segment is None else a.key_segment == 0  # [B|1, Sk]
         self.visible = visible_blocks(a.key_segment, grid.block_k)

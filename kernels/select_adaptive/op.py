@@ -36,6 +36,7 @@ class Arguments(NamedTuple):
     keep_sink: bool
     window_slashes: int
     last_rows: int
+    q_stride: Size = 1
 
     @property
     def forced(self) -> Forced:
@@ -49,7 +50,7 @@ def check(a: Arguments) -> None:
     checks.check_representatives(NAME, a.representatives, a.log_weights, a.spreads, a.key, a.block_k)
     checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
     checks.check_at_least(NAME, 0, tau=a.tau, last_rows=a.last_rows)
-    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes)
+    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
 
 
 def fake(a: Arguments) -> Tensor:
@@ -80,6 +81,7 @@ def select_adaptive(
     keep_sink: bool = True,
     window_slashes: int = 2,
     last_rows: int = 0,
+    q_stride: int = 1,
 ) -> Tensor:
     """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
 
@@ -96,6 +98,6 @@ def select_adaptive(
     """
     scale = scale_or_default(scale, query)
     where = (*representatives, key_segment, scale, q_offset, block_q, block_k)
-    a = Arguments(query, key, *where, tau, keep_sink, window_slashes, last_rows)
+    a = Arguments(query, key, *where, tau, keep_sink, window_slashes, last_rows, q_stride)
     check(a)
     return torch.ops.sampleattn.select_adaptive.default(*a)

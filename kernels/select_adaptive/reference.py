@@ -62,10 +62,10 @@ def squared_shares(a: Arguments, product: Product = exact_product) -> tuple[Tens
     shape = (batch, heads, grid.n_query_blocks, grid.n_key_blocks)
     squares = torch.zeros(shape, dtype=torch.float64, device=device)
     forced, allowed = (torch.zeros_like(squares, dtype=torch.bool) for _ in range(2))
-    for b, end in enumerate(prompt_ends(a.key_segment, batch, q_len, a.q_offset)):
+    for b, end in enumerate(prompt_ends(a.key_segment, batch, q_len, a.q_offset, a.q_stride, a.block_q)):
         for i in range(grid.n_query_blocks):
             rows = rows_of_block(i, a.block_q, q_len, end)
-            own = (rows.start + a.q_offset) // a.block_k  # key block of the first row
+            own = grid.positions(rows.start) // a.block_k  # key block of the first row
             reached, near = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, end)
             allowed[b, :, i, reached] = True
             forced[b, :, i, near] = True

@@ -116,6 +116,7 @@ def _score_blocks(
     q_len,
     kv_len,
     q_offset,
+    q_gap,  # from a query block's end to the next one's beginning
     first_query_block,
     n,
     n_padded,
@@ -144,6 +145,7 @@ def _score_blocks(
     batch, head = batch_head // heads, batch_head % heads
     kv_head = batch * (heads // group) + head // group
     row = q_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    q_offset += q_block * q_gap
     position = tl.where(row < q_len, row + q_offset, -1)
     dim = tl.arange(0, TILE_DIM)
     q = tl.load(
@@ -276,6 +278,7 @@ def _write_bits(
     heads,
     q_len,
     q_offset,
+    q_gap,
     first_query_block,
     n_query_blocks,
     n,
@@ -294,6 +297,7 @@ def _write_bits(
     batch_head = tl.program_id(1).to(tl.int64)
     batch, word = batch_head // heads, tl.program_id(2)
     block = word * WORD_BITS + tl.arange(0, WORD_BITS)
+    q_offset += q_block * q_gap
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     prompt_end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
     row_stop = block_stop(q_block * BLOCK_Q, prompt_end, q_len, BLOCK_Q)
@@ -332,10 +336,10 @@ def select_adaptive(a: Arguments) -> Tensor:
         return block_mask
     query, key = readable(a.query), readable(a.key)
     visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
-    ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
+    ends = ends_of_rows(a.key_segment, q_len, a.q_offset, a.q_stride, block_q)
     # What a query block's own keys come after has all its keys, unless there is padding.
     members = a.representatives.shape[2]
-    whole = a.key_segment is None and a.q_offset + q_len <= kv_len and members <= block_k
+    whole = a.key_segment is None and grid.positions(q_len - 1) < kv_len and members <= block_k
     landmarks = None if whole else (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
     tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
     n_padded = tiles * TILE_BLOCKS
@@ -348,6 +352,7 @@ def select_adaptive(a: Arguments) -> Tensor:
     offsets = query.new_empty((batch * heads, step, tiles, block_q), dtype=torch.float32)
     totals = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
     two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and query.is_cuda else {}
+    q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
         count = min(step, n_query_blocks - first)
         _score_blocks[(count, batch * heads)](
@@ -374,6 +379,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             q_len,
             kv_len,
             a.q_offset,
+            q_gap,
             first,
             n,
             n_padded,
@@ -412,6 +418,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             heads,
             q_len,
             a.q_offset,
+            q_gap,
             first,
             n_query_blocks,
             n,

@@ -21,7 +21,7 @@ def select_blocks(a: Arguments) -> Tensor:
     visible = visible_blocks(a.key_segment, a.block_k)
     ends = row_ends(a.key_segment, a.q_len, a.q_offset, device)
     stops = block_stops(ends, a.q_len, a.block_q)
-    kept = columns[:, :, None] | slash_blocks(slashes, *grid, stops)
+    kept = columns[:, :, None] | slash_blocks(slashes, *grid[:5], stops)
     kept = kept | forced_blocks(grid, a.forced, visible, ends, device)[:, None]
     return pack_bits(kept & allowed_blocks(grid, visible, stops)[:, None])
 

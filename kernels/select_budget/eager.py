@@ -7,21 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..shared import eager as shared
-from ..shared.blocks import causal_blocks, pack_bits
+from ..shared.blocks import pack_bits
 from ..shared.eager import row_weights
 from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
+from ..shared.rows import block_stops
 from ..shared.shapes import blocks_of_keys, ceil_div
-from ..shared.visibility import visible_blocks
+from ..shared.visibility import allowed_blocks, visible_blocks
 from .op import Arguments, first_row, rows_of_a_block
 
 
 def select_budget(a: Arguments) -> Tensor:
     grid, device = Grid.of(a), a.query.device
     visible = visible_blocks(a.key_segment, a.block_k)
-    allowed = causal_blocks(*grid, device)[None]
-    if visible is not None:
-        allowed = allowed & visible[:, None]
+    rows = torch.full((1,), a.query.shape[2], device=device)
+    allowed = allowed_blocks(grid, visible, block_stops(rows, grid.q_len, grid.block_q))
     forced = forced_blocks(grid, a.forced, visible, None, device)
     share, squares = block_shares(a)
     candidate = (allowed & ~forced)[:, None]
@@ -49,9 +49,9 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     count = rows_of_a_block(a.rows, kv_len, block_q)
     step = block_q // count
     block = torch.arange(n_query_blocks, device=a.query.device)
-    sampled = (block * block_q + first_row(block, step))[:, None] + step * torch.arange(
-        count, device=a.query.device
-    )
+    first = block * block_q
+    sampled = (first + first_row(grid.positions(first) // block_q, step))[:, None]
+    sampled = sampled + step * torch.arange(count, device=a.query.device)
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
     parts: tuple[list[Tensor], list[Tensor]] = ([], [])
@@ -59,13 +59,14 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
         # Keys behind the last row are seen by none.
-        blocks = min(max(ceil_div(min(end * block_q, q_len) + a.q_offset, a.block_k), 0), n_key_blocks)
+        reach = grid.positions(min(end * block_q, q_len) - 1) + 1
+        blocks = min(max(ceil_div(reach, a.block_k), 0), n_key_blocks)
         seen = slice(0, min(blocks * a.block_k, kv_len))
         segment = None if a.key_segment is None else a.key_segment[:, seen]
         reached = a._replace(key=a.key[:, :, seen], key_segment=segment)
         chosen = sampled[begin:end].flatten()[None]
         valid = torch.ones_like(chosen, dtype=torch.bool)
-        weights = row_weights(reached, chosen, valid)
+        weights = row_weights(reached, chosen, grid.positions(chosen), valid)
         total = weights.sum(-1, keepdim=True)
         shares = weights / torch.where(total > 0, total, 1)
         sees = (total > 0).unflatten(2, (end - begin, count)).sum(3).clamp(min=1)  # [B, Hq, blocks, 1]

@@ -13,7 +13,7 @@ from ..shared import checks
 from ..shared.forced import Forced
 from ..shared.grid import Grid, new_index
 from ..shared.record import Size
-from ..shared.shapes import scale_or_default
+from ..shared.shapes import Rows, scale_or_default
 
 NAME = "select_budget"
 RETURNS = "Tensor"
@@ -34,6 +34,7 @@ class Arguments(NamedTuple):
     rows: int
     keep_sink: bool
     window_slashes: int
+    q_stride: Size = 1
 
     @property
     def forced(self) -> Forced:
@@ -51,7 +52,7 @@ def check(a: Arguments) -> None:
     checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
     checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
     checks.check_at_least(NAME, 0, budget=a.budget, tau=a.tau)
-    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes)
+    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
     checks.check_power_of_two(NAME, rows=a.rows)
 
 
@@ -80,6 +81,7 @@ def select_budget(
     rows: int = BUDGET_ROWS,
     keep_sink: bool = True,
     window_slashes: int = 2,
+    q_stride: int = 1,
 ) -> Tensor:
     """Per query block, the key blocks that sampled rows give too much attention to be left out.
 
@@ -95,7 +97,7 @@ def select_budget(
     """
     scale = scale_or_default(scale, query)
     where = (key_segment, scale, q_offset, block_q, block_k)
-    a = Arguments(query, key, *where, budget, tau, rows, keep_sink, window_slashes)
+    a = Arguments(query, key, *where, budget, tau, rows, keep_sink, window_slashes, q_stride)
     check(a)
     return torch.ops.sampleattn.select_budget.default(*a)
 
@@ -108,7 +110,10 @@ def rows_of_a_block(rows: int, kv_len: int, block_q: int) -> int:
     return min(rows, block_q)
 
 
-def first_row(query_block: int | Tensor, step: int) -> int | Tensor:
+def first_row(number: Rows, step: int) -> Rows:
     """Where in a query block the rows begin that are sampled every ``step`` rows: it moves from block to
-    block."""
-    return (5 * query_block + 3) % step
+    block.
+
+    ``number``: the block's in its prompt, the position of its first row by ``block_q``.
+    """
+    return (5 * number + 3) % step

@@ -31,7 +31,8 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             visible_blocks, near = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, q_len)
             allowed[b, :, i, visible_blocks] = True
             forced[b, :, i, near] = True
-            sampled = rows.start + first_row(i, step) + step * torch.arange(count, device=device)
+            number = grid.positions(rows.start) // block_q
+            sampled = rows.start + first_row(number, step) + step * torch.arange(count, device=device)
             sampled = sampled.clamp(max=rows.stop - 1)
             visible = causal_entries(a, b, sampled)[0]
             for h in range(heads):

@@ -76,6 +76,7 @@ def _score(
     q_len,
     kv_len,
     q_offset,
+    q_gap,  # from a query block's end to the next one's beginning
     first_query_block,
     query_blocks,  # of this batch
     n,
@@ -95,10 +96,11 @@ def _score(
     sample = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)  # of this batch's
     block = first_query_block + sample // COUNT
     step: tl.constexpr = BLOCK_Q // COUNT
-    row = block * BLOCK_Q + (5 * block + 3) % step + sample % COUNT * step
+    number = floor_div(block * (BLOCK_Q + q_gap) + q_offset, BLOCK_Q)  # of the block in its prompt
+    row = block * BLOCK_Q + ((5 * number + 3) & (step - 1)) + sample % COUNT * step
     row = tl.minimum(row, tl.minimum((block + 1) * BLOCK_Q, q_len) - 1)
     exists = sample < query_blocks * COUNT
-    position = tl.where(exists, row + q_offset, -1)
+    position = tl.where(exists, row + q_offset + block * q_gap, -1)
     dim = tl.arange(0, TILE_DIM)
     q = tl.load(
         query + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + dim[None, :],
@@ -108,9 +110,10 @@ def _score(
     keys = key + batch * k_batch + head // group * k_head
     lowest = first_query_block + tile * TILE_ROWS // COUNT
     highest_sample = tl.minimum((tile + 1) * TILE_ROWS, query_blocks * COUNT) - 1
-    end = tl.minimum((first_query_block + highest_sample // COUNT + 1) * BLOCK_Q, q_len)
-    stop = tl.minimum(floor_div(end - 1 + q_offset, BLOCK_K) + 1, n)
-    clear = floor_div(lowest * BLOCK_Q + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
+    highest = first_query_block + highest_sample // COUNT
+    end = tl.minimum((highest + 1) * BLOCK_Q, q_len) + q_offset + highest * q_gap
+    stop = tl.minimum(floor_div(end - 1, BLOCK_K) + 1, n)
+    clear = floor_div(lowest * (BLOCK_Q + q_gap) + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
     all_rows = query_blocks * COUNT
     place = batch_head * n * all_rows + sample
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
@@ -146,6 +149,7 @@ def _write_bits(
     heads,
     q_len,
     q_offset,
+    q_gap,
     first_query_block,
     query_blocks,
     n_query_blocks,
@@ -165,6 +169,7 @@ def _write_bits(
     batch_head = tl.program_id(1).to(tl.int64)
     batch = batch_head // heads
     j = tl.arange(0, ALL_WORDS * WORD_BITS)
+    q_offset += q_block * q_gap
     own = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
     allowed = (j < n) & (j * BLOCK_K <= last)
@@ -231,6 +236,7 @@ def select_budget(a: Arguments) -> Tensor:
     per_tile = 8 * batch * heads * tiles * count * max(n, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
     logs, norms = query.new_empty((2, batch * heads, n, step * count), dtype=torch.float32)
+    q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
         query_blocks = min(step, n_query_blocks - first)
         _score[(ceil_div(query_blocks * count, tile_rows), batch * heads)](
@@ -247,6 +253,7 @@ def select_budget(a: Arguments) -> Tensor:
             q_len,
             kv_len,
             a.q_offset,
+            q_gap,
             first,
             query_blocks,
             n,
@@ -273,6 +280,7 @@ def select_budget(a: Arguments) -> Tensor:
             heads,
             q_len,
             a.q_offset,
+            q_gap,
             first,
             query_blocks,
             n_query_blocks,

@@ -46,16 +46,16 @@ def block_mass(a: CausalRows, block_k: int, rows: Tensor, valid: Tensor) -> Tens
 
     ``rows`` int64 and ``valid`` bool [B|1, R].
     """
-    weights = row_weights(a, rows, valid)
+    weights = row_weights(a, rows, rows + a.q_offset, valid)
     mass = blocks_of_keys(weights, block_k).sum(-1)
     total = mass.sum(-1, keepdim=True)
     return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
 
 
-def row_weights(a: CausalRows, rows: Tensor, valid: Tensor) -> Tensor:
+def row_weights(a: CausalRows, rows: Tensor, position: Tensor, valid: Tensor) -> Tensor:
     """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk]; 0 where nothing is seen."""
     kv_len = a.key.shape[2]
-    allowed = (allowed_entries(rows + a.q_offset, kv_len, True, 0) & valid[..., None])[:, None]
+    allowed = (allowed_entries(position, kv_len, True, 0) & valid[..., None])[:, None]
     if a.key_segment is not None:
         allowed = allowed & (a.key_segment == 0)[:, None, None]
     scores = torch.where(allowed, scaled_scores(rows_of(a.query, rows), a.key, a.scale), -torch.inf)

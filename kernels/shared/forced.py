@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .grid import Grid
 from .rows import blocks_of_last_rows
-from .shapes import query_block_positions
 
 
 class Forced(NamedTuple):
@@ -29,7 +28,7 @@ def forced_blocks(
     for where last rows are forced.
     """
     key_block = torch.arange(grid.n_key_blocks, device=device)
-    first, _ = query_block_positions(grid.q_len, grid.q_offset, grid.block_q, device)
+    first, _ = grid.query_block_positions(device)
     blocks = ((first // grid.block_k)[:, None] - key_block < forced.window_slashes)[None]
     if forced.last_rows:
         assert ends is not None

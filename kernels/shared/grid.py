@@ -9,22 +9,34 @@ import torch
 from torch import Tensor
 
 from .record import Blocked
-from .shapes import ceil_div, n_words
+from .shapes import Rows, ceil_div, n_words, query_block_positions, row_positions
 
 
 class Grid(NamedTuple):
-    """``q_len`` rows, the first at position ``q_offset``, by ``kv_len`` keys, in blocks."""
+    """``q_len`` rows, the first at position ``q_offset``, by ``kv_len`` keys, in blocks.
+
+    Query block i begins at position ``q_offset + i * q_stride * block_q``.
+    """
 
     q_len: int
     kv_len: int
     q_offset: int
     block_q: int
     block_k: int
+    q_stride: int = 1
 
     @classmethod
     def of(cls, a: Blocked) -> Grid:
         """The grid of a record that has queries and keys."""
-        return cls(a.query.shape[2], a.key.shape[2], a.q_offset, a.block_q, a.block_k)
+        return cls(a.query.shape[2], a.key.shape[2], a.q_offset, a.block_q, a.block_k, a.q_stride)
+
+    def positions(self, rows: Rows) -> Rows:
+        """Where rows stand."""
+        return row_positions(rows, self.q_offset, self.q_stride, self.block_q)
+
+    def query_block_positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Positions of the first and last row of every query block, int64 [n_query_blocks]."""
+        return query_block_positions(self.q_len, self.q_offset, self.block_q, device, self.q_stride)
 
     @property
     def n_query_blocks(self) -> int:

@@ -26,8 +26,11 @@ _SCHEMA_TYPES = {
 
 def schema(arguments: Any, returns: str) -> str:
     """The schema, without the op's name, of a record that is a NamedTuple; KeyError for other types."""
-    types = get_type_hints(arguments, include_extras=True)
-    fields = (f"{_SCHEMA_TYPES[types[name]]} {name}" for name in arguments._fields)
+    types, defaults = get_type_hints(arguments, include_extras=True), arguments._field_defaults
+    fields = (
+        f"{_SCHEMA_TYPES[types[name]]} {name}" + (f"={defaults[name]}" if name in defaults else "")
+        for name in arguments._fields
+    )
     return f"({', '.join(fields)}) -> {returns}"
 
 
@@ -88,7 +91,7 @@ class Attending(Protocol):
 
 
 class Blocked(Protocol):
-    """Query rows and keys in blocks."""
+    """Query rows and keys in blocks; where a block of rows stands is in ``shapes.row_positions``."""
 
     @property
     def query(self) -> Tensor: ...
@@ -100,3 +103,5 @@ class Blocked(Protocol):
     def block_q(self) -> int: ...
     @property
     def block_k(self) -> int: ...
+    @property
+    def q_stride(self) -> int: ...

@@ -13,6 +13,7 @@ from torch import Tensor
 from .forced import Forced
 from .grid import Grid
 from .record import CausalRows, Masked
+from .shapes import row_positions
 
 ROWS_AT_A_TIME = 256
 
@@ -22,12 +23,15 @@ def visible_entries(
     kv_len: int,
     *,
     causal: bool,
-    q_offset: int = 0,
+    q_offset: int | Tensor = 0,
     window: int = 0,
     query_segment: Tensor | None = None,
     key_segment: Tensor | None = None,
 ) -> Tensor:
-    """The mask predicate, bool [B|1, rows, Sk]: may row i (position ``rows[i] + q_offset``) see key k?"""
+    """The mask predicate, bool [B|1, rows, Sk]: may row i (position ``rows[i] + q_offset``) see key k?
+
+    ``q_offset`` is one number, or one for each of ``rows``.
+    """
     position = (rows + q_offset)[:, None]
     key = torch.arange(kv_len, device=rows.device)
     visible = torch.ones(1, rows.numel(), kv_len, dtype=torch.bool, device=rows.device)
@@ -47,12 +51,21 @@ def kept_entries(block_mask: Tensor, rows: Tensor, kv_len: int, block_q: int, bl
     return (words >> (key_block % 32).to(torch.int32)) & 1 == 1
 
 
-def prompt_ends(key_segment: Tensor | None, batch: int, q_len: int, q_offset: int) -> list[int]:
+def row_offsets(a: CausalRows | Masked, rows: Tensor) -> int | Tensor:
+    """What is added to rows for their positions; in records without a ``q_stride`` they are contiguous."""
+    stride, block_q = getattr(a, "q_stride", 1), getattr(a, "block_q", 1)
+    return a.q_offset + rows // block_q * ((stride - 1) * block_q)
+
+
+def prompt_ends(
+    key_segment: Tensor | None, batch: int, q_len: int, q_offset: int, q_stride: int = 1, block_q: int = 1
+) -> list[int]:
     """Of every batch entry, the row behind its last one whose own key is not padding; 0 if all are."""
     ends = []
     for b in range(batch):
         ids = [] if key_segment is None else key_segment[b % key_segment.shape[0]].tolist()
-        own = [row for row in range(q_len) if not 0 <= row + q_offset < len(ids) or ids[row + q_offset] == 0]
+        position = [row_positions(row, q_offset, q_stride, block_q) for row in range(q_len)]
+        own = [row for row, p in enumerate(position) if not 0 <= p < len(ids) or ids[p] == 0]
         ends.append(own[-1] + 1 if own else 0)
     return ends
 
@@ -97,7 +110,7 @@ def masked_entries(a: Masked, rows: Tensor) -> Tensor:
         rows,
         a.key.shape[2],
         causal=a.causal,
-        q_offset=a.q_offset,
+        q_offset=row_offsets(a, rows),
         window=a.window,
         query_segment=a.query_segment,
         key_segment=a.key_segment,
@@ -107,7 +120,8 @@ def masked_entries(a: Masked, rows: Tensor) -> Tensor:
 def causal_entries(a: CausalRows, b: int, rows: Tensor) -> Tensor:
     """What rows of batch entry b may see, bool [1, rows, Sk]."""
     segment = segment_of(a.key_segment, b)
-    return visible_entries(rows, a.key.shape[2], causal=True, q_offset=a.q_offset, key_segment=segment)
+    offsets = row_offsets(a, rows)
+    return visible_entries(rows, a.key.shape[2], causal=True, q_offset=offsets, key_segment=segment)
 
 
 def segment_of(segment: Tensor | None, b: int) -> Tensor | None:
@@ -125,9 +139,9 @@ def blocks_of_rows(
     """
     segment = segment_of(key_segment, b)
     ids = [0] * grid.kv_len if segment is None else segment[0].tolist()
-    size, own = grid.block_k, (rows[0] + grid.q_offset) // grid.block_k
+    size, own = grid.block_k, grid.positions(rows[0]) // grid.block_k
     visible = [j for j in range(grid.n_key_blocks) if 0 in ids[j * size : (j + 1) * size]]
-    allowed = [j for j in visible if j * size <= rows[-1] + grid.q_offset]
+    allowed = [j for j in visible if j * size <= grid.positions(rows[-1])]
     if any(end - forced.last_rows <= row < end for row in rows):
         return allowed, allowed
     sinks = visible[:1] if forced.keep_sink else []

@@ -10,10 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .shapes import ceil_div
+from .shapes import ceil_div, row_positions
 
 
-def row_ends(key_segment: Tensor | None, q_len: int, q_offset: int, device: torch.device) -> Tensor:
+def row_ends(
+    key_segment: Tensor | None,
+    q_len: int,
+    q_offset: int,
+    device: torch.device,
+    q_stride: int = 1,
+    block_q: int = 1,
+) -> Tensor:
     """int64 [B|1]: how many of the ``q_len`` query rows come before each prompt's end.
 
     ``key_segment`` int32 [B|1, Sk]: 0 for valid keys. A row whose position has no key is not padding; a
@@ -21,9 +28,10 @@ def row_ends(key_segment: Tensor | None, q_len: int, q_offset: int, device: torc
     """
     if key_segment is None:
         return torch.full((1,), q_len, device=device)
-    before, behind = max(-q_offset, 0), max(q_offset + q_len - key_segment.shape[1], 0)
-    own = F.pad(key_segment, (before, behind))[:, q_offset + before :][:, :q_len]
-    row = torch.arange(q_len, device=device)
+    row, kv_len = torch.arange(q_len, device=device), key_segment.shape[1]
+    position = row_positions(row, q_offset, q_stride, block_q)
+    behind = torch.where((position >= 0) & (position < kv_len), position, kv_len)
+    own = F.pad(key_segment, (0, 1))[:, behind]
     return F.pad(torch.where(own == 0, row + 1, 0), (1, 0)).amax(-1)
 
 

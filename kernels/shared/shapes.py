@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 WORD_BITS = 32
 LEAST_WORDS = 2
+Rows = TypeVar("Rows", int, Tensor)
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -23,13 +26,19 @@ def n_words(n_key_blocks: int) -> int:
     return torch.sym_max(LEAST_WORDS, ceil_div(n_key_blocks, WORD_BITS))
 
 
+def row_positions(rows: Rows, q_offset: int, q_stride: int, block_q: int) -> Rows:
+    """Where rows stand: query blocks are contiguous runs, and begin ``q_stride`` times ``block_q`` apart."""
+    return rows + q_offset + rows // block_q * ((q_stride - 1) * block_q)
+
+
 def query_block_positions(
-    q_len: int, q_offset: int, block_q: int, device: torch.device
+    q_len: int, q_offset: int, block_q: int, device: torch.device, q_stride: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Positions of the first and last row of every query block: two int64 tensors [ceil(q_len / block_q)]."""
     first = torch.arange(ceil_div(q_len, block_q), device=device) * block_q
     last = (first + block_q).clamp(max=q_len) - 1
-    return first + q_offset, last + q_offset
+    where = (q_offset, q_stride, block_q)
+    return row_positions(first, *where), row_positions(last, *where)
 
 
 def blocks_of_keys(x: Tensor, block_k: int) -> Tensor:

@@ -77,11 +77,13 @@ def visible_and_sinks(
     return visible, sinks if keep_sink else torch.full_like(sinks, n)
 
 
-def ends_of_rows(key_segment: Tensor | None, q_len: int, q_offset: int) -> Tensor | None:
+def ends_of_rows(
+    key_segment: Tensor | None, q_len: int, q_offset: int, q_stride: int = 1, block_q: int = 1
+) -> Tensor | None:
     """int32 [B|1]: ``rows.row_ends`` where there is padding."""
     if key_segment is None:
         return None
-    return row_ends(key_segment, q_len, q_offset, key_segment.device).int()
+    return row_ends(key_segment, q_len, q_offset, key_segment.device, q_stride, block_q).int()
 
 
 def tile_dim(head_dim: int) -> int:

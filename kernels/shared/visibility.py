@@ -20,7 +20,7 @@ def allowed_blocks(grid: Grid, visible: Tensor | None, stops: Tensor) -> Tensor:
     ``stops``: those of ``rows.block_stops``, the row behind the last one that a query block is chosen for.
     """
     start = torch.arange(grid.n_key_blocks, device=stops.device) * grid.block_k
-    allowed = start <= (stops - 1 + grid.q_offset)[..., None]
+    allowed = start <= grid.positions(stops - 1)[..., None]
     return allowed if visible is None else allowed & visible[:, None]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
+from support import query_stride
 from support.implementations import eager, reference, triton
 from torch import Tensor
 
@@ -295,3 +297,15 @@ def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     means.add_block_means_(Arguments(query, key, value, mask, None, 0.25, 0, 16, 16), out, lse)
     assert out[:, :, 32:48].isnan().all()
     assert out[:, :, :32].isfinite().all() and out[:, :, 48:].isfinite().all()
+
+
+@pytest.mark.parametrize("segments", ["none", "right_padding"])
+def test_a_ranks_query_blocks_are_those_of_all(segments: str, triton_device: str) -> None:
+    """mask_blocks, which Triton does not have, is PyTorch's."""
+    run = types.SimpleNamespace(
+        select_adaptive=triton.select_adaptive,
+        select_budget=triton.select_budget,
+        block_sparse_attention=triton.block_sparse_attention,
+        mask_blocks=eager.mask_blocks,
+    )
+    query_stride.check(run, (32, 16), segments, 37, torch.float16, triton_device, tolerance=1e-3)

@@ -14,13 +14,13 @@ from sa_compile.kernels import ops
 SCHEMAS = {
     "sample_scores": "f51084aeeabf832f",
     "select_blocks": "553a774c923b0207",
-    "mask_blocks": "363bef416a3d7c37",
-    "block_sparse_attention": "e6d2e96757ec0aa7",
+    "mask_blocks": "ccb84f53da3eef65",
+    "block_sparse_attention": "dc8bd3e7467e2749",
     "block_mean_attention": "f88687377463a19c",
     "attention_mass": "27086dcbf86d948d",
     "block_representatives": "4f675d25be0d3354",
-    "select_adaptive": "d5a2bcaf57f6cf58",
-    "select_budget": "79bb8396810cb943",
+    "select_adaptive": "aa22e812e811baef",
+    "select_budget": "37cb8698e2d55562",
 }
 
 CSRC = Path(__file__).parents[2] / "kernels" / "csrc"

@@ -10,6 +10,7 @@
 #include "shared/cpu/bits.h"
 #include "shared/cpu/head_groups.h"
 #include "shared/cpu/isa.h"
+#include "shared/cpu/rows.h"
 #include "shared/cpu/strip.h"
 #include "shared/cpu/types.h"
 #include "shared/cpu/work.h"
@@ -45,6 +46,7 @@ class AttentionWorker {
  public:
   AttentionWorker(const AttentionArguments& args, const Isa& isa, const KeySegments& segments)
       : args_(args), isa_(isa), segments_(segments), sizes_(args.sizes),
+        position_(args.options.q_offset, args.options.q_stride, sizes_.block_q),
         padded_rows_(round_up(sizes_.block_q, kStripRows)), v_columns_(round_up(sizes_.value_head_dim, isa.lanes)),
         query_(padded_rows_ * sizes_.head_dim), out_(padded_rows_ * v_columns_), maximum_(padded_rows_),
         sum_(padded_rows_), scores_(kStripRows * sizes_.block_k), strips_(padded_rows_ / kStripRows) {}
@@ -85,7 +87,7 @@ class AttentionWorker {
       const int64_t at = first_row + s * kStripRows;
       strips_[s].set(
           std::min<int64_t>(kStripRows, first_row + rows - at), isa_.row_multiple, sizes_.kv_len, args_.options.causal,
-          args_.options.window, [&](int64_t r) { return at + r + args_.options.q_offset; },
+          args_.options.window, [&](int64_t r) { return position_(at + r); },
           [&](int64_t r) { return ids ? ids[at + r] : 0; });
     }
   }
@@ -108,6 +110,7 @@ class AttentionWorker {
   const Isa& isa_;
   const KeySegments& segments_;
   const Sizes& sizes_;
+  RowPositions position_;
   int64_t padded_rows_, v_columns_;
   Buffer query_, out_, maximum_, sum_, scores_;
   std::vector<Strip> strips_;

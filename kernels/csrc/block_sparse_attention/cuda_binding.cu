@@ -57,6 +57,7 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   args.head_dim = int(query.size(3));
   args.value_head_dim = int(value.size(3));
   args.q_offset = int(call.options.q_offset);
+  args.q_gap = int((call.options.q_stride - 1) * call.options.block_q);
   args.window = int(call.options.window);
   args.causal = call.options.causal;
   args.scale = float(call.options.scale);

@@ -40,7 +40,7 @@ inline std::vector<std::vector<int64_t>> sampled_rows(const SamplingArguments& a
   const Sizes& sizes = args.sizes;
   std::vector<std::vector<int64_t>> rows;
   for (int64_t b = 0; b < (args.key_segment.batch_stride ? sizes.batch : 1); ++b) {
-    const int64_t end = row_end(args.key_segment, b, sizes.q_len, sizes.kv_len, args.options.q_offset);
+    const int64_t end = row_end(args.key_segment, b, sizes.q_len, sizes.kv_len, RowPositions(args.options.q_offset));
     rows.push_back(sampled_rows(end, args.options.chunk_n, args.options.sample_rows));
   }
   return rows;

@@ -11,7 +11,7 @@ struct SelectAdaptiveOptions {
   int64_t q_offset, block_q, block_k;
   double tau;
   bool keep_sink;
-  int64_t window_slashes, last_rows;
+  int64_t window_slashes, last_rows, q_stride;
 };
 
 template <class Tensor>
@@ -19,7 +19,7 @@ struct SelectAdaptive {
   static constexpr char kSchema[] =
       "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, Tensor? key_segment, "
       "float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, int window_slashes, "
-      "int last_rows) -> Tensor";
+      "int last_rows, int q_stride=1) -> Tensor";
 
   Tensor query, key, representatives, log_weights, spreads;
   std::optional<Tensor> key_segment;

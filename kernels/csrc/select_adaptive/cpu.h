@@ -64,10 +64,14 @@ inline void pack_terms(const AdaptiveArguments& args, const PackedRepresentative
   }
 }
 
+inline RowPositions positions_of(const AdaptiveArguments& args) {
+  return RowPositions(args.options.q_offset, args.options.q_stride, args.sizes.block_q);
+}
+
 class AdaptiveWorker {
  public:
   AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
-      : args_(args), isa_(isa), sizes_(args.sizes), columns_(columns), sums_(sizes_, isa, segments),
+      : args_(args), isa_(isa), sizes_(args.sizes), position_(positions_of(args)), columns_(columns), sums_(sizes_, isa, segments),
         query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim),
         member_scores_(args.members * kStripRows * columns), squares_(columns) {}
 
@@ -77,8 +81,8 @@ class AdaptiveWorker {
     const int64_t n_blocks = packed.blocks, n_words = mask_words(n_blocks);
     const RowBlock own_rows(query_block, sizes_.block_q, sizes_.q_len, rows_end, args_.options.last_rows);
     const int64_t first_row = own_rows.first, rows = own_rows.stop - first_row;
-    const int64_t low = floor_div(first_row + args_.options.q_offset, sizes_.block_k);
-    const int64_t high = floor_div(first_row + rows - 1 + args_.options.q_offset, sizes_.block_k);
+    const int64_t low = floor_div(position_(first_row), sizes_.block_k);
+    const int64_t high = floor_div(position_(first_row + rows - 1), sizes_.block_k);
     const int64_t end =
         std::clamp<int64_t>(low - args_.options.window_slashes + 1, 0, n_blocks);  // of the blocks before the window
     const int64_t own = std::clamp<int64_t>(low, 0, n_blocks);  // the first block that is scored exactly
@@ -115,7 +119,7 @@ class AdaptiveWorker {
     for (int64_t at = 0; at < rows; at += kStripRows) {
       strip_.set(
           std::min<int64_t>(kStripRows, rows - at), isa_.row_multiple, sizes_.kv_len, true, 0,
-          [&](int64_t r) { return first_row + at + r + args_.options.q_offset; }, [](int64_t) { return 0; });
+          [&](int64_t r) { return position_(first_row + at + r); }, [](int64_t) { return 0; });
       const float* query = query_.get() + at * sizes_.head_dim;
       for (int64_t e = 0; e < n_exact; ++e) {
         sums_.run(strip_, query, packed.key(pair, own + e), b, own + e, maximum_.data() + e, sum_.data() + e, nullptr,
@@ -131,6 +135,7 @@ class AdaptiveWorker {
   const AdaptiveArguments& args_;
   const Isa& isa_;
   const Sizes& sizes_;
+  RowPositions position_;
   int64_t columns_;
   StripSums sums_;
   Buffer query_, member_scores_, squares_;
@@ -152,7 +157,7 @@ void select_adaptive(const AdaptiveArguments& args, const Isa& isa, const Parall
   const KeySegments segments(args.key_segment, sizes, args.key_segment.data != nullptr);
   const std::vector<VisibleBlocks> visible = visible_blocks(args.key_segment, sizes);
   const std::vector<int64_t> ends =
-      row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.kv_len, args.options.q_offset);
+      row_ends(args.key_segment, sizes.batch, sizes.q_len, sizes.kv_len, positions_of(args));
   const int64_t pair_floats = sizes.head_dim * (blocks * sizes.block_k + args.members * round_up(blocks, isa.lanes));
   const int64_t pairs = pairs_of_a_group(sizes, pair_floats, sizes.group() * query_blocks, threads);
   const PackedRepresentatives packed(sizes, isa, args.members, pairs);

@@ -59,6 +59,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   args.head_dim = int(query.size(3));
   args.members = int(representatives.size(2));
   args.q_offset = int(options.q_offset);
+  args.q_gap = int((options.q_stride - 1) * options.block_q);
   args.window_slashes = int(options.window_slashes);
   args.last_rows = int(std::min<int64_t>(options.last_rows, args.q_len));
   args.keep_sink = options.keep_sink;
@@ -94,8 +95,9 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
     args.row_ends = position += entries;
     args.visible = reinterpret_cast<uint8_t*>(position + entries);
     args.visible_stride = entries > 1 ? args.n() : 0;
-    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch, args.q_len,    args.kv_len,
-                                args.q_offset,    args.keep_sink,          args.sinks, args.row_ends, args.visible};
+    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch,     args.q_len, args.kv_len,
+                                args.q_offset,    args.q_gap,              args.keep_sink, args.sinks, args.row_ends,
+                                args.visible};
     check(find_visible_blocks(visible, stream), "select_adaptive");
   }
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");

@@ -51,7 +51,7 @@ void select_blocks(const SelectBlocksArguments& args, const ParallelFor& paralle
   const int64_t n_key_blocks = ceil_div(options.kv_len, options.block_k), n_words = mask_words(n_key_blocks);
   const int64_t n_query_blocks = ceil_div(options.q_len, options.block_q);
   const std::vector<int64_t> ends =
-      row_ends(args.key_segment, args.batch, options.q_len, options.kv_len, options.q_offset);
+      row_ends(args.key_segment, args.batch, options.q_len, options.kv_len, RowPositions(options.q_offset));
   const bool everything = options.alpha_c >= 1.0 || options.alpha_s >= 1.0;
   for_each_item(parallel_for, threads, args.batch * args.heads, [&] {
     return [&](int64_t item) {

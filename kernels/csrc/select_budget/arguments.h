@@ -12,14 +12,14 @@ struct SelectBudgetOptions {
   double budget, tau;
   int64_t rows;
   bool keep_sink;
-  int64_t window_slashes;
+  int64_t window_slashes, q_stride;
 };
 
 template <class Tensor>
 struct SelectBudget {
   static constexpr char kSchema[] =
       "(Tensor query, Tensor key, Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, "
-      "float budget, float tau, int rows, bool keep_sink, int window_slashes) -> Tensor";
+      "float budget, float tau, int rows, bool keep_sink, int window_slashes, int q_stride=1) -> Tensor";
 
   Tensor query, key;
   std::optional<Tensor> key_segment;

@@ -14,6 +14,7 @@
 #include "shared/cpu/bits.h"
 #include "shared/cpu/head_groups.h"
 #include "shared/cpu/isa.h"
+#include "shared/cpu/rows.h"
 #include "shared/cpu/strip.h"
 #include "shared/cpu/strip_sums.h"
 #include "shared/cpu/types.h"
@@ -39,6 +40,7 @@ class BudgetWorker {
  public:
   BudgetWorker(const BudgetArguments& args, const Isa& isa, const KeySegments& segments)
       : args_(args), isa_(isa), sizes_(args.sizes), n_blocks_(sizes_.key_blocks()),
+        position_(args.options.q_offset, args.options.q_stride, sizes_.block_q),
         sampled_(rows_of_a_block(args.options.rows, sizes_.kv_len, sizes_.block_q)), sums_(sizes_, isa, segments),
         at_a_time_(std::min(kBudgetRows, round_up(rows(), kStripRows))), query_(at_a_time_ * sizes_.head_dim),
         maximum_(at_a_time_ * n_blocks_), sum_(at_a_time_ * n_blocks_), squares_(at_a_time_ * n_blocks_),
@@ -49,9 +51,8 @@ class BudgetWorker {
            int64_t query_block, uint32_t* words, int64_t head_words) {
     const int64_t first_row = query_block * sizes_.block_q;
     const int64_t last_row = std::min(first_row + sizes_.block_q, sizes_.q_len) - 1;
-    const int64_t own = floor_div(first_row + args_.options.q_offset, sizes_.block_k);
-    const int64_t stop =
-        std::clamp<int64_t>(floor_div(last_row + args_.options.q_offset, sizes_.block_k) + 1, 0, n_blocks_);
+    const int64_t own = floor_div(position_(first_row), sizes_.block_k);
+    const int64_t stop = std::clamp<int64_t>(floor_div(position_(last_row), sizes_.block_k) + 1, 0, n_blocks_);
     const int64_t window = std::clamp<int64_t>(own - args_.options.window_slashes + 1, 0, stop);  // its first block
     const bool everything = args_.options.budget <= 0.0 || args_.options.tau <= 0.0;
     candidates_.clear();
@@ -112,7 +113,8 @@ class BudgetWorker {
   // Every so many rows from the first sampled one; past a prompt's end it is the last row, once more.
   void sample(int64_t query_block) {
     const int64_t step = sizes_.block_q / static_cast<int64_t>(sampled_.size());
-    int64_t row = query_block * sizes_.block_q + first_sampled_row(query_block, step);
+    const int64_t number = floor_div(position_(query_block * sizes_.block_q), sizes_.block_q);
+    int64_t row = query_block * sizes_.block_q + first_sampled_row(number, step);
     for (int64_t& sampled : sampled_) {
       sampled = std::min(row, std::min((query_block + 1) * sizes_.block_q, sizes_.q_len) - 1);
       row += step;
@@ -133,7 +135,7 @@ class BudgetWorker {
     for (int64_t row = 0; row < count; row += kStripRows) {
       strips_[row / kStripRows].set(
           std::min<int64_t>(kStripRows, count - row), isa_.row_multiple, sizes_.kv_len, true, 0,
-          [&](int64_t r) { return sampled_[(first + row + r) % of_a_head] + args_.options.q_offset; },
+          [&](int64_t r) { return position_(sampled_[(first + row + r) % of_a_head]); },
           [](int64_t) { return 0; });
     }
   }
@@ -162,6 +164,7 @@ class BudgetWorker {
   const Isa& isa_;
   const Sizes& sizes_;
   int64_t n_blocks_;
+  RowPositions position_;
   std::vector<int64_t> sampled_;  // rows of the query block
   StripSums sums_;
   int64_t at_a_time_;

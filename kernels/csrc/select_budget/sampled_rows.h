@@ -13,10 +13,11 @@ SAMPLEATTN_DEVICE Int rows_of_a_block(Int rows, Int kv_len, Int block_q) {
   return rows < block_q ? rows : block_q;
 }
 
-// The first of them: it moves from block to block, and a row in `step` follows.
+// The first of them: it moves from block to block, and a row in `step`, a power of two, follows. number: the block's in
+// its prompt, which may be negative.
 template <class Int>
-SAMPLEATTN_DEVICE Int first_sampled_row(Int query_block, Int step) {
-  return (5 * query_block + 3) % step;
+SAMPLEATTN_DEVICE Int first_sampled_row(Int number, Int step) {
+  return (5 * number + 3) & (step - 1);
 }
 
 }  // namespace sampleattn

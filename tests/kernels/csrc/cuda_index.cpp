@@ -123,6 +123,12 @@ void check_products() {
   }
 }
 
+// The position of a query row: blocks of 128 rows begin 128 + q_gap apart.
+template <class Arguments>
+int standing(Arguments const& args, int row) {
+  return args.q_offset + row / 128 * (128 + args.q_gap) + row % 128;
+}
+
 // The runs of keys that a tile keeps, in order, as the producer finds them in the bits that the range leaves.
 std::vector<int> kept_runs(Arguments const& args, Tile const& tile) {
   BlockRange const range = allowed_blocks(args, tile);
@@ -147,6 +153,7 @@ void check_walk(std::mt19937& random) {
   args.q_len = draw(1, 400);
   args.kv_len = draw(1, 1500);
   args.q_offset = draw(-300, 1500);
+  args.q_gap = 128 * draw(0, 2);
   args.window = draw(0, 2) == 0 ? draw(1, 900) : 0;
   args.causal = draw(0, 3) > 0;
   args.block_q = 128;
@@ -183,7 +190,7 @@ void check_walk(std::mt19937& random) {
     REQUIRE(tile.head / (args.heads_q / args.kv_heads) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
     REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
     int behind = 0;
-    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= tile.row + args.q_offset) ++behind;
+    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= standing(args, tile.row)) ++behind;
     REQUIRE(blocks_behind(args, tile) == behind, "%d of %d blocks behind", blocks_behind(args, tile), behind);
     uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride +
                             tile.head * args.mask_head_stride + tile.row / 128 * args.mask_words;
@@ -199,7 +206,7 @@ void check_walk(std::mt19937& random) {
       if (run < args.kv_len) flags[run / kKeyRun] = open.flags(args, run);
     }
     for (int row = tile.row; row < std::min(tile.row + kTileRows, args.q_len); ++row) {
-      int const position = row + args.q_offset;
+      int const position = standing(args, row);
       for (int key = 0; key < args.kv_len; ++key) {
         bool const positions = (!args.causal || key <= position) && (args.window == 0 || key > position - args.window);
         int const block = key / args.block_k, flag = flags[key / kKeyRun];
@@ -231,6 +238,7 @@ void check_items(std::mt19937& random) {
   args.q_len = draw(1, 1500);
   args.kv_len = draw(1, 1500);
   args.q_offset = draw(-300, 700);
+  args.q_gap = 128 * draw(0, 2);
   args.window_slashes = draw(1, 4);
   args.last_rows = draw(0, 1) ? draw(0, args.q_len) : 0;
   args.sinks = sinks;
@@ -246,7 +254,7 @@ void check_items(std::mt19937& random) {
     for (int key = 0; key < args.kv_len; ++key) segment[batch * args.kv_len + key] = padding(key) ? -1 : 0;
     ends[batch] = 0;
     for (int row = 0; row < args.q_len; ++row) {
-      int const key = row + args.q_offset;
+      int const key = standing(args, row);
       bool const hidden = key >= 0 && key < args.kv_len && padding(key);
       if (!hidden) ends[batch] = row + 1;
       REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.kv_len, key, args.kv_len) == hidden, "row %d", row);
@@ -270,7 +278,7 @@ void check_items(std::mt19937& random) {
       if (tile.row < end && end < stop) stop = end;
       for (int row = tile.row; row < stop; ++row) whole = whole || (row < end && row >= end - args.last_rows);
       REQUIRE(tile.stop == stop, "tile %d stops at %d", tile.row, tile.stop);
-      int const first = tile.row + args.q_offset, last = stop - 1 + args.q_offset;
+      int const first = standing(args, tile.row), last = standing(args, stop - 1);
       for (int block = 0; block < args.n(); ++block) {
         bool const allowed = block * 128 <= last;
         bool const near = first < (block + args.window_slashes) * 128;

@@ -1,6 +1,7 @@
 // What one block-sparse attention call consists of: raw pointers, sizes and strides (in elements).
 #pragma once
 
+#include "shared/arithmetic.h"
 #include "shared/cuda/types.h"
 
 namespace sampleattn {
@@ -39,7 +40,7 @@ struct Arguments {
   int64_t query_segment_stride, key_segment_stride;
 
   int batch, heads_q, kv_heads, q_len, kv_len, head_dim, value_head_dim;
-  int q_offset, window;
+  int q_offset, q_gap, window;  // q_gap: from a query block's end to the next one's beginning
   bool causal;
   float scale;
   DataType dtype;
@@ -56,6 +57,8 @@ struct Arguments {
   SegmentRange* query_range;  // [B|1, q_tiles] or null when neither segment tensor is given
   SegmentRange* key_range;    // [B|1, key runs] or null when key_segment is null
 
+  // Where a query row stands.
+  SAMPLEATTN_DEVICE int position(int row) const { return row + q_offset + row / kTileRows * q_gap; }
   constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
   constexpr int key_blocks() const { return (kv_len + block_k - 1) / block_k; }
   constexpr int key_runs() const { return (kv_len + kKeyRun - 1) / kKeyRun; }

@@ -31,8 +31,8 @@ struct OpenKeys {
   static constexpr int kManySegments = -1;
 
   SAMPLEATTN_DEVICE void enter(Arguments const& args, Tile const& tile) {
-    int const first_position = tile.row + args.q_offset;
-    int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
+    int const first_position = args.position(tile.row);
+    int const last_position = args.position(min(tile.row + kTileRows, args.q_len) - 1);
     last = args.causal ? min(first_position, args.kv_len - 1) : args.kv_len - 1;
     first = args.window > 0 ? last_position - args.window + 1 : 0;
     if (args.key_segment) {

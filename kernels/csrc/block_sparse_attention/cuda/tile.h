@@ -28,8 +28,8 @@ struct BlockRange {
 };
 
 SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& tile) {
-  int const first_position = tile.row + args.q_offset;
-  int const last_position = min(tile.row + kTileRows, args.q_len) - 1 + args.q_offset;
+  int const first_position = args.position(tile.row);
+  int const last_position = args.position(min(tile.row + kTileRows, args.q_len) - 1);
   int const last_key = args.causal ? min(last_position, args.kv_len - 1) : args.kv_len - 1;
   int const first_key = args.window > 0 ? max(first_position - args.window + 1, 0) : 0;
   return {first_key / args.block_k, last_key < 0 ? -1 : last_key / args.block_k};
@@ -37,7 +37,7 @@ SAMPLEATTN_DEVICE BlockRange allowed_blocks(Arguments const& args, Tile const& t
 
 // How many key blocks hold only keys that every row of the tile's query block sees: those can have been dropped.
 SAMPLEATTN_DEVICE int blocks_behind(Arguments const& args, Tile const& tile) {
-  int const position = tile.row / args.block_q * args.block_q + args.q_offset;  // of the query block's first row
+  int const position = args.position(tile.row / args.block_q * args.block_q);  // of the query block's first row
   return position >= args.kv_len - 1 ? args.key_blocks() : max(position + 1, 0) / args.block_k;
 }
 

@@ -13,7 +13,7 @@ CUTE_DEVICE void mask_positions(Tensor& scores, KeyTile const& keys, Arguments c
   int const lane = threadIdx.x % 4 * 2;
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
-    int const position = row + 8 * r + args.q_offset;
+    int const position = args.position(row + 8 * r);
     int const last = args.causal ? min(position, args.kv_len - 1) : args.kv_len - 1;
     int const first = args.window > 0 ? position - args.window + 1 : 0;
     CUTE_UNROLL

@@ -1,6 +1,7 @@
 // What one call of select_adaptive consists of, and which blocks a query tile scores, and how.
 #pragma once
 
+#include "shared/arithmetic.h"
 #include "shared/cuda/types.h"
 #include "shared/visibility.h"
 
@@ -23,7 +24,7 @@ struct Arguments {
   int mask_words;
 
   int batch, heads_q, kv_heads, q_len, kv_len, head_dim, members;
-  int q_offset, window_slashes;
+  int q_offset, q_gap, window_slashes;  // q_gap: from a query block's end to the next one's beginning
   int last_rows;  // of the prompt: at least one of them in a query block, and it keeps every block
   bool keep_sink;
   float scale, scale_log2, tau_squared;  // scale_log2: scale * log2(e)
@@ -42,6 +43,8 @@ struct Arguments {
   int8_t* codes;  // [B * Hkv, quads, 4 * members, D]: the representatives, see select_adaptive/sm90/codes.h
   float* code_terms;  // [B * Hkv, quads, 4, 2]: what a code's unit is worth, and the spread of the mean's keys
 
+  // Where a query row stands.
+  SAMPLEATTN_DEVICE int position(int row) const { return row + q_offset + row / kBlock * q_gap; }
   constexpr int n() const { return (kv_len + kBlock - 1) / kBlock; }
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }
   constexpr int visibilities() const { return key_segment && key_segment_stride ? batch : 1; }
@@ -73,8 +76,8 @@ SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int
   int const row = tile / group * kBlock;
   if (row >= args.q_len) return {0, row, row, 0, 0, 0, false};
   int const stop = min(row + kBlock, row < prompt_end ? prompt_end : args.q_len);
-  int const low = floor_div(row + args.q_offset, kBlock);
-  int const last = floor_div(stop - 1 + args.q_offset, kBlock);
+  int const low = floor_div(args.position(row), kBlock);
+  int const last = floor_div(args.position(stop - 1), kBlock);
   bool const scored = row >= prompt_end || stop <= prompt_end - args.last_rows;
   int const end = scored ? min(max(low - args.window_slashes + 1, 0), args.n()) : 0;
   int const own = scored ? min(max(low, 0), args.n()) : 0;

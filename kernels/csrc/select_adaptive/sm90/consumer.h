@@ -73,7 +73,7 @@ struct Consumer {
     for (int block = agree(read_alone(item.first)); block < behind; ++block) {
       Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<C::kColumns>>{});
       score(scores);
-      if (block >= own) add_exact(scores, block, agree(read_alone(item.tile[consumer / 2].row)) + args.q_offset);
+      if (block >= own) add_exact(scores, block, args.position(agree(read_alone(item.tile[consumer / 2].row))));
     }
     encode_queries();
     int const whole = agree(args.key_segment ? 0 : min(own, args.kv_len / kBlock));  // blocks before it lack no key

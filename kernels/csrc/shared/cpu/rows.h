@@ -10,19 +10,30 @@
 
 namespace sampleattn::cpu {
 
+// Where rows stand: query blocks are contiguous runs of block_q rows, and begin `stride` times block_q apart.
+struct RowPositions {
+  explicit RowPositions(int64_t offset, int64_t stride = 1, int64_t block_q = 1)
+      : offset(offset), gap((stride - 1) * block_q), block_q(block_q) {}
+
+  int64_t operator()(int64_t row) const { return row + offset + row / block_q * gap; }
+
+  int64_t offset, gap, block_q;
+};
+
 // The row behind a batch entry's last one whose own key is not padding; 0 if all rows are.
-inline int64_t row_end(const Segments& key_segment, int64_t b, int64_t q_len, int64_t kv_len, int64_t q_offset) {
+inline int64_t row_end(const Segments& key_segment, int64_t b, int64_t q_len, int64_t kv_len,
+                       const RowPositions& position) {
   const int32_t* ids = key_segment.row(b);
   if (!ids) return q_len;
   int64_t end = q_len;
-  while (end > 0 && is_padding(ids, end - 1 + q_offset, kv_len)) --end;
+  while (end > 0 && is_padding(ids, position(end - 1), kv_len)) --end;
   return end;
 }
 
 inline std::vector<int64_t> row_ends(const Segments& key_segment, int64_t batch, int64_t q_len, int64_t kv_len,
-                                     int64_t q_offset) {
+                                     const RowPositions& position) {
   std::vector<int64_t> ends;
-  for (int64_t b = 0; b < batch; ++b) ends.push_back(row_end(key_segment, b, q_len, kv_len, q_offset));
+  for (int64_t b = 0; b < batch; ++b) ends.push_back(row_end(key_segment, b, q_len, kv_len, position));
   return ends;
 }
 

@@ -10,7 +10,7 @@ namespace sampleattn {
 struct VisibleBlocks {
   const int32_t* key_segment;  // [B|1, Sk], not null; see shared/visibility.h
   int64_t key_segment_stride;
-  int batch, q_len, kv_len, q_offset;
+  int batch, q_len, kv_len, q_offset, q_gap;
   bool keep_sink;
 
   int32_t* sinks;     // [B|1]: the first block with a key that may be seen; n if none is, or if sinks are not kept
