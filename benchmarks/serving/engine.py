@@ -151,7 +151,10 @@ class Engine:
 
         from sa_compile.serving.vllm import counted
 
-        return {**vars(counted()), "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+        counts = vars(counted())
+        if counts["density"] != counts["density"]:  # JSON has no NaN
+            counts = {**counts, "density": None}
+        return {**counts, "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
 
     def layer(self, sizes: list[tuple[int, int]], kernels_of: list[int]) -> dict[str, Any]:
         """The attention of one layer by the clock of the GPU, and the kernels it runs (layer_times.py)."""

@@ -35,6 +35,10 @@ LLAMA = {
     **{"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "tie_word_embeddings": False},
     **{"bos_token_id": 128000, "eos_token_id": 128001, "dtype": "bfloat16"},
 }
+MODELS = {
+    "example": "the shipped model (8 layers, 8 query heads on 2, head dim 64)",
+    "llama": "Llama-3.1-8B's shape (32 layers, 32 query heads on 8, head dim 128), random weights",
+}
 WHOLE, CHUNK = 131072, 16384
 LENGTHS = {"32K": 32768, "128K": 131072 - 64}
 EVERYTHING = {"tau": 0, "budget": 0}
@@ -129,7 +133,8 @@ class Run:
                 arguments["enforce_eager"] = True
             density = 0.1 if (shape, backend) == ("llama", "CUSTOM") else None
             self.engines[name] = Engine(name, arguments, density, self.logs)
-            self.found["engines"][name] = {"arguments": arguments, "density": density}
+            noted = {**arguments, "model": MODELS[shape]}
+            self.found["engines"][name] = {"arguments": noted, "density": density}
 
     def await_start(self, shape: str) -> None:
         """Until both engines of a shape are there, or one is lost."""
@@ -165,10 +170,11 @@ class Run:
     def write(self) -> None:
         """The file, as far as we are."""
         for name, engine in self.engines.items():
-            if engine.process.poll() is None and "started" in self.found["engines"][name]:
+            started = "started" in self.found["engines"][name] and engine.process.poll() is None
+            if started and time.monotonic() < self.end - 2:
                 try:
                     self.found["engines"][name]["counted"] = self.ask(name, "counted", 10)
-                except (Lost, RuntimeError) as error:
+                except RuntimeError as error:
                     self.found["errors"][f"counted {name}"] = str(error)
         self.path.write_text(json.dumps(self.found, indent=1))
 
@@ -265,9 +271,14 @@ def first_token(shape: str, length: int, chunk: int, rounds: int, methods: bool)
     return measure
 
 
+def _lengths(count: int, least: int, below: int) -> list[int]:
+    chosen = random.Random(count)
+    return [chosen.randrange(least, below) for _ in range(count)]
+
+
 def short_requests(run: Run, found: dict[str, Any]) -> None:
     """A mix of requests none of which is long enough to be sampled."""
-    lengths = [random.Random(1).randrange(64, 2048) for _ in range(4 if SMALL else 96)]
+    lengths = _lengths(4 if SMALL else 96, 64, 2048)
     shape = "example" if SMALL else "llama"
     seconds: dict[str, list[float]] = {f"{shape} vLLM's": [], f"{shape} sampleattn": []}
     found.update(requests=len(lengths), new_tokens=64, prompt_tokens=sum(lengths), seconds=seconds)
@@ -283,7 +294,7 @@ def short_requests(run: Run, found: dict[str, Any]) -> None:
 
 def two_long_of_200(run: Run, found: dict[str, Any]) -> None:
     """200 requests at once, two of them long."""
-    lengths = [random.Random(2).randrange(16, 4000) for _ in range(10 if SMALL else 200)]
+    lengths = _lengths(10 if SMALL else 200, 16, 4000)
     lengths[2 if SMALL else 20], lengths[5 if SMALL else 120] = (6000, 5000) if SMALL else (90_000, 50_000)
     engine = "example sampleattn" if SMALL else "llama sampleattn"
     run.ask(engine, "configure", chunk=CHUNK)
@@ -310,7 +321,7 @@ LLAMA_SECTIONS: dict[str, Callable[..., None]] = {
     "llama, 128K, chunks": first_token("llama", LENGTHS["128K"], CHUNK, 2, False),
 }
 EXAMPLE_TIMES: dict[str, Callable[..., None]] = {
-    f"example, {name}, {way}": first_token("example", length, chunk, 4, False)
+    f"example, {name}, {way}": first_token("example", length, chunk, 10, False)
     for name, length in LENGTHS.items()
     for way, chunk in (("whole", WHOLE), ("chunks", CHUNK))
 }
