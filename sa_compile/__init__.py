@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sa_compile.config import SampleAttentionConfig as SampleAttentionConfig
+    from sa_compile.distributed.model import context_parallel as context_parallel
     from sa_compile.gathered_stats import Stats as Stats
     from sa_compile.gathered_stats import reset_stats as reset_stats
     from sa_compile.gathered_stats import stats as stats
@@ -18,11 +19,21 @@ _PUBLIC = {
     "SampleAttentionConfig": "config",
     "Stats": "gathered_stats",
     "check_profile": "inspection",
+    "context_parallel": "distributed.model",
     "explain": "inspection",
     "reset_stats": "gathered_stats",
     "stats": "gathered_stats",
 }
-__all__ = ["Report", "SampleAttentionConfig", "Stats", "check_profile", "explain", "reset_stats", "stats"]
+__all__ = [
+    "Report",
+    "SampleAttentionConfig",
+    "Stats",
+    "check_profile",
+    "context_parallel",
+    "explain",
+    "reset_stats",
+    "stats",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -221,6 +221,11 @@ def options_without_compiler(
     return config
 
 
+def without_compiler_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that mean something where no graph is compiled."""
+    return {name: value for name, value in (options or {}).items() if name not in _COMPILER_ONLY}
+
+
 def selection_options(
     options: SampleAttentionConfig | type[SampleAttentionConfig] | None = None,
 ) -> tuple[str, ...]:

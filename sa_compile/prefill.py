@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import popcount
-from sa_compile.methods import ON_TENSORS, Attention, Forced, kept_mass, method_of
+from sa_compile.kernels.shared.grid import Grid
+from sa_compile.methods import ON_TENSORS, Attention, Calls, Forced, kept_mass, method_of
 from sa_compile.methods.sinks import finite_lse, with_sinks
 
 
@@ -22,7 +24,8 @@ class CausalAttention:
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; row i has position ``i + q_offset`` and
     sees keys up to it, the last ``window`` of them (0: all); ``key_valid`` bool [B|1, Sk] or None; ``sinks``
-    [Hq] or [1]: logits of a key without a value, or None.
+    [Hq] or [1]: logits of a key without a value, or None. With a ``q_stride`` above 1 query blocks stand
+    apart, as ``kernels.shared.shapes.row_positions`` says.
     """
 
     query: Tensor
@@ -33,6 +36,7 @@ class CausalAttention:
     window: int = 0
     key_valid: Tensor | None = None
     sinks: Tensor | None = None
+    q_stride: int = 1
 
     @property
     def key_segment(self) -> Tensor | None:
@@ -69,27 +73,43 @@ def select(
     return _select(attention, config)
 
 
+def select_for(attention: CausalAttention, config: SampleAttentionConfig, run: Calls) -> Tensor:
+    """:func:`select` for an attention, whose values are not looked at; ``run`` calls the ops."""
+    return _select(_seen(attention, config), config, run)
+
+
 def sampled(
     attention: CausalAttention,
     config: SampleAttentionConfig,
     observe: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`select`, then the attention of ``config.method``: out [B, Hq, Sq, Dv], and its stats.
+    """:func:`select`, then :func:`over_blocks`; ``observe`` is shown the block mask.
 
-    The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None;
-    ``observe`` is shown the block mask. The attention must have no window. Raises ValueError for tensors that
-    do not fit.
+    The attention must have no window. Raises ValueError for tensors that do not fit.
     """
     a = attention
     checks.check_qkv("sampled", a.query, a.key, a.value)
-    seen = Attention.of_tensors(
-        a.query, a.key, config, scale=a.scale, q_offset=a.q_offset, key_segment=a.key_segment
-    )
-    block_mask = _select(seen, config)
+    block_mask = _select(_seen(a, config), config)
     if observe is not None:
         observe(block_mask)
+    return over_blocks(a, config, block_mask)
+
+
+def over_blocks(
+    attention: CausalAttention, config: SampleAttentionConfig, block_mask: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The attention of ``config.method`` over the kept blocks: out [B, Hq, Sq, Dv], and its stats.
+
+    The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None.
+    """
+    a, seen = attention, _seen(attention, config)
     stats = _stats(a, config, seen, block_mask) if config.stats else None
     return _with_sinks(a, *method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)), stats
+
+
+def _seen(a: CausalAttention, config: SampleAttentionConfig) -> Attention:
+    where: dict[str, Any] = {"scale": a.scale, "q_offset": a.q_offset, "key_segment": a.key_segment}
+    return Attention.of_tensors(a.query, a.key, config, **where, q_stride=a.q_stride)
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
@@ -106,6 +126,7 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
         window=a.window,
         block_q=config.block_q,
         block_k=config.block_k,
+        q_stride=a.q_stride,
     )
     return _with_sinks(a, *attention_and_lse)
 
@@ -116,8 +137,34 @@ def _with_sinks(a: CausalAttention, out: Tensor, lse: Tensor) -> Tensor:
     return with_sinks(ON_TENSORS, out, finite_lse(ON_TENSORS, lse), a.sinks).to(out.dtype)
 
 
-def _select(attention: Attention, config: SampleAttentionConfig) -> Tensor:
-    return method_of(config).select(ON_TENSORS, config, attention, Forced.of(config))
+def _select(attention: Attention, config: SampleAttentionConfig, run: Calls = ON_TENSORS) -> Tensor:
+    method, forced = method_of(config), Forced.of(config)
+    if attention.q_stride == 1 or not forced.last_rows:
+        return method.select(run, config, attention, forced)
+    # An op counts the last of its own rows: which of a prompt's are here, positions say.
+    kept = method.select(run, config, attention, replace(forced, last_rows=0))
+    return kept | _blocks_of_last_rows(attention, forced.last_rows)
+
+
+def _blocks_of_last_rows(a: Attention, last_rows: int) -> Tensor:
+    """All blocks of the query blocks that hold one of the prompt's last rows, int32 [B|1, 1, n, n_words]."""
+    kv_len, device = a.key.shape[2], a.key.device
+    end = torch.full((1, 1), kv_len, device=device)
+    if a.key_segment is not None:
+        behind = torch.arange(1, kv_len + 1, device=device)
+        end = torch.where(a.key_segment == 0, behind, 0).amax(-1, keepdim=True)
+    grid = Grid(a.query.shape[2], kv_len, a.q_offset, a.block_q, a.block_k, a.q_stride)
+    first, last = grid.query_block_positions(device)
+    whole = (first < end) & (last >= end - last_rows)  # [B|1, n_query_blocks]
+    allowed = ops.mask_blocks(
+        *(a.query, a.key),
+        key_segment=a.key_segment,
+        q_offset=a.q_offset,
+        block_q=a.block_q,
+        block_k=a.block_k,
+        q_stride=a.q_stride,
+    )
+    return torch.where(whole[:, None, :, None], allowed, 0)
 
 
 def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: Tensor | None) -> Tensor:
@@ -129,6 +176,7 @@ def _allowed_blocks(a: CausalAttention, config: SampleAttentionConfig, segment: 
         window=a.window,
         block_q=config.block_q,
         block_k=config.block_k,
+        q_stride=a.q_stride,
     )
 
 

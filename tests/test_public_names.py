@@ -8,6 +8,7 @@ import torch
 import sa_compile
 import sa_compile.hf
 from sa_compile import methods
+from sa_compile.distributed import ops as distributed_ops
 from sa_compile.kernels import ops
 from sa_compile.late import ops as late_ops
 
@@ -36,6 +37,7 @@ def test_the_package_has_these_names():
         "SampleAttentionConfig",
         "Stats",
         "check_profile",
+        "context_parallel",
         "explain",
         "reset_stats",
         "stats",
@@ -60,10 +62,11 @@ def test_the_ops_have_these_names():
         if name.startswith("sampleattn::")
     }
     late = {"read_mask", "late_attention", "read_block_lists", "listed_attention"}
-    assert {name for name in defined if not name.startswith("_")} == {*OPS, *late}
+    assert {name for name in defined if not name.startswith("_")} == {*OPS, *late, "context_attention"}
     others = {"NAMESPACE", "attention_kernel", "declare_to_inductor"}
     assert set(ops.__all__) == {*OPS, *(f"{name}_op" for name in OPS), *others}
     assert set(late_ops.__all__) == {f"{name}_op" for name in late}
+    assert distributed_ops.__all__ == ["context_attention_op"]
 
 
 def test_the_options_have_these_names_in_this_order():

@@ -14,6 +14,7 @@ from .base import Attention as Attention
 from .base import Calls as Calls
 from .base import Forced as Forced
 from .base import Method as Method
+from .base import OnTensors as OnTensors
 from .base import kept_mass as kept_mass
 from .chunked import Chunked
 from .stride import Stride

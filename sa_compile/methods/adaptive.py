@@ -98,7 +98,7 @@ class Adaptive(Method):
         a = attention
         found = run.call(ops.block_representatives_op, a.key, a.key_segment, a.block_k, options.landmarks)
         representatives = (run.item(found, number) for number in range(3))
-        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows)
+        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows, *a.apart)
         return run.call(
             ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
         )
@@ -106,7 +106,7 @@ class Adaptive(Method):
     def _used(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
         a = attention
         sampled = (options.budget, options.budget_tau, options.budget_rows)
-        kept = (forced.keep_sink, forced.window_slashes)
+        kept = (forced.keep_sink, forced.window_slashes, *a.apart)
         return run.call(ops.select_budget_op, a.query, a.key, *a.where, a.block_q, a.block_k, *sampled, *kept)
 
     def attend(self, run: Calls, options: Any, attention: Attention, value: Any, block_mask: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from sa_compile.kernels import ops
 from sa_compile.kernels.defaults import LAST_ROWS
 from sa_compile.kernels.shared import checks
+from sa_compile.kernels.shared.shapes import row_positions
 
 from .options import at_least, fail, flag, one_of, option
 
@@ -75,7 +76,7 @@ class Calls(Protocol):
         """A size as an op takes it."""
 
 
-class _OnTensors:
+class OnTensors:
     """Runs what is called at once."""
 
     def call(self, op: Any, *arguments: Any) -> Any:
@@ -88,7 +89,7 @@ class _OnTensors:
         return int(size)
 
 
-ON_TENSORS: Calls = _OnTensors()
+ON_TENSORS: Calls = OnTensors()
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class Attention:
     """A causal attention as methods see it: tensors, or the nodes that hold them.
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for
-    padding, or None. Row i has position ``i + q_offset``. ``q_len`` and ``kv_len`` are expressions over the
-    symbols of a graph.
+    padding, or None. Row i has position ``i + q_offset``, or with a ``q_stride`` above 1 the one that
+    ``kernels.shared.shapes.row_positions`` says. ``q_len`` and ``kv_len`` are expressions over the symbols of
+    a graph.
     """
 
     query: Any
@@ -109,6 +111,7 @@ class Attention:
     kv_len: sympy.Expr
     block_q: int
     block_k: int
+    q_stride: int = 1
 
     @classmethod
     def of_tensors(
@@ -120,18 +123,25 @@ class Attention:
         scale: float | None = None,
         q_offset: int = 0,
         key_segment: Tensor | None = None,
+        q_stride: int = 1,
     ) -> Attention:
         """That of tensors; ``scale`` None is 1/sqrt(D). Raises ValueError for tensors that do not fit."""
         checks.check_qkv("select", query, key)
         checks.check_segment("select", "key_segment", key_segment, query.shape[0], key.shape[2], query)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         lengths = sympy.Integer(query.shape[2]), sympy.Integer(key.shape[2])
-        return cls(query, key, key_segment, scale, q_offset, *lengths, options.block_q, options.block_k)
+        blocks = (options.block_q, options.block_k, q_stride)
+        return cls(query, key, key_segment, scale, q_offset, *lengths, *blocks)
 
     @property
     def where(self) -> tuple[Any, ...]:
         """What most ops take behind the tensors: which keys are valid, the scale, where the rows stand."""
         return self.key_segment, self.scale, self.q_offset
+
+    @property
+    def apart(self) -> tuple[int, ...]:
+        """What ops that know query blocks that stand apart take at the end: nothing where they do not."""
+        return () if self.q_stride == 1 else (self.q_stride,)
 
 
 @dataclass(frozen=True)
@@ -171,9 +181,8 @@ class Method(ABC):
         """Attention over what was kept, two results: out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
         a = attention
         kept = (a.query, a.key, value, block_mask, None)
-        return run.call(
-            ops.block_sparse_attention_op, *kept, *a.where[:2], True, a.q_offset, 0, a.block_q, a.block_k
-        )
+        where = (*a.where[:2], True, a.q_offset, 0, a.block_q, a.block_k, *a.apart)
+        return run.call(ops.block_sparse_attention_op, *kept, *where)
 
     def means_dropped(self, options: Any) -> bool:
         """Is a dropped block taken by its mean key and value, instead of not at all?"""
@@ -215,6 +224,21 @@ def axis(name: str, *values: Any) -> Axis:
 
 
 def kept_mass(run: Calls, method: Method, options: Any, attention: Attention, block_mask: Any) -> Any:
-    """Measured CRA, fp32 [B, Hq]: the smallest share of a measured row's attention that was kept."""
-    a, rows = attention, method.measured_rows(run, options, attention)
+    """Measured CRA, fp32 [B, Hq]: the smallest share of a measured row's attention that was kept.
+
+    Of query blocks that stand apart (tensors alone) the rows of the last one are measured.
+    """
+    if attention.q_stride != 1:
+        attention, block_mask = _last_block(attention), block_mask[:, :, -1:]
+        rows: tuple[Any, int] = (1, attention.block_q)
+    else:
+        rows = method.measured_rows(run, options, attention)
+    a = attention
     return run.call(ops.attention_mass_op, a.query, a.key, block_mask, *a.where, *rows, a.block_q, a.block_k)
+
+
+def _last_block(a: Attention) -> Attention:
+    first = (a.query.shape[2] - 1) // a.block_q * a.block_q
+    position = row_positions(first, a.q_offset, a.q_stride, a.block_q)
+    q_len = sympy.Integer(a.query.shape[2] - first)
+    return dataclasses.replace(a, query=a.query[:, :, first:], q_offset=position, q_len=q_len, q_stride=1)

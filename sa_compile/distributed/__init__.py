@@ -1,0 +1,1 @@
+"""One prompt on several ranks: context parallel, on torch.distributed and transformers."""
