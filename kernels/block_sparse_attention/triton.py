@@ -2,14 +2,19 @@
 
 A loop with a condition around its products cannot overlap loads with them, and a mask costs as much as the
 exponentials. So a first kernel writes each query block's kept blocks as a list, and counts those that neither
-position nor length cuts; the second runs these without a mask, the others after them. The lists of as many
+position nor length cuts; the second runs the others with a mask, then these without. The lists of as many
 query blocks are made at a time as fit in ``SCRATCH_BYTES``.
+
+Exponentials are relative to a number of the row, which need not be its highest score: nothing overflows if it
+is not far below that. So only masked tiles look for the highest score, and scale what they have when it grows.
+The others take it as it is, and the end tells whether it was too low.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -20,33 +25,41 @@ from ..shared.triton import LOG2_E, batch_stride, readable, tile_dim
 from .op import Arguments, new_outputs
 
 SCRATCH_BYTES = 64 << 20
-STAGES = 3  # the first only finds the block that the others load and multiply
+MASKED_STAGES = 2
+# Of a row's exponentials: single ones, and products with values, must be numbers in the weights' dtype.
+LARGEST_TOTAL = {torch.float16: 2.0**15, torch.bfloat16: 2.0**64, torch.float32: 2.0**64}
 
 
 class Tile(NamedTuple):
-    """Query rows of a thread block, and keys that it multiplies them with at a time."""
+    """Query rows of a thread block, keys that it multiplies them with at a time, and how many times of them."""
 
     rows: int
     keys: int
+    stages: int = 2
 
-    def fits(self, size: int, dim: int, value_dim: int, shared: int) -> bool:
-        """Do the rows and two steps' keys and values of ``size`` bytes fit into ``shared`` bytes?"""
-        return size * (self.rows * dim + (STAGES - 1) * self.keys * (dim + value_dim)) + 2048 <= shared
+    def bytes_of(self, size: int, dim: int, value_dim: int) -> int:
+        """Shared memory for elements of ``size`` bytes, with the KiB that a thread block costs beside."""
+        return size * (self.rows * dim + self.stages * self.keys * (dim + value_dim)) + 1024
 
     def warps(self, value_dim: int) -> int:
         """As many as hold the output's sums in 64 registers a thread."""
         return 4 if self.rows * value_dim <= 128 * 64 else 8
 
 
-# The first that the device's shared memory holds; fast on an H200 at the head dims that it serves there.
-TILES_OF_64 = (Tile(128, 64), Tile(64, 32), Tile(32, 32), Tile(16, 16))  # head dims of at most 64
-TILES = (Tile(128, 128), Tile(128, 64), Tile(64, 64), Tile(64, 32), Tile(32, 32), Tile(16, 16))
+# The first that fits is taken; fast on an H200 at the head dims that it serves there.
+SMALL_TILES = (Tile(64, 32), Tile(32, 32), Tile(16, 16))
+TILES_OF_64 = (Tile(128, 64, 4), Tile(128, 64, 3), Tile(128, 64), *SMALL_TILES)  # head dims of at most 64
+TILES = (Tile(128, 64, 3), Tile(128, 64), Tile(64, 64), *SMALL_TILES)
 
 
 def tile_that_fits(size: int, dim: int, value_dim: int, shared: int) -> Tile:
-    """The tile for elements of ``size`` bytes and these head dims, as ``tile_dim`` rounds them up."""
-    tiles = TILES_OF_64 if max(dim, value_dim) <= 64 else TILES
-    return next((tile for tile in tiles if tile.fits(size, dim, value_dim, shared)), tiles[-1])
+    """The tile for elements of ``size`` bytes and these head dims, as ``tile_dim`` rounds them up.
+
+    ``shared``: bytes that a thread block can have. At head dims of at most 64 two share a multiprocessor.
+    """
+    small = max(dim, value_dim) <= 64
+    tiles, share = (TILES_OF_64, (shared + 1024) // 2) if small else (TILES, shared + 1024)
+    return next((tile for tile in tiles if tile.bytes_of(size, dim, value_dim) <= share), tiles[-1])
 
 
 @triton.jit
@@ -119,7 +132,7 @@ def _add_keys(
     TILE_DIM: tl.constexpr,
     TILE_VALUE_DIM: tl.constexpr,
     TILE_KEYS: tl.constexpr,
-    MASKED: tl.constexpr,  # not every row sees every key of the tile
+    MASKED: tl.constexpr,  # not every row sees every key of the tile, and highest may be exceeded
     CAUSAL: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
@@ -140,7 +153,7 @@ def _add_keys(
     if MASKED:
         visible = exists[None, :]
         if CAUSAL:
-            visible = visible & (index[None, :] <= position[:, None])
+            visible = index[None, :] <= tl.minimum(position, kv_len - 1)[:, None]
         if HAS_WINDOW:
             visible = visible & (index[None, :] > position[:, None] - window)
         if HAS_SEGMENT:
@@ -149,20 +162,29 @@ def _add_keys(
             # The weight of a key that no row sees is 0, but 0 * NaN is NaN.
             exists = exists & (segment >= 0)
         scores = tl.where(visible, scores, float("-inf"))
-    # Scores are compared before they are scaled: the scale is positive.
-    higher = tl.maximum(highest, tl.max(scores, 1))
-    offset = tl.where(higher == float("-inf"), 0.0, higher) if MASKED else higher
+        # Scores are compared before they are scaled: the scale is positive.
+        higher = tl.maximum(highest, tl.max(scores, 1))
+        offset = tl.where(higher == float("-inf"), 0.0, higher)
+        correction = tl.exp2((highest - offset) * scale_log2)
+        highest, total, acc = higher, total * correction[:, None], acc * correction[:, None]
+    else:
+        offset = highest
     weights = tl.exp2(scores * scale_log2 - (offset * scale_log2)[:, None])
-    correction = tl.exp2((highest - offset) * scale_log2)
     if MASKED:
         v = tl.load(places_v, mask=exists[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :], other=0.0)
     elif TILE_VALUE_DIM != VALUE_HEAD_DIM:
         v = tl.load(places_v, mask=(value_dim < VALUE_HEAD_DIM)[None, :], other=0.0)
     else:
         v = tl.load(places_v)
-    total = total * correction + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * correction[:, None], input_precision="ieee")
-    return higher, total, acc
+    total += tl.sum(tl.reshape(weights, (total.shape[0], TILE_KEYS // total.shape[1], total.shape[1])), 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
+    return highest, total, acc
+
+
+@triton.jit
+def _masked_entry(index, before, whole, cut):
+    """Place in the list of the block of number ``index`` where tiles are masked: the cut ones come first."""
+    return tl.where(index < before, index, tl.where(index < cut, index + whole, index - cut + before))
 
 
 @triton.jit
@@ -212,6 +234,9 @@ def _attend(
     HAS_QUERY_SEGMENT: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
     STAGES: tl.constexpr,
+    MASKED_STAGES: tl.constexpr,
+    TILES_BEFORE: tl.constexpr,  # that are masked although their blocks are not cut
+    LARGEST_TOTAL: tl.constexpr,
 ):
     # Long rows first: the last tiles have the most keys under a causal mask.
     of_group = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -235,29 +260,52 @@ def _attend(
     place = batch * list_batch + head * list_head + of_group * TILE_ROWS // BLOCK_Q
     kept += place * n
     before, whole = tl.load(counts + place * 3), tl.load(counts + place * 3 + 1)
-    behind = tl.load(counts + place * 3 + 2)
+    cut = before + tl.load(counts + place * 3 + 2)
 
-    highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
-    total = tl.zeros((TILE_ROWS,), tl.float32)
-    acc = tl.zeros((TILE_ROWS, TILE_VALUE_DIM), tl.float32)
     PARTS: tl.constexpr = BLOCK_K // TILE_KEYS
-    for part in tl.range(before * PARTS, (before + whole) * PARTS, num_stages=STAGES):
-        start = tl.load(kept + part // PARTS) * BLOCK_K + part % PARTS * TILE_KEYS
-        highest, total, acc = _add_keys(
-            q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window, scale_log2,
-            highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM, TILE_KEYS,
-            False, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
-        )  # fmt: skip
-    for part in tl.range(0, (before + behind) * PARTS, num_stages=STAGES if HAS_SEGMENT else 1):
-        cut = part // PARTS
-        cut = tl.where(cut < before, cut, cut + whole)
-        start = tl.load(kept + cut) * BLOCK_K + part % PARTS * TILE_KEYS
-        highest, total, acc = _add_keys(
-            q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window, scale_log2,
-            highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM, TILE_KEYS,
-            True, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
-        )  # fmt: skip
+    LANES: tl.constexpr = 8  # sums of a row that no other thread adds to: the matrix unit's columns repeat
+    highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((TILE_ROWS, LANES), tl.float32)
+    acc = tl.zeros((TILE_ROWS, TILE_VALUE_DIM), tl.float32)
+    every = (cut + whole) * PARTS
+    # The highest score of masked tiles, those of blocks that are cut, serves the others; where a row has none, one
+    # more tile is masked. Where it turns out too low all is done again, with all tiles masked.
+    done, masked, again = 0, tl.minimum(cut * PARTS + TILES_BEFORE, every), True
+    while again:
+        # A step ahead the next block is read, so that its keys and values can be fetched further ahead.
+        block = tl.load(kept + _masked_entry(done // PARTS, before, whole, cut), mask=done < masked, other=0)
+        for part in tl.range(done, masked, num_stages=MASKED_STAGES):
+            start = block * BLOCK_K + part % PARTS * TILE_KEYS
+            entry = _masked_entry((part + 1) // PARTS, before, whole, cut)
+            block = tl.load(kept + entry, mask=part + 1 < masked, other=0)
+            highest, total, acc = _add_keys(
+                q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window,
+                scale_log2, highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM,
+                TILE_KEYS, True, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
+            )  # fmt: skip
+        first = masked - cut * PARTS
+        ready = (masked == every) | (tl.min(highest, 0) > float("-inf"))
+        stop = tl.where(ready, whole * PARTS, first)
+        block = tl.load(kept + before + first // PARTS, mask=first < stop, other=0)
+        for part in tl.range(first, stop, num_stages=STAGES):
+            start = block * BLOCK_K + part % PARTS * TILE_KEYS
+            block = tl.load(kept + before + (part + 1) // PARTS, mask=part + 1 < stop, other=0)
+            highest, total, acc = _add_keys(
+                q, keys, values, segments, start, k_row, v_row, kv_len, position, own_segment, window,
+                scale_log2, highest, total, acc, HEAD_DIM, VALUE_HEAD_DIM, TILE_DIM, TILE_VALUE_DIM,
+                TILE_KEYS, False, CAUSAL, HAS_WINDOW, HAS_SEGMENT,
+            )  # fmt: skip
+        done = masked
+        masked += 1
+        again = not ready
+        # Not for totals that are no numbers.
+        if (first < stop) & (tl.max((tl.max(total, 1) > LARGEST_TOTAL).to(tl.int32), 0) != 0):
+            done, masked, again = 0, every, True
+            highest = tl.full((TILE_ROWS,), float("-inf"), tl.float32)
+            total = tl.zeros((TILE_ROWS, LANES), tl.float32)
+            acc = tl.zeros((TILE_ROWS, TILE_VALUE_DIM), tl.float32)
 
+    total = tl.sum(total, 1)
     seen = total > 0
     total = tl.where(seen, total, 1.0)
     result = (highest * scale_log2 + tl.log2(total)) * 0.6931471805599453
@@ -357,7 +405,11 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             HAS_WINDOW=a.window > 0,
             HAS_QUERY_SEGMENT=query_segment is not None,
             HAS_SEGMENT=key_segment is not None,
-            STAGES=STAGES,
+            STAGES=tile.stages,
+            MASKED_STAGES=tile.stages if key_segment is not None else MASKED_STAGES,
+            # A half precision number holds little: the first tile tells how high scores may be.
+            TILES_BEFORE=int(query.dtype == torch.float16),
+            LARGEST_TOTAL=LARGEST_TOTAL[query.dtype],
             num_warps=tile.warps(dims[1]),
         )
     return out, lse

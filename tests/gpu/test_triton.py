@@ -69,25 +69,42 @@ def test_block_sparse_attention_in_groups(scratch: int, triton_device: str, monk
     assert lse_error <= 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_scores_that_no_masked_tile_tells_of(causal: bool, dtype: torch.dtype, triton_device: str) -> None:
+    """Those of a block without a mask, so high that exponentials relative to the others' highest overflow."""
+    case = attention_cases.Case(
+        dtype=dtype, q_len=128, kv_len=128, head_dim=32, value_head_dim=32, heads=2, kv_heads=1,
+        causal=causal, block_q=32, block_k=32, density=1.0,
+    )  # fmt: skip
+    given = attention_cases.random_inputs(case, triton_device, seed=1)
+    given.key[:, :, 32:64] *= 300
+    found, exact = triton.block_sparse_attention(*given.arguments(case)), attention_cases.oracle(given, case)
+    for own, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(own.double(), expected, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize(
     "device, dims, tile",
     [
-        ("H200", (64, 64), (128, 64)),
-        ("H200", (128, 128), (128, 128)),
-        ("H200", (256, 128), (128, 64)),
-        ("H200", (256, 256), (128, 64)),
-        ("H200", (512, 512), (64, 32)),
-        ("A100", (128, 128), (128, 128)),
-        ("A100", (256, 256), (64, 64)),
-        ("RTX 4090", (64, 64), (128, 64)),
-        ("RTX 4090", (128, 128), (128, 64)),
-        ("RTX 4090", (256, 256), (64, 32)),
-        ("T4", (128, 128), (64, 32)),
-        ("T4", (512, 512), (16, 16)),
+        ("H200", (64, 64), (128, 64, 4)),
+        ("H200", (128, 128), (128, 64, 3)),
+        ("H200", (256, 128), (128, 64, 3)),
+        ("H200", (256, 256), (128, 64, 2)),
+        ("H200", (512, 512), (64, 32, 2)),
+        ("A100", (64, 64), (128, 64, 4)),
+        ("A100", (128, 128), (128, 64, 3)),
+        ("A100", (256, 256), (64, 64, 2)),
+        ("RTX 4090", (64, 64), (128, 64, 2)),
+        ("RTX 4090", (128, 128), (128, 64, 2)),
+        ("RTX 4090", (256, 256), (64, 32, 2)),
+        ("T4", (64, 64), (64, 32, 2)),
+        ("T4", (128, 128), (64, 32, 2)),
+        ("T4", (512, 512), (16, 16, 2)),
     ],
 )
 def test_a_tile_of_the_attention_fits_the_device(
-    device: str, dims: tuple[int, int], tile: tuple[int, int]
+    device: str, dims: tuple[int, int], tile: tuple[int, int, int]
 ) -> None:
     pytest.importorskip("triton")
     from sa_compile.kernels.block_sparse_attention.triton import tile_that_fits
