@@ -34,57 +34,67 @@ from .op import Arguments
 from .triton_codes import code_factor, codes_of, rounded
 
 SCRATCH_BYTES = 256 << 20
-TILE_BLOCKS = 32  # key blocks scored at a time
+COLUMNS = 128  # of a product: members of some key blocks
+MEMBERS_AT_ONCE = 16
+FARTHEST = (
+    40.0  # scores above a row's offset, base 2: of squares the inverse of their sum's square is a float
+)
 STAGES = 3
+WORDS = 4  # of the index that a thread block writes
 REGISTERS = 128  # a thread: two thread blocks of 256 share a multiprocessor, and hide each other's latency
 
 
 @triton.jit
-def _log_sum(highest, total):
-    offset = tl.where(highest == float("-inf"), 0.0, highest)
-    return offset + tl.log2(total)
-
-
-@triton.jit
-def _exact_block(
-    q, keys, key_segment, highest, total, block, position, dim, k_row, kv_len, scale_log2,
+def _exact_keys(
+    q, keys, key_segment, highest, total, start, last, dim, k_row, scale_log2,
     HEAD_DIM: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    TILE_KEYS: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Adds the exact scores of a key block to the rows' running totals."""
-    index = block * BLOCK_K + tl.arange(0, BLOCK_K)
-    exists = (index >= 0) & (index < kv_len)
+    """Adds the exact scores of the keys from ``start`` on to the rows' highest, unscaled, and totals.
+
+    ``last``: of each row the last key that it sees.
+    """
+    index = start + tl.arange(0, TILE_KEYS)
+    exists = index <= tl.max(last, 0)
     k = tl.load(
         keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
         mask=exists[None, :] & (dim < HEAD_DIM)[:, None],
         other=0.0,
     )
-    visible = exists[None, :] & (index[None, :] <= position[:, None])
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    scores = tl.where(index[None, :] <= last[:, None], scores, float("-inf"))
     if HAS_SEGMENT:
         segment = tl.load(key_segment + index, mask=exists, other=-1)
-        visible = visible & (segment == 0)[None, :]
-    scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
-    scores = tl.where(visible, scores, float("-inf"))
+        scores = tl.where((segment == 0)[None, :], scores, float("-inf"))
     higher = tl.maximum(highest, tl.max(scores, 1))
-    offset = tl.where(higher == float("-inf"), 0.0, higher)
-    return higher, total * tl.exp2(highest - offset) + tl.sum(tl.exp2(scores - offset[:, None]), 1)
+    offset = tl.where(higher == float("-inf"), 0.0, higher) * scale_log2
+    added = tl.sum(tl.exp2(scores * scale_log2 - offset[:, None]), 1)
+    return higher, total * tl.exp2(highest * scale_log2 - offset) + added
 
 
 @triton.jit
-def _products(
-    row_codes, codes, member, start, marks, n_padded,
-    CODE_DIM: tl.constexpr,
-    TILE_BLOCKS: tl.constexpr,
-    WHOLE: tl.constexpr,
-    LEAST: tl.constexpr,
-):  # fmt: skip
-    """Of the rows' bytes with those of a member of each block of the tile; LEAST for a block without it."""
-    of_tile = codes + (member * n_padded + start).to(tl.int64) * CODE_DIM
-    block, dim = tl.arange(0, TILE_BLOCKS), tl.arange(0, CODE_DIM)
-    product = tl.dot(row_codes, tl.load(of_tile + block[None, :] * CODE_DIM + dim[:, None]))
-    return product if WHOLE else tl.where((member <= marks)[None, :], product, LEAST)
+def _terms(terms, tile, TILE_BLOCKS: tl.constexpr):
+    """Of a tile's blocks what their bytes are multiples of, and the spread and the weight of their means."""
+    terms += tile * (3 * TILE_BLOCKS) + tl.arange(0, TILE_BLOCKS)
+    return tl.load(terms), tl.load(terms + TILE_BLOCKS), tl.load(terms + 2 * TILE_BLOCKS)
+
+
+@triton.jit
+def _largest(products, counts):
+    """Over the members that count, one number for every row and block."""
+    return tl.max(tl.where(counts, products, -2147483648), 1)
+
+
+@triton.jit
+def _landmark_terms(most, worth, shift, mass, square, peak, WHOLE: tl.constexpr):
+    """Adds the exponentials of a group's largest products."""
+    score = most.to(tl.float32) * worth + shift
+    if not WHOLE:
+        score = tl.where(most == -2147483648, float("-inf"), score)
+    term = tl.exp2(score)
+    return mass + term, square + term * term, tl.maximum(peak, score)
 
 
 @triton.jit
@@ -92,17 +102,14 @@ def _score_blocks(
     query,
     key,
     representatives,
-    log_weights,
-    spreads,
-    codes,
-    units,
+    codes,  # as codes_of makes them, as are terms
+    terms,
     landmarks,  # int32 [B, Hkv, n]: how many the block has; not read if WHOLE
     key_segment,
     ends,
     all_row_codes,  # int8 [B * Hq, query blocks of the group, BLOCK_Q, CODE_DIM]
-    squares,  # bf16 [B * Hq, query blocks of the group, BLOCK_Q, n]
-    offsets,  # fp32 [B * Hq, query blocks of the group, tiles, BLOCK_Q]: what squares are relative to, base 2
-    totals,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q], base 2
+    squares,  # bf16 [B * Hq, query blocks of the group, tiles, BLOCK_Q, TILE_BLOCKS]
+    inverses,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q]: what squares become shares with; 0: none
     q_batch,
     q_head,
     q_row,
@@ -119,7 +126,6 @@ def _score_blocks(
     q_gap,  # from a query block's end to the next one's beginning
     first_query_block,
     n,
-    n_padded,
     tiles,
     last_rows,
     scale,
@@ -132,11 +138,12 @@ def _score_blocks(
     TILE_BLOCKS: tl.constexpr,
     GROUPS: tl.constexpr,
     MEMBERS: tl.constexpr,
+    CHUNK: tl.constexpr,  # members of each block of a tile in a product
     WHOLE: tl.constexpr,  # every block before a query block's own has all its landmarks
     HAS_SEGMENT: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
-    STAGES: tl.constexpr,
+    FARTHEST: tl.constexpr,
 ):
     # Long rows first: the last query blocks have the most key blocks.
     of_group = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -165,9 +172,10 @@ def _score_blocks(
     total = tl.zeros((BLOCK_Q,), tl.float32)
     keys = key + batch * k_batch + (head // group) * k_head
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
-    for exact in range(own * (BLOCK_K // TILE_KEYS), stop * (BLOCK_K // TILE_KEYS)):
-        highest, total = _exact_block(
-            q, keys, segments, highest, total, exact, position, dim, k_row, kv_len, scale_log2,
+    last = tl.minimum(position, kv_len - 1)
+    for start in range(own * BLOCK_K, stop * BLOCK_K, TILE_KEYS):
+        highest, total = _exact_keys(
+            q, keys, segments, highest, total, start, last, dim, k_row, scale_log2,
             HEAD_DIM, TILE_KEYS, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
 
@@ -188,86 +196,80 @@ def _score_blocks(
     tl.debug_barrier()
     row_codes = tl.load(all_row_codes + tl.arange(0, CODE_DIM)[None, :])
 
-    codes += kv_head * MEMBERS * n_padded * CODE_DIM
-    units += kv_head * n_padded
+    CHUNKS: tl.constexpr = (MEMBERS + CHUNK - 1) // CHUNK
+    COLUMNS: tl.constexpr = CHUNK * TILE_BLOCKS
+    codes += kv_head * tiles * (CHUNKS * COLUMNS) * CODE_DIM
+    terms += kv_head * tiles * (3 * TILE_BLOCKS)
+    codes += tl.arange(0, COLUMNS)[None, :] * CODE_DIM + tl.arange(0, CODE_DIM)[:, None]
+    squares += (place_of_group * tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)[:, None]) * TILE_BLOCKS
+    squares += tl.arange(0, TILE_BLOCKS)[None, :]
     USED: tl.constexpr = min(GROUPS, MEMBERS - 1)
-    PARTS: tl.constexpr = max((MEMBERS - 1 + GROUPS - 1) // GROUPS, 1)
-    LEAST: tl.constexpr = -2147483648
-    most_1 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-    most_2 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-    most_3 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-    # One loop over tiles and landmarks, so that loads run ahead across tiles.
-    for step in tl.range(0, tl.cdiv(own, TILE_BLOCKS) * PARTS, num_stages=STAGES):
-        start, part = step // PARTS * TILE_BLOCKS, step % PARTS
-        block = start + tl.arange(0, TILE_BLOCKS)
-        marks = block
-        if not WHOLE:
-            marks = tl.load(landmarks + kv_head * n + tl.minimum(block, n - 1))
-        # Where a group has no landmark of this number, its first one counts twice.
-        first = 1 + part * GROUPS
-        if USED > 0:
-            found = _products(
-                row_codes, codes, first, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
-            )
-            most_1 = tl.maximum(most_1, found)
-        if USED > 1:
-            mark = tl.where(first + 1 < MEMBERS, first + 1, 2)
-            found = _products(
-                row_codes, codes, mark, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
-            )
-            most_2 = tl.maximum(most_2, found)
-        if USED > 2:
-            mark = tl.where(first + 2 < MEMBERS, first + 2, 3)
-            found = _products(
-                row_codes, codes, mark, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, WHOLE, LEAST
-            )
-            most_3 = tl.maximum(most_3, found)
-        if part == PARTS - 1:
-            scored = block < own
-            place = kv_head * MEMBERS * n + tl.minimum(block, n - 1)
-            weight = tl.load(log_weights + place) * LOG2_E
-            worth = row_unit[:, None] * tl.load(units + block)[None, :]
-            number = tl.maximum(weight, 0.0)[None, :]  # log of the keys that the mean stands for, if any
-            boost = tl.minimum(half_norm[:, None] * tl.load(spreads + place)[None, :], number)
-            mean = _products(
-                row_codes, codes, 0 * part, start, marks, n_padded, CODE_DIM, TILE_BLOCKS, True, LEAST
-            )
-            mean_score = mean.to(tl.float32) * worth + boost + weight[None, :]
-            most = tl.maximum(tl.maximum(most_1, most_2), most_3)
-            score = tl.where(most == LEAST, float("-inf"), most.to(tl.float32) * worth)
-            score = tl.where(scored[None, :], tl.maximum(score, mean_score), float("-inf"))
-            higher = tl.maximum(highest, tl.max(score, 1) + base)
-            offset = tl.where(higher == float("-inf"), 0.0, higher)
-            shift = (base - offset)[:, None]
-            mean_score = mean_score + shift
-            # The keys that the mean stands for share its mass, the less equally the further they spread.
-            mass = tl.exp2(mean_score)
-            square = tl.exp2(2 * mean_score + tl.minimum(2 * boost - number, 0.0))
-            for landmark_group in tl.static_range(USED):
-                most = most_1 if landmark_group == 0 else (most_2 if landmark_group == 1 else most_3)
-                term = tl.exp2(most.to(tl.float32) * worth + shift)
+    least = tl.full((BLOCK_Q, TILE_BLOCKS), -2147483648, tl.int32)
+    # Scores are relative to the highest exact one of their row. Where they exceed it by too much, or there is
+    # none, all is done again with the highest.
+    offset = tl.where(highest == float("-inf"), 0.0, highest * scale_log2)
+    masses = tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32)
+    again = own > 0
+    while again:
+        shift = base - offset
+        masses = tl.zeros((BLOCK_Q, TILE_BLOCKS), tl.float32)
+        peaks = tl.full((BLOCK_Q, TILE_BLOCKS), float("-inf"), tl.float32)
+        # Read a step ahead: what is read within a step is waited for before its products.
+        next_unit, next_spread, next_weight = _terms(terms, 0, TILE_BLOCKS)
+        for tile in range(0, tl.cdiv(own, TILE_BLOCKS)):
+            block = tile * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
+            unit, spread, weight = next_unit, next_spread, next_weight
+            next_unit, next_spread, next_weight = _terms(terms, tl.minimum(tile + 1, tiles - 1), TILE_BLOCKS)
+            if not WHOLE:
+                marks = tl.load(landmarks + kv_head * n + tl.minimum(block, n - 1))[None, None, :]
+            most_1, most_2, most_3, mean = least, least, least, least
+            for chunk in tl.static_range(CHUNKS):
+                products = tl.dot(row_codes, tl.load(codes + (tile * CHUNKS + chunk) * (COLUMNS * CODE_DIM)))
+                products = tl.reshape(products, (BLOCK_Q, CHUNK, TILE_BLOCKS))
+                member = (chunk * CHUNK + tl.arange(0, CHUNK))[None, :, None]
+                exists = (member > 0) & (member < MEMBERS)
                 if not WHOLE:
-                    term = tl.where(most == LEAST, 0.0, term)
-                mass += term
-                square += term * term
-            tl.store(
-                squares + slot[:, None] * n + block[None, :], square.to(tl.bfloat16), mask=scored[None, :]
-            )
-            tile = place_of_group * tiles + start // TILE_BLOCKS
-            tl.store(offsets + tile * BLOCK_Q + tl.arange(0, BLOCK_Q), offset)
-            total = total * tl.exp2(highest - offset) + tl.sum(tl.where(scored[None, :], mass, 0.0), 1)
-            highest = higher
-            most_1 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-            most_2 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-            most_3 = tl.full((BLOCK_Q, TILE_BLOCKS), LEAST, tl.int32)
-    tl.store(totals + slot, tl.where(row < row_stop, _log_sum(highest, total), float("-inf")))
+                    exists = exists & (member <= marks)
+                if chunk == 0:
+                    mean = _largest(products, member == 0)
+                most_1 = tl.maximum(most_1, _largest(products, exists & (member % GROUPS == 1)))
+                if USED > 1:
+                    most_2 = tl.maximum(most_2, _largest(products, exists & (member % GROUPS == 2)))
+                if USED > 2:
+                    most_3 = tl.maximum(most_3, _largest(products, exists & (member % GROUPS == 0)))
+            worth = row_unit[:, None] * unit[None, :]
+            number = tl.maximum(weight, 0.0)[None, :]  # log of the keys that the mean stands for, if any
+            boost = tl.minimum(half_norm[:, None] * spread[None, :], number)
+            of_block = tl.where((block < own)[None, :], shift[:, None], float("-inf"))
+            score = mean.to(tl.float32) * worth + (boost + (weight[None, :] + of_block))
+            # The keys that the mean stands for share its mass, the less equally the further they spread.
+            mass = tl.exp2(score)
+            square = tl.exp2(2 * score + tl.minimum(2 * boost - number, 0.0))
+            peaks = tl.maximum(peaks, score)
+            if USED > 0:
+                mass, square, peaks = _landmark_terms(most_1, worth, of_block, mass, square, peaks, WHOLE)
+            if USED > 1:
+                mass, square, peaks = _landmark_terms(most_2, worth, of_block, mass, square, peaks, WHOLE)
+            if USED > 2:
+                mass, square, peaks = _landmark_terms(most_3, worth, of_block, mass, square, peaks, WHOLE)
+            tl.store(squares + tile * (BLOCK_Q * TILE_BLOCKS), square.to(tl.bfloat16))
+            masses += mass
+        peak = tl.max(peaks, 1)
+        wrong = (peak > FARTHEST) | ((total == 0) & (peak < -FARTHEST) & (peak > float("-inf")))
+        higher = tl.where(wrong, offset + peak, offset)
+        total = total * tl.exp2(offset - higher)
+        offset = higher
+        again = tl.max(wrong.to(tl.int32), 0) != 0
+    total += tl.sum(masses, 1)
+    counts = (row < row_stop) & (total > 0)
+    total = tl.where(counts, total, 1.0)
+    tl.store(inverses + slot, tl.where(counts, 1.0 / (total * total), 0.0))
 
 
 @triton.jit
 def _write_bits(
-    squares,
-    offsets,
-    totals,
+    squares,  # as _score_blocks wrote them
+    inverses,
     visible,  # int8 [B|1, n]: the block holds a valid key
     sinks,
     ends,
@@ -290,13 +292,15 @@ def _write_bits(
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WORD_BITS: tl.constexpr,
+    WORDS: tl.constexpr,
     TILE_BLOCKS: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, word = batch_head // heads, tl.program_id(2)
-    block = word * WORD_BITS + tl.arange(0, WORD_BITS)
+    batch = batch_head // heads
+    first_block = tl.program_id(2) * (WORDS * WORD_BITS)
+    block = first_block + tl.arange(0, WORDS * WORD_BITS)
     q_offset += q_block * q_gap
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     prompt_end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
@@ -304,25 +308,23 @@ def _write_bits(
     last = row_stop - 1 + q_offset
     whole = holds_last_row(row_stop, prompt_end, last_rows)
     end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n))
-    norm = tl.zeros((WORD_BITS,), tl.float32)
-    if word * WORD_BITS < end:
-        place = batch_head * tl.num_programs(0) + tl.program_id(0)
-        entry = tl.arange(0, BLOCK_Q)
-        total = tl.load(totals + place * BLOCK_Q + entry)
-        seen = total != float("-inf")
-        counts = seen[:, None] & (block < end)[None, :]
-        square = tl.load(
-            squares + (place * BLOCK_Q + entry[:, None]) * n + block[None, :], mask=counts, other=0.0
-        )
+    norm = tl.zeros((WORDS * WORD_BITS,), tl.float32)
+    if first_block < end:
+        place, entry = batch_head * tl.num_programs(0) + tl.program_id(0), tl.arange(0, BLOCK_Q)
         tile = place * tiles + block // TILE_BLOCKS
-        offset = tl.load(offsets + tile[None, :] * BLOCK_Q + entry[:, None], mask=counts, other=0.0)
-        share = square.to(tl.float32) * tl.exp2(2 * (offset - tl.where(seen, total, 0.0)[:, None]))
-        norm = tl.sum(tl.where(counts, share, 0.0), 0)
+        at = (tile[None, :] * BLOCK_Q + entry[:, None]) * TILE_BLOCKS + (block % TILE_BLOCKS)[None, :]
+        # By tiles, whose blocks were all written: a mask of single blocks would load single numbers.
+        written = block // TILE_BLOCKS * TILE_BLOCKS < end
+        square = tl.load(squares + at, mask=written[None, :], other=0.0).to(tl.float32)
+        inverse = tl.load(inverses + place * BLOCK_Q + entry)[:, None]
+        norm = tl.sum(tl.where(inverse > 0, square * inverse, 0.0), 0)
     keep = (norm >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
     keep = keep & (block < n) & (block * BLOCK_K <= last)
     keep = keep & (tl.load(visible + batch * visible_batch + block, mask=block < n, other=0) != 0)
-    bits = tl.sum(keep.to(tl.int32) << tl.arange(0, WORD_BITS), 0)
-    tl.store(block_mask + (batch_head * n_query_blocks + q_block) * words + word, bits)
+    bits = tl.reshape(keep.to(tl.int32), (WORDS, WORD_BITS)) << tl.arange(0, WORD_BITS)[None, :]
+    word = tl.program_id(2) * WORDS + tl.arange(0, WORDS)
+    to = block_mask + (batch_head * n_query_blocks + q_block) * words + word
+    tl.store(to, tl.sum(bits, 1), mask=word < words)
 
 
 def select_adaptive(a: Arguments) -> Tensor:
@@ -341,16 +343,18 @@ def select_adaptive(a: Arguments) -> Tensor:
     members = a.representatives.shape[2]
     whole = a.key_segment is None and grid.positions(q_len - 1) < kv_len and members <= block_k
     landmarks = None if whole else (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
-    tiles, code_dim = ceil_div(n, TILE_BLOCKS), max(32, tile_dim(dim))
-    n_padded = tiles * TILE_BLOCKS
+    code_dim, chunk = max(32, tile_dim(dim)), min(MEMBERS_AT_ONCE, triton.next_power_of_2(members))
+    tile_blocks = COLUMNS // chunk
+    tiles = ceil_div(n, tile_blocks)
     representatives, log_weights = a.representatives.contiguous(), a.log_weights.contiguous()
-    codes, units = codes_of(representatives, log_weights, n_padded, code_dim)
-    per_block = batch * heads * block_q * (2 * n + 4 * tiles + code_dim)
+    codes, terms = codes_of(
+        representatives, log_weights, a.spreads.contiguous(), tiles, tile_blocks, chunk, code_dim
+    )
+    per_block = batch * heads * block_q * (2 * tiles * tile_blocks + 4 + code_dim)
     step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
     row_codes = query.new_empty((batch * heads, step, block_q, code_dim), dtype=torch.int8)
-    squares = query.new_empty((batch * heads, step, block_q, n), dtype=torch.bfloat16)
-    offsets = query.new_empty((batch * heads, step, tiles, block_q), dtype=torch.float32)
-    totals = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
+    squares = query.new_empty((batch * heads, step, tiles, block_q, tile_blocks), dtype=torch.bfloat16)
+    inverses = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
     two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and query.is_cuda else {}
     q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
@@ -359,17 +363,14 @@ def select_adaptive(a: Arguments) -> Tensor:
             query,
             key,
             representatives,
-            log_weights,
-            a.spreads.contiguous(),
             codes,
-            units,
+            terms,
             landmarks,
             a.key_segment,
             ends,
             row_codes,
             squares,
-            offsets,
-            totals,
+            inverses,
             *query.stride()[:3],
             *key.stride()[:3],
             batch_stride(a.key_segment),
@@ -382,7 +383,6 @@ def select_adaptive(a: Arguments) -> Tensor:
             q_gap,
             first,
             n,
-            n_padded,
             tiles,
             a.last_rows,
             a.scale,
@@ -392,22 +392,22 @@ def select_adaptive(a: Arguments) -> Tensor:
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             TILE_KEYS=min(block_k, 64),
-            TILE_BLOCKS=TILE_BLOCKS,
+            TILE_BLOCKS=tile_blocks,
             GROUPS=LANDMARK_GROUPS,
             MEMBERS=members,
+            CHUNK=chunk,
             WHOLE=whole,
             HAS_SEGMENT=a.key_segment is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
-            STAGES=STAGES,
+            FARTHEST=FARTHEST,
             num_warps=8 if block_q == 128 else 4,
-            num_stages=2,
+            num_stages=STAGES,
             **two_at_once,
         )
-        _write_bits[(count, batch * heads, words)](
+        _write_bits[(count, batch * heads, ceil_div(words, WORDS))](
             squares,
-            offsets,
-            totals,
+            inverses,
             visible,
             sinks,
             ends,
@@ -430,7 +430,9 @@ def select_adaptive(a: Arguments) -> Tensor:
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
             WORD_BITS=WORD_BITS,
-            TILE_BLOCKS=TILE_BLOCKS,
+            WORDS=WORDS,
+            TILE_BLOCKS=tile_blocks,
             HAS_SEGMENT=a.key_segment is not None,
+            num_warps=8,
         )
     return block_mask

@@ -7,6 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..shared.shapes import ceil_div
+from ..shared.triton import LOG2_E
+
 
 @triton.jit
 def rounded(x):
@@ -24,14 +27,18 @@ def code_factor(largest):
 def _write_codes(
     representatives,
     log_weights,
-    codes,  # int8 [B * Hkv, members, n_padded, CODE_DIM]
-    units,  # fp32 [B * Hkv, n_padded]: what a block's bytes are multiples of
+    spreads,
+    codes,  # int8 [B * Hkv, tiles, chunks, CHUNK, TILE_BLOCKS, CODE_DIM]
+    terms,  # fp32 [B * Hkv, tiles, 3, TILE_BLOCKS]
     n,
-    n_padded,
     members,
+    chunks,
     HEAD_DIM: tl.constexpr,
     CODE_DIM: tl.constexpr,
     MEMBERS: tl.constexpr,
+    TILE_BLOCKS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LOG2_E: tl.constexpr,
 ):
     """The representatives of a block, less the head's common key: the mean of its first block."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -45,32 +52,52 @@ def _write_codes(
     difference = tl.where(loaded, own.to(tl.float32) - common.to(tl.float32)[None, :], 0.0)
     largest = tl.max(tl.max(tl.abs(difference), 1), 0)
     code = rounded(difference * code_factor(largest)).to(tl.int8)
-    to = codes + (head * members * n_padded + member[:, None] * n_padded + block) * CODE_DIM + dim[None, :]
-    tl.store(to, code, mask=(member < members)[:, None])
-    tl.store(units + head * n_padded + block, largest / 127.0)
+    tile = head * (tl.num_programs(0) // TILE_BLOCKS) + block // TILE_BLOCKS
+    to = (tile * chunks * CHUNK + member) * TILE_BLOCKS + block % TILE_BLOCKS
+    tl.store(codes + to[:, None] * CODE_DIM + dim[None, :], code, mask=(member < chunks * CHUNK)[:, None])
+    terms += tile * 3 * TILE_BLOCKS + block % TILE_BLOCKS
+    mean = head * members * n + block
+    tl.store(terms, largest / 127.0)
+    tl.store(terms + TILE_BLOCKS, tl.load(spreads + mean, mask=block < n, other=0.0))
+    weight = tl.load(log_weights + mean, mask=block < n, other=float("-inf"))
+    tl.store(terms + 2 * TILE_BLOCKS, weight * LOG2_E)
 
 
 def codes_of(
-    representatives: Tensor, log_weights: Tensor, n_padded: int, code_dim: int
+    representatives: Tensor,
+    log_weights: Tensor,
+    spreads: Tensor,
+    tiles: int,
+    tile_blocks: int,
+    chunk: int,
+    code_dim: int,
 ) -> tuple[Tensor, Tensor]:
-    """int8 [B * Hkv, members, n_padded, code_dim], and fp32 [B * Hkv, n_padded]: what they are multiples of.
+    """int8 [B * Hkv, tiles, chunks, chunk, tile_blocks, code_dim], and fp32 [B * Hkv, tiles, 3, tile_blocks].
 
-    Of contiguous representatives [B, Hkv, members, n_key_blocks, D] and their log_weights. One launch.
+    Of contiguous representatives [B, Hkv, members, n_key_blocks, D], their log_weights and spreads: bytes of
+    ``chunk`` members of each block of a tile; and of a block what its bytes are multiples of, the spread of
+    its mean and the mean's weight, base 2. One launch.
     """
     batch, kv_heads, members, n, head_dim = representatives.shape
-    codes = representatives.new_empty((batch * kv_heads, members, n_padded, code_dim), dtype=torch.int8)
-    units = representatives.new_empty((batch * kv_heads, n_padded), dtype=torch.float32)
-    _write_codes[(n_padded, batch * kv_heads)](
+    chunks = ceil_div(members, chunk)
+    shape = (batch * kv_heads, tiles, chunks, chunk, tile_blocks, code_dim)
+    codes = representatives.new_empty(shape, dtype=torch.int8)
+    terms = representatives.new_empty((batch * kv_heads, tiles, 3, tile_blocks), dtype=torch.float32)
+    _write_codes[(tiles * tile_blocks, batch * kv_heads)](
         representatives,
         log_weights,
+        spreads,
         codes,
-        units,
+        terms,
         n,
-        n_padded,
         members,
+        chunks,
         HEAD_DIM=head_dim,
         CODE_DIM=code_dim,
         MEMBERS=triton.next_power_of_2(members),
+        TILE_BLOCKS=tile_blocks,
+        CHUNK=chunk,
+        LOG2_E=LOG2_E,
         num_warps=1,
     )
-    return codes, units
+    return codes, terms
