@@ -17,6 +17,7 @@ from ..shared.triton import batch_stride, readable, tile_dim, visible_and_sinks
 from .op import Arguments, new_results
 
 SCRATCH_BYTES = 256 << 20
+STAGES = 4
 
 
 @triton.jit
@@ -53,6 +54,21 @@ def _multiply(
 
 
 @triton.jit
+def _rows_of_step(
+    keys, words, start, dim, k_row, kv_len, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr
+):
+    """A step's keys, 0 behind ``kv_len`` and the head dim, and whether their bits are set in ``words``."""
+    row = start + tl.arange(0, ROWS)
+    k = tl.load(
+        keys + row[:, None] * k_row + dim[None, :],
+        mask=(row < kv_len)[:, None] & (dim < HEAD_DIM)[None, :],
+        other=0.0,
+    )
+    word = tl.sum(tl.where(tl.arange(0, WORDS) == start // 32, words, 0), 0)
+    return k.to(tl.float32), ((word >> (row % 32)) & 1)[:, None] != 0
+
+
+@triton.jit
 def _choose(
     key,
     key_segment,
@@ -76,6 +92,7 @@ def _choose(
     BLOCK_K: tl.constexpr,
     MARKS: tl.constexpr,
     ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
     TAKEN: tl.constexpr,
 ):
@@ -111,8 +128,8 @@ def _choose(
         chosen = entry == strongest
         norm = tl.maximum(tl.sum(tl.where(chosen, left, 0.0), 0), 1.1754943508222875e-38)
         column = tl.load(products + strongest * BLOCK_K + entry)
-        of_landmark = tl.sum(tl.where(chosen[None, :], columns, 0.0), 1)
-        column -= TAKEN * tl.sum(columns * of_landmark[:, None], 0)
+        of_landmark = tl.gather(columns, tl.full((MARKS, 1), 0, tl.int32) + strongest, 1)
+        column -= TAKEN * tl.sum(columns * of_landmark, 0)
         column = column * tl.rsqrt(norm)
         left = tl.where(left >= 0, tl.maximum(left - TAKEN * column * column, 0.0), left)
         left = tl.where(chosen, -1.0, left)
@@ -120,29 +137,32 @@ def _choose(
     others = (left >= 0).to(tl.int32)
     number = tl.sum(others, 0)
     divisor = tl.maximum(number, 1).to(tl.float32)
-    total = tl.zeros((TILE_DIM,), tl.float32)
-    for start in range(0, BLOCK_K, ROWS):
-        row = start + tl.arange(0, ROWS)
-        other = tl.sum(tl.where(row[:, None] == entry[None, :], others[None, :], 0), 1) > 0
-        at = keys + row[:, None] * k_row + dim[None, :]
-        k = tl.load(at, mask=other[:, None] & (dim < HEAD_DIM)[None, :], other=0.0)
-        total += tl.sum(k.to(tl.float32), 0)
-    mean = total / divisor
-    squares = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, BLOCK_K, ROWS):
-        row = start + tl.arange(0, ROWS)
-        other = tl.sum(tl.where(row[:, None] == entry[None, :], others[None, :], 0), 1) > 0
-        known = other[:, None] & (dim < HEAD_DIM)[None, :]
-        k = tl.load(keys + row[:, None] * k_row + dim[None, :], mask=known, other=0.0)
-        distance = tl.where(known, k.to(tl.float32) - mean[None, :], 0.0)
-        squares += tl.sum(distance * distance, 1)
+    # A bit each, so that a step finds those of its rows without asking the other threads.
+    BITS: tl.constexpr = min(BLOCK_K, 32)
+    WORDS: tl.constexpr = BLOCK_K // BITS
+    words = tl.sum(tl.reshape(others, (WORDS, BITS)) << tl.arange(0, BITS)[None, :], 1)
+    # Sums by row of a step until the end. What is loaded depends on nothing, so that it is fetched ahead.
+    sums = tl.zeros((ROWS, TILE_DIM), tl.float32)
+    for start in tl.range(0, BLOCK_K, ROWS, num_stages=STAGES):
+        k, other = _rows_of_step(
+            keys, words, start, dim, k_row, kv_len - block * BLOCK_K, HEAD_DIM, ROWS, WORDS
+        )
+        sums += tl.where(other, k, 0.0)
+    mean = tl.sum(sums, 0) / divisor
+    squares = tl.zeros((ROWS, TILE_DIM), tl.float32)
+    for start in tl.range(0, BLOCK_K, ROWS, num_stages=STAGES):
+        k, other = _rows_of_step(
+            keys, words, start, dim, k_row, kv_len - block * BLOCK_K, HEAD_DIM, ROWS, WORDS
+        )
+        distance = tl.where(other, k - mean[None, :], 0.0)
+        squares += distance * distance
     tl.store(
         representatives + first * HEAD_DIM + dim,
         mean.to(representatives.dtype.element_ty),
         mask=dim < HEAD_DIM,
     )
     tl.store(log_weights + first, tl.where(number > 0, tl.log(divisor), float("-inf")))
-    tl.store(spreads + first, tl.sum(squares, 0) / (divisor * HEAD_DIM))
+    tl.store(spreads + first, tl.sum(tl.sum(squares, 1), 0) / (divisor * HEAD_DIM))
 
 
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,6 +218,7 @@ def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             BLOCK_K=block_k,
             MARKS=max(2, triton.next_power_of_2(landmarks)),
             ROWS=min(block_k, 8),
+            STAGES=STAGES,
             HAS_SEGMENT=key_segment is not None,
             TAKEN=LANDMARK_TAKEN,
             num_warps=1,
