@@ -1,4 +1,4 @@
-"""The CUDA kernel of ``select_adaptive`` against the oracle: the same blocks but for shares nearly at tau."""
+"""The kernels of ``select_adaptive`` against the oracle: the same blocks but for shares nearly at tau."""
 
 from __future__ import annotations
 
@@ -108,13 +108,13 @@ def inputs(case: Case, seed: int) -> tuple[Tensor, Tensor, Tensor | None]:
     return query, key, torch.where(hidden, -1, 0).int()
 
 
-@pytest.fixture
-def kernel(cuda: str):
-    """The device, with the CUDA kernel only; skips where it cannot run."""
+@pytest.fixture(params=["cuda_sm90", "triton"])
+def kernel(cuda: str, request: pytest.FixtureRequest):
+    """The device, with one kernel only; skips where it cannot run."""
     call = Call("select_adaptive", torch.device(cuda), torch.bfloat16, (128, 128), 128, 128, 16)
-    if not choice.fits("cuda_sm90", call):
+    if not choice.fits(request.param, call):
         pytest.skip("needs a Hopper GPU and the CUDA library built for it")
-    with preferring("cuda_sm90", "pytorch"):
+    with preferring(request.param, "pytorch"):
         yield cuda
 
 
@@ -222,8 +222,9 @@ def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> No
     query, key, _ = inputs(case, seed=1)
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (dim**-0.5, 0, 128, 128)
-    found = ByteBlocks(Arguments(query, key, *terms, None, *where, 0.2, True, 2, 0))
+    given = Arguments(query, key, *terms, None, *where, 0.2, True, 2, 0)
+    found = ByteBlocks(given)
     squares = found.squared_shares().double()
     causal = torch.ones(127, 127, dtype=torch.bool, device="cuda").tril()
     expected = {tau: (found.forced | (squares >= tau**2)) & causal for tau in (0.02, 0.1, 0.2)}
-    compare(case, ((query, key, *terms, None, *where), (True, 2)), squares, expected)
+    compare(given, squares, expected)
