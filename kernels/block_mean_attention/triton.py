@@ -20,10 +20,10 @@ def _block_means(
     key,
     value,
     key_segment,
-    mean_keys,  # [B, Hkv, n, D], of key's dtype like the next
-    mean_values,  # [B, Hkv, n, Dv]
-    log_counts,  # fp32 [B, Hkv, n], base 2
-    spreads,  # fp32 [B, Hkv, n]
+    mean_keys,  # [B, Hkv, n_key_blocks, D], of key's dtype like the next
+    mean_values,  # [B, Hkv, n_key_blocks, Dv]
+    log_counts,  # fp32 [B, Hkv, n_key_blocks], base 2
+    spreads,  # fp32 [B, Hkv, n_key_blocks]
     k_batch,
     k_head,
     k_row,
@@ -31,7 +31,7 @@ def _block_means(
     v_head,
     v_row,
     segment_batch,
-    heads,
+    q_heads,
     kv_len,
     n_key_blocks,
     HEAD_DIM: tl.constexpr,
@@ -43,7 +43,7 @@ def _block_means(
 ):
     block = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // q_heads, batch_head % q_heads
     index = block * BLOCK_K + tl.arange(0, BLOCK_K)
     dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
     valid = index < kv_len
@@ -100,7 +100,7 @@ def _add_means(
     mask_batch,
     mask_head,
     mask_row,
-    heads,
+    q_heads,
     group,
     q_len,
     kv_len,
@@ -120,7 +120,7 @@ def _add_means(
     # Long rows first, as in attention.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // q_heads, batch_head % q_heads
     query_block = tile * TILE_ROWS // BLOCK_Q
     words = block_mask + batch * mask_batch + head * mask_head + query_block.to(tl.int64) * mask_row
     # Key blocks all of whose keys the query block's first row sees.
@@ -142,14 +142,14 @@ def _add_means(
         norm = tl.sum(q.to(tl.float32) * q.to(tl.float32), 1)
         # In base 2, half the squared norm of the scaled query.
         half_norm = norm * (scale_log2 * scale_log2 * 0.34657359027997264)
-        out_row = (batch * q_len + row[:, None]) * heads + head
+        out_row = (batch * q_len + row[:, None]) * q_heads + head
         outs = out + out_row * VALUE_HEAD_DIM + value_dim[None, :]
         there = exists[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :]
         acc = tl.load(outs, mask=there, other=0.0).to(tl.float32)
         lses = lse + batch_head * q_len + row
         highest = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
         total = tl.full((TILE_ROWS,), 1.0, tl.float32)
-        means = (batch * (heads // group) + head // group) * n_key_blocks
+        means = (batch * (q_heads // group) + head // group) * n_key_blocks
         keys, values = mean_keys + means * HEAD_DIM, mean_values + means * VALUE_HEAD_DIM
         counts, variances = log_counts + means, spreads + means
         for start in range(0, end, TILE_BLOCKS):
@@ -195,7 +195,7 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
 
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     """See ``eager.add_block_means_``. ``out`` must be [B, Sq, Hq, Dv] in memory. Two launches."""
-    batch, heads, q_len, head_dim = a.query.shape
+    batch, q_heads, q_len, head_dim = a.query.shape
     kv_heads, kv_len, value_head_dim = a.value.shape[1:]
     block_q, block_k, key_segment = a.block_q, a.block_k, a.key_segment
     n_key_blocks = ceil_div(kv_len, block_k)
@@ -231,7 +231,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         num_warps=8 if wide or block_k == 128 else 4,
     )
     rows = min(block_q, 64 if wide else 128)
-    _add_means[(ceil_div(q_len, rows), batch * heads)](
+    _add_means[(ceil_div(q_len, rows), batch * q_heads)](
         query,
         *means,
         block_mask,
@@ -241,8 +241,8 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         batch_stride(block_mask),
         0 if block_mask.shape[1] == 1 else block_mask.stride(1),
         block_mask.stride(2),
-        heads,
-        heads // kv_heads,
+        q_heads,
+        q_heads // kv_heads,
         q_len,
         kv_len,
         a.q_offset,

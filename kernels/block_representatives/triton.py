@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_TAKEN
 from ..shared.shapes import ceil_div
-from ..shared.triton import batch_stride, readable, tile_dim, visible_and_sinks
+from ..shared.triton import batch_stride, groups_that_fit, readable, tile_dim, visible_and_sinks
 from .op import Arguments, new_results
 
 SCRATCH_BYTES = 256 << 20
@@ -29,7 +29,7 @@ def _multiply(
     k_head,
     k_row,
     segment_batch,
-    heads,
+    kv_heads,
     kv_len,
     first_block,
     HEAD_DIM: tl.constexpr,
@@ -40,7 +40,7 @@ def _multiply(
 ):
     """Products of a block's keys with each other, 0 for those that are padding."""
     block, batch_head = first_block + tl.program_id(0), tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // kv_heads, batch_head % kv_heads
     dim, entry = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K)
     index = block * BLOCK_K + entry
     valid = index < kv_len
@@ -74,17 +74,17 @@ def _choose(
     key_segment,
     products,
     first_blocks,  # int32 [B|1] beside key_segment: the first block that holds a valid key
-    representatives,  # [B, Hkv, 1 + landmarks, n, D]
-    log_weights,  # [B, Hkv, 1 + landmarks, n], as is spreads
+    representatives,  # [B, Hkv, 1 + landmarks, n_key_blocks, D]
+    log_weights,  # [B, Hkv, 1 + landmarks, n_key_blocks], as is spreads
     spreads,
     k_batch,
     k_head,
     k_row,
     segment_batch,
     first_batch,
-    heads,
+    kv_heads,
     kv_len,
-    n,
+    n_key_blocks,
     landmarks,
     first_of_group,
     HEAD_DIM: tl.constexpr,
@@ -98,7 +98,7 @@ def _choose(
 ):
     """The landmarks of a block, the mean of its other keys and their spread; one warp."""
     block, batch_head = first_of_group + tl.program_id(0), tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // kv_heads, batch_head % kv_heads
     dim, entry, before = tl.arange(0, TILE_DIM), tl.arange(0, BLOCK_K), tl.arange(0, MARKS)
     index = block * BLOCK_K + entry
     valid = index < kv_len
@@ -109,12 +109,12 @@ def _choose(
     left = tl.load(products + entry * (BLOCK_K + 1))
     left = tl.where(valid, left, -1.0)  # of the squared norms; below 0: no key, or chosen
     count = tl.sum(valid.to(tl.int32), 0)
-    first = batch_head * (1 + landmarks) * n + block
+    first = batch_head * (1 + landmarks) * n_key_blocks + block
     first_block = tl.load(first_blocks + batch * first_batch) if HAS_SEGMENT else 0
     # What was left of the keys' products with each landmark, over the root of what was left of its norm.
     columns = tl.zeros((MARKS, BLOCK_K), tl.float32)
     for mark in range(1, landmarks + 1):
-        place = first + mark * n
+        place = first + mark * n_key_blocks
         strongest = tl.argmax(left, 0)  # of equal ones the first
         if (mark == 1) & (block == first_block):
             strongest = tl.argmax(valid.to(tl.int32), 0)  # the prompt's first key
@@ -168,36 +168,35 @@ def _choose(
 def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """The op ``block_representatives`` (see ``op``). Two launches a group; no host synchronisation."""
     key, key_segment, block_k, landmarks = a
-    batch, heads, kv_len, dim = key.shape
-    n = ceil_div(kv_len, block_k)
+    batch, kv_heads, kv_len, head_dim = key.shape
+    n_key_blocks = ceil_div(kv_len, block_k)
     representatives, log_weights, spreads = new_results(a)
     if log_weights.numel() == 0:
         return representatives, log_weights, spreads
     key = readable(key)
     first_blocks = None
     if key_segment is not None:
-        _, first_blocks = visible_and_sinks(key_segment, n, block_k, True, key.device)
-    step = min(max(SCRATCH_BYTES // (4 * batch * heads * block_k * block_k), 1), n)
-    products = key.new_empty((batch * heads, step, block_k, block_k), dtype=torch.float32)
-    for first in range(0, n, step):
-        count = min(step, n - first)
-        _multiply[(count, batch * heads)](
+        _, first_blocks = visible_and_sinks(key_segment, n_key_blocks, block_k, True, key.device)
+    most, groups = groups_that_fit(n_key_blocks, 4 * batch * kv_heads * block_k * block_k, SCRATCH_BYTES)
+    products = key.new_empty((batch * kv_heads, most, block_k, block_k), dtype=torch.float32)
+    for first, count in groups:
+        _multiply[(count, batch * kv_heads)](
             key,
             key_segment,
             products,
             *key.stride()[:3],
             batch_stride(key_segment),
-            heads,
+            kv_heads,
             kv_len,
             first,
-            HEAD_DIM=dim,
-            TILE_DIM=tile_dim(dim),
+            HEAD_DIM=head_dim,
+            TILE_DIM=tile_dim(head_dim),
             BLOCK_K=block_k,
             HAS_SEGMENT=key_segment is not None,
             PRECISION="ieee",
             num_warps=8,
         )
-        _choose[(count, batch * heads)](
+        _choose[(count, batch * kv_heads)](
             key,
             key_segment,
             products,
@@ -208,13 +207,13 @@ def block_representatives(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             *key.stride()[:3],
             batch_stride(key_segment),
             batch_stride(first_blocks),
-            heads,
+            kv_heads,
             kv_len,
-            n,
+            n_key_blocks,
             landmarks,
             first,
-            HEAD_DIM=dim,
-            TILE_DIM=tile_dim(dim),
+            HEAD_DIM=head_dim,
+            TILE_DIM=tile_dim(head_dim),
             BLOCK_K=block_k,
             MARKS=max(2, triton.next_power_of_2(landmarks)),
             ROWS=min(block_k, 8),

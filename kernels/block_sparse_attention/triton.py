@@ -6,8 +6,8 @@ position nor length cuts; the second runs the others with a mask, then these wit
 query blocks are made at a time as fit in ``SCRATCH_BYTES``.
 
 Exponentials are relative to a number of the row, which need not be its highest score: nothing overflows if it
-is not far below that. So only masked tiles look for the highest score, and scale what they have when it grows.
-The others take it as it is, and the end tells whether it was too low.
+is not far below that. So only masked tiles look for the highest score, and scale what they have when it
+grows. The others take it as it is, and the end tells whether it was too low.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..choice import shared_memory
 from ..shared.shapes import ceil_div
-from ..shared.triton import LOG2_E, batch_stride, readable, tile_dim
+from ..shared.triton import LOG2_E, batch_stride, groups_that_fit, readable, tile_dim
 from .op import Arguments, new_outputs
 
 SCRATCH_BYTES = 64 << 20
@@ -31,7 +31,7 @@ LARGEST_TOTAL = {torch.float16: 2.0**15, torch.bfloat16: 2.0**64, torch.float32:
 
 
 class Tile(NamedTuple):
-    """Query rows of a thread block, keys that it multiplies them with at a time, and how many times of them."""
+    """Query rows of a thread block, keys of a step, and steps whose keys and values it holds."""
 
     rows: int
     keys: int
@@ -65,13 +65,13 @@ def tile_that_fits(size: int, dim: int, value_dim: int, shared: int) -> Tile:
 @triton.jit
 def _list_blocks(
     block_mask,
-    kept,  # int32 [B|1, Hq|1, query blocks of the group, n]
+    kept,  # int32 [B|1, Hq|1, query blocks of the group, n_key_blocks]
     counts,  # int32 [B|1, Hq|1, query blocks of the group, 3]: before, among and behind the whole blocks
     mask_batch,
     mask_head,
     mask_row,
     mask_heads,
-    n,
+    n_key_blocks,
     q_len,
     kv_len,
     q_offset,
@@ -114,7 +114,7 @@ def _list_blocks(
         inside = (block >= begin) & (block < end)
         word = tl.load(words + block // 32, mask=inside, other=0)
         bit = (word >> (block % 32)) & inside.to(tl.int32)
-        tl.store(kept + place * n + count + tl.cumsum(bit, 0) - 1, block, mask=bit != 0)
+        tl.store(kept + place * n_key_blocks + count + tl.cumsum(bit, 0) - 1, block, mask=bit != 0)
         count += tl.sum(bit, 0)
         before += tl.sum(bit * (block < whole_begin).to(tl.int32), 0)
         whole += tl.sum(bit * ((block >= whole_begin) & (block < whole_end)).to(tl.int32), 0)
@@ -211,9 +211,9 @@ def _attend(
     list_head,
     query_segment_batch,
     key_segment_batch,
-    heads,
+    q_heads,
     group,
-    n,
+    n_key_blocks,
     q_len,
     kv_len,
     q_offset,
@@ -242,7 +242,7 @@ def _attend(
     of_group = tl.num_programs(0) - 1 - tl.program_id(0)
     tile = first_tile + of_group
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // q_heads, batch_head % q_heads
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     position = row + q_offset + tile * TILE_ROWS // BLOCK_Q * q_gap
     dim, value_dim = tl.arange(0, TILE_DIM), tl.arange(0, TILE_VALUE_DIM)
@@ -258,7 +258,7 @@ def _attend(
     values = value + batch * v_batch + (head // group) * v_head
     segments = key_segment + batch * key_segment_batch if HAS_SEGMENT else key_segment
     place = batch * list_batch + head * list_head + of_group * TILE_ROWS // BLOCK_Q
-    kept += place * n
+    kept += place * n_key_blocks
     before, whole = tl.load(counts + place * 3), tl.load(counts + place * 3 + 1)
     cut = before + tl.load(counts + place * 3 + 2)
 
@@ -268,8 +268,8 @@ def _attend(
     total = tl.zeros((TILE_ROWS, LANES), tl.float32)
     acc = tl.zeros((TILE_ROWS, TILE_VALUE_DIM), tl.float32)
     every = (cut + whole) * PARTS
-    # The highest score of masked tiles, those of blocks that are cut, serves the others; where a row has none, one
-    # more tile is masked. Where it turns out too low all is done again, with all tiles masked.
+    # The highest score of masked tiles, those of blocks that are cut, serves the others. Where a row has
+    # none, one more is masked; where it turns out too low, all is done again with all tiles masked.
     done, masked, again = 0, tl.minimum(cut * PARTS + TILES_BEFORE, every), True
     while again:
         # A step ahead the next block is read, so that its keys and values can be fetched further ahead.
@@ -309,7 +309,7 @@ def _attend(
     seen = total > 0
     total = tl.where(seen, total, 1.0)
     result = (highest * scale_log2 + tl.log2(total)) * 0.6931471805599453
-    out_row = (batch * q_len + row[:, None]) * heads + head
+    out_row = (batch * q_len + row[:, None]) * q_heads + head
     tl.store(
         out + out_row * VALUE_HEAD_DIM + value_dim[None, :],
         (acc / total[:, None]).to(out.dtype.element_ty),
@@ -320,7 +320,7 @@ def _attend(
 
 def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``block_sparse_attention`` (see ``op``). Two launches a group; no host synchronisation."""
-    batch, heads, q_len, head_dim = a.query.shape
+    batch, q_heads, q_len, head_dim = a.query.shape
     kv_heads, kv_len, value_head_dim = a.value.shape[1:]
     out, lse = new_outputs(a)
     if lse.numel() == 0:
@@ -335,22 +335,21 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     shared = shared_memory(query.device) if query.is_cuda else 1 << 20  # in Triton's interpreter
     tile = tile_that_fits(query.element_size(), *dims, shared)
     rows = min(tile.rows, block_q)
-    n, n_query_blocks = ceil_div(kv_len, block_k), ceil_div(q_len, block_q)
+    n_key_blocks, n_query_blocks = ceil_div(kv_len, block_k), ceil_div(q_len, block_q)
     mask_batches, mask_heads = block_mask.shape[:2]
     lists = mask_batches * mask_heads
-    step = min(max(SCRATCH_BYTES // (4 * lists * max(n, 1)), 1), n_query_blocks)
-    kept = block_mask.new_empty((lists, step, n))
-    counts = block_mask.new_empty((lists, step, 3))
+    most, groups = groups_that_fit(n_query_blocks, 4 * lists * n_key_blocks, SCRATCH_BYTES)
+    kept = block_mask.new_empty((lists, most, n_key_blocks))
+    counts = block_mask.new_empty((lists, most, 3))
     q_gap = (a.q_stride - 1) * block_q
-    for first in range(0, n_query_blocks, step):
-        count = min(step, n_query_blocks - first)
+    for first, count in groups:
         _list_blocks[(count, lists)](
             block_mask,
             kept,
             counts,
             *block_mask.stride()[:3],
             mask_heads,
-            n,
+            n_key_blocks,
             q_len,
             kv_len,
             a.q_offset,
@@ -362,11 +361,11 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             CAUSAL=a.causal,
             HAS_WINDOW=a.window > 0,
             HAS_SEGMENT=key_segment is not None,
-            STEP=min(1024, max(32, triton.next_power_of_2(n))),
+            STEP=min(1024, max(32, triton.next_power_of_2(n_key_blocks))),
             num_warps=4,
         )
         group_rows = min(q_len - first * block_q, count * block_q)
-        _attend[(ceil_div(group_rows, rows), batch * heads)](
+        _attend[(ceil_div(group_rows, rows), batch * q_heads)](
             query,
             key,
             value,
@@ -383,9 +382,9 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             0 if mask_heads == 1 else count,
             batch_stride(query_segment),
             batch_stride(key_segment),
-            heads,
-            heads // kv_heads,
-            n,
+            q_heads,
+            q_heads // kv_heads,
+            n_key_blocks,
             q_len,
             kv_len,
             a.q_offset,

@@ -48,7 +48,7 @@ def _block_log_sums(
     k_row,
     segment_batch,
     ends_batch,
-    heads,
+    q_heads,
     group,
     q_len,
     kv_len,
@@ -66,7 +66,7 @@ def _block_log_sums(
     PRECISION: tl.constexpr,
 ):
     batch_head = tl.program_id(2).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // q_heads, batch_head % q_heads
     sample = tl.program_id(0) * TILE_ROWS + tl.arange(0, TILE_ROWS)
     end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
     row, exists = sampled_row(sample, end, chunk_n, sample_rows)
@@ -129,7 +129,7 @@ def _reduce(
     column_scores,
     slash_scores,
     ends_batch,
-    heads,
+    q_heads,
     q_len,
     q_offset,
     chunk_n,
@@ -143,7 +143,7 @@ def _reduce(
     batch_head = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0) * TILE_BLOCKS + tl.arange(0, TILE_BLOCKS)
     samples = chunk_n * sample_rows
-    end = row_end(ends, batch_head // heads, ends_batch, q_len, HAS_SEGMENT)
+    end = row_end(ends, batch_head // q_heads, ends_batch, q_len, HAS_SEGMENT)
     # Number `block` is a column and a slash.
     column = tl.zeros((TILE_BLOCKS,), tl.float32)
     slash = tl.zeros((TILE_BLOCKS,), tl.float32)
@@ -177,23 +177,23 @@ def _reduce(
 
 def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
     """The op ``sample_scores`` (see ``op``). Three launches, no host synchronisation."""
-    batch, heads, q_len, head_dim = a.query.shape
+    batch, q_heads, q_len, head_dim = a.query.shape
     kv_heads, kv_len = a.key.shape[1:3]
     block_k = a.block_k
     n_key_blocks = ceil_div(kv_len, block_k)
     samples = a.chunk_n * a.sample_rows
-    shape = (batch, heads, n_key_blocks)
+    shape = (batch, q_heads, n_key_blocks)
     column, slash = (a.query.new_empty(shape, dtype=torch.float32) for _ in range(2))
     if column.numel() == 0:
         return column, slash
     query, key = readable(a.query), readable(a.key)
-    log_sums = query.new_empty((batch * heads, samples, n_key_blocks), dtype=torch.float32)
-    totals = query.new_empty((batch * heads, samples), dtype=torch.float32)
+    log_sums = query.new_empty((batch * q_heads, samples, n_key_blocks), dtype=torch.float32)
+    totals = query.new_empty((batch * q_heads, samples), dtype=torch.float32)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset)
     keys_per_program = min(max(kv_len // KEY_RANGES, FEWEST_KEYS), MOST_KEYS)
     blocks_per_program = max(keys_per_program // block_k, 1)
     rows = min(ROWS, max(16, triton.next_power_of_2(samples)))
-    _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * heads)](
+    _block_log_sums[(ceil_div(samples, rows), ceil_div(n_key_blocks, blocks_per_program), batch * q_heads)](
         query,
         key,
         a.key_segment,
@@ -203,8 +203,8 @@ def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
         *key.stride()[:3],
         batch_stride(a.key_segment),
         batch_stride(ends),
-        heads,
-        heads // kv_heads,
+        q_heads,
+        q_heads // kv_heads,
         q_len,
         kv_len,
         a.q_offset,
@@ -222,17 +222,17 @@ def sample_scores(a: Arguments) -> tuple[Tensor, Tensor]:
         num_warps=4,
         num_stages=2,
     )
-    _row_totals[(ceil_div(samples, TOTAL_ROWS), batch * heads)](
+    _row_totals[(ceil_div(samples, TOTAL_ROWS), batch * q_heads)](
         log_sums, totals, samples, n_key_blocks, TILE_ROWS=TOTAL_ROWS, TILE_BLOCKS=TOTAL_BLOCKS
     )
-    _reduce[(ceil_div(n_key_blocks, REDUCE_BLOCKS), batch * heads)](
+    _reduce[(ceil_div(n_key_blocks, REDUCE_BLOCKS), batch * q_heads)](
         log_sums,
         totals,
         ends,
         column,
         slash,
         batch_stride(ends),
-        heads,
+        q_heads,
         q_len,
         a.q_offset,
         a.chunk_n,

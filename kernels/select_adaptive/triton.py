@@ -24,6 +24,7 @@ from ..shared.triton import (
     block_stop,
     ends_of_rows,
     floor_div,
+    groups_that_fit,
     holds_last_row,
     readable,
     row_end,
@@ -104,7 +105,7 @@ def _score_blocks(
     representatives,
     codes,  # as codes_of makes them, as are terms
     terms,
-    landmarks,  # int32 [B, Hkv, n]: how many the block has; not read if WHOLE
+    landmarks,  # int32 [B, Hkv, n_key_blocks]: how many the block has; not read if WHOLE
     key_segment,
     ends,
     all_row_codes,  # int8 [B * Hq, query blocks of the group, BLOCK_Q, CODE_DIM]
@@ -118,14 +119,14 @@ def _score_blocks(
     k_row,
     segment_batch,
     ends_batch,
-    heads,
+    q_heads,
     group,
     q_len,
     kv_len,
     q_offset,
     q_gap,  # from a query block's end to the next one's beginning
     first_query_block,
-    n,
+    n_key_blocks,
     tiles,
     last_rows,
     scale,
@@ -149,8 +150,8 @@ def _score_blocks(
     of_group = tl.num_programs(0) - 1 - tl.program_id(0)
     q_block = first_query_block + of_group
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
-    kv_head = batch * (heads // group) + head // group
+    batch, head = batch_head // q_heads, batch_head % q_heads
+    kv_head = batch * (q_heads // group) + head // group
     row = q_block * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q_offset += q_block * q_gap
     position = tl.where(row < q_len, row + q_offset, -1)
@@ -165,7 +166,7 @@ def _score_blocks(
     row_stop = block_stop(q_block * BLOCK_Q, end, q_len, BLOCK_Q)
     low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     high = floor_div(row_stop - 1 + q_offset, BLOCK_K)
-    stop = tl.where(holds_last_row(row_stop, end, last_rows), 0, tl.minimum(high + 1, n))
+    stop = tl.where(holds_last_row(row_stop, end, last_rows), 0, tl.minimum(high + 1, n_key_blocks))
     own = tl.minimum(tl.maximum(low, 0), stop)  # blocks from it on are scored exactly
 
     highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
@@ -181,7 +182,8 @@ def _score_blocks(
 
     numbers = q.to(tl.float32)
     half_norm = tl.sum(numbers * numbers, 1) * (0.5 * scale * scale_log2)
-    common = tl.load(representatives + kv_head * MEMBERS * n * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+    first_mean = representatives + kv_head * MEMBERS * n_key_blocks * HEAD_DIM
+    common = tl.load(first_mean + dim, mask=dim < HEAD_DIM, other=0.0)
     base = tl.sum(numbers * common.to(tl.float32)[None, :], 1) * scale_log2
     largest = tl.max(tl.abs(numbers), 1)
     row_unit = largest * (scale_log2 / 127.0)
@@ -221,7 +223,7 @@ def _score_blocks(
             unit, spread, weight = next_unit, next_spread, next_weight
             next_unit, next_spread, next_weight = _terms(terms, tl.minimum(tile + 1, tiles - 1), TILE_BLOCKS)
             if not WHOLE:
-                marks = tl.load(landmarks + kv_head * n + tl.minimum(block, n - 1))[None, None, :]
+                marks = tl.load(landmarks + kv_head * n_key_blocks + tl.minimum(block, n_key_blocks - 1))
             most_1, most_2, most_3, mean = least, least, least, least
             for chunk in tl.static_range(CHUNKS):
                 products = tl.dot(row_codes, tl.load(codes + (tile * CHUNKS + chunk) * (COLUMNS * CODE_DIM)))
@@ -229,7 +231,7 @@ def _score_blocks(
                 member = (chunk * CHUNK + tl.arange(0, CHUNK))[None, :, None]
                 exists = (member > 0) & (member < MEMBERS)
                 if not WHOLE:
-                    exists = exists & (member <= marks)
+                    exists = exists & (member <= marks[None, None, :])
                 if chunk == 0:
                     mean = _largest(products, member == 0)
                 most_1 = tl.maximum(most_1, _largest(products, exists & (member % GROUPS == 1)))
@@ -270,20 +272,20 @@ def _score_blocks(
 def _write_bits(
     squares,  # as _score_blocks wrote them
     inverses,
-    visible,  # int8 [B|1, n]: the block holds a valid key
+    visible,  # int8 [B|1, n_key_blocks]: the block holds a valid key
     sinks,
     ends,
     block_mask,
     visible_batch,
     sink_batch,
     ends_batch,
-    heads,
+    q_heads,
     q_len,
     q_offset,
     q_gap,
     first_query_block,
     n_query_blocks,
-    n,
+    n_key_blocks,
     tiles,
     words,
     window_slashes,
@@ -298,7 +300,7 @@ def _write_bits(
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch = batch_head // heads
+    batch = batch_head // q_heads
     first_block = tl.program_id(2) * (WORDS * WORD_BITS)
     block = first_block + tl.arange(0, WORDS * WORD_BITS)
     q_offset += q_block * q_gap
@@ -307,7 +309,7 @@ def _write_bits(
     row_stop = block_stop(q_block * BLOCK_Q, prompt_end, q_len, BLOCK_Q)
     last = row_stop - 1 + q_offset
     whole = holds_last_row(row_stop, prompt_end, last_rows)
-    end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n))
+    end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n_key_blocks))
     norm = tl.zeros((WORDS * WORD_BITS,), tl.float32)
     if first_block < end:
         place, entry = batch_head * tl.num_programs(0) + tl.program_id(0), tl.arange(0, BLOCK_Q)
@@ -319,8 +321,9 @@ def _write_bits(
         inverse = tl.load(inverses + place * BLOCK_Q + entry)[:, None]
         norm = tl.sum(tl.where(inverse > 0, square * inverse, 0.0), 0)
     keep = (norm >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
-    keep = keep & (block < n) & (block * BLOCK_K <= last)
-    keep = keep & (tl.load(visible + batch * visible_batch + block, mask=block < n, other=0) != 0)
+    keep = keep & (block < n_key_blocks) & (block * BLOCK_K <= last)
+    seen = tl.load(visible + batch * visible_batch + block, mask=block < n_key_blocks, other=0)
+    keep = keep & (seen != 0)
     bits = tl.reshape(keep.to(tl.int32), (WORDS, WORD_BITS)) << tl.arange(0, WORD_BITS)[None, :]
     word = tl.program_id(2) * WORDS + tl.arange(0, WORDS)
     to = block_mask + (batch_head * n_query_blocks + q_block) * words + word
@@ -329,37 +332,36 @@ def _write_bits(
 
 def select_adaptive(a: Arguments) -> Tensor:
     """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
-    batch, heads, q_len, dim = a.query.shape
+    batch, q_heads, q_len, head_dim = a.query.shape
     kv_heads, kv_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
-    n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
-    block_mask = new_index(a.query, (batch, heads), grid)
+    n_key_blocks, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
+    block_mask = new_index(a.query, (batch, q_heads), grid)
     if block_mask.numel() == 0:
         return block_mask
     query, key = readable(a.query), readable(a.key)
-    visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
+    visible, sinks = visible_and_sinks(a.key_segment, n_key_blocks, block_k, a.keep_sink, query.device)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset, a.q_stride, block_q)
     # What a query block's own keys come after has all its keys, unless there is padding.
     members = a.representatives.shape[2]
     whole = a.key_segment is None and grid.positions(q_len - 1) < kv_len and members <= block_k
     landmarks = None if whole else (a.log_weights[:, :, 1:] > float("-inf")).sum(2, dtype=torch.int32)
-    code_dim, chunk = max(32, tile_dim(dim)), min(MEMBERS_AT_ONCE, triton.next_power_of_2(members))
+    code_dim, chunk = max(32, tile_dim(head_dim)), min(MEMBERS_AT_ONCE, triton.next_power_of_2(members))
     tile_blocks = COLUMNS // chunk
-    tiles = ceil_div(n, tile_blocks)
+    tiles = ceil_div(n_key_blocks, tile_blocks)
     representatives, log_weights = a.representatives.contiguous(), a.log_weights.contiguous()
     codes, terms = codes_of(
         representatives, log_weights, a.spreads.contiguous(), tiles, tile_blocks, chunk, code_dim
     )
-    per_block = batch * heads * block_q * (2 * tiles * tile_blocks + 4 + code_dim)
-    step = min(max(SCRATCH_BYTES // per_block, 1), n_query_blocks)
-    row_codes = query.new_empty((batch * heads, step, block_q, code_dim), dtype=torch.int8)
-    squares = query.new_empty((batch * heads, step, tiles, block_q, tile_blocks), dtype=torch.bfloat16)
-    inverses = query.new_empty((batch * heads, step, block_q), dtype=torch.float32)
+    per_block = batch * q_heads * block_q * (2 * tiles * tile_blocks + 4 + code_dim)
+    most, groups = groups_that_fit(n_query_blocks, per_block, SCRATCH_BYTES)
+    row_codes = query.new_empty((batch * q_heads, most, block_q, code_dim), dtype=torch.int8)
+    squares = query.new_empty((batch * q_heads, most, tiles, block_q, tile_blocks), dtype=torch.bfloat16)
+    inverses = query.new_empty((batch * q_heads, most, block_q), dtype=torch.float32)
     two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and query.is_cuda else {}
     q_gap = (a.q_stride - 1) * block_q
-    for first in range(0, n_query_blocks, step):
-        count = min(step, n_query_blocks - first)
-        _score_blocks[(count, batch * heads)](
+    for first, count in groups:
+        _score_blocks[(count, batch * q_heads)](
             query,
             key,
             representatives,
@@ -375,19 +377,19 @@ def select_adaptive(a: Arguments) -> Tensor:
             *key.stride()[:3],
             batch_stride(a.key_segment),
             batch_stride(ends),
-            heads,
-            heads // kv_heads,
+            q_heads,
+            q_heads // kv_heads,
             q_len,
             kv_len,
             a.q_offset,
             q_gap,
             first,
-            n,
+            n_key_blocks,
             tiles,
             a.last_rows,
             a.scale,
-            HEAD_DIM=dim,
-            TILE_DIM=tile_dim(dim),
+            HEAD_DIM=head_dim,
+            TILE_DIM=tile_dim(head_dim),
             CODE_DIM=code_dim,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
@@ -405,7 +407,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             num_stages=STAGES,
             **two_at_once,
         )
-        _write_bits[(count, batch * heads, ceil_div(words, WORDS))](
+        _write_bits[(count, batch * q_heads, ceil_div(words, WORDS))](
             squares,
             inverses,
             visible,
@@ -415,13 +417,13 @@ def select_adaptive(a: Arguments) -> Tensor:
             batch_stride(visible),
             batch_stride(sinks),
             batch_stride(ends),
-            heads,
+            q_heads,
             q_len,
             a.q_offset,
             q_gap,
             first,
             n_query_blocks,
-            n,
+            n_key_blocks,
             tiles,
             words,
             a.window_slashes,

@@ -30,7 +30,7 @@ def _write_codes(
     spreads,
     codes,  # int8 [B * Hkv, tiles, chunks, CHUNK, TILE_BLOCKS, CODE_DIM]
     terms,  # fp32 [B * Hkv, tiles, 3, TILE_BLOCKS]
-    n,
+    n_key_blocks,
     members,
     chunks,
     HEAD_DIM: tl.constexpr,
@@ -43,11 +43,12 @@ def _write_codes(
     """The representatives of a block, less the head's common key: the mean of its first block."""
     block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
     dim, member = tl.arange(0, CODE_DIM), tl.arange(0, MEMBERS)
-    place = head * members * n + member * n + block
-    exists = (member < members) & (block < n)
+    place = head * members * n_key_blocks + member * n_key_blocks + block
+    exists = (member < members) & (block < n_key_blocks)
     exists = exists & (tl.load(log_weights + place, mask=exists, other=float("-inf")) > float("-inf"))
     loaded = exists[:, None] & (dim < HEAD_DIM)[None, :]
-    common = tl.load(representatives + head * members * n * HEAD_DIM + dim, mask=dim < HEAD_DIM, other=0.0)
+    first_mean = representatives + head * members * n_key_blocks * HEAD_DIM
+    common = tl.load(first_mean + dim, mask=dim < HEAD_DIM, other=0.0)
     own = tl.load(representatives + place[:, None] * HEAD_DIM + dim[None, :], mask=loaded, other=0.0)
     difference = tl.where(loaded, own.to(tl.float32) - common.to(tl.float32)[None, :], 0.0)
     largest = tl.max(tl.max(tl.abs(difference), 1), 0)
@@ -56,10 +57,10 @@ def _write_codes(
     to = (tile * chunks * CHUNK + member) * TILE_BLOCKS + block % TILE_BLOCKS
     tl.store(codes + to[:, None] * CODE_DIM + dim[None, :], code, mask=(member < chunks * CHUNK)[:, None])
     terms += tile * 3 * TILE_BLOCKS + block % TILE_BLOCKS
-    mean = head * members * n + block
+    mean = head * members * n_key_blocks + block
     tl.store(terms, largest / 127.0)
-    tl.store(terms + TILE_BLOCKS, tl.load(spreads + mean, mask=block < n, other=0.0))
-    weight = tl.load(log_weights + mean, mask=block < n, other=float("-inf"))
+    tl.store(terms + TILE_BLOCKS, tl.load(spreads + mean, mask=block < n_key_blocks, other=0.0))
+    weight = tl.load(log_weights + mean, mask=block < n_key_blocks, other=float("-inf"))
     tl.store(terms + 2 * TILE_BLOCKS, weight * LOG2_E)
 
 
@@ -78,7 +79,7 @@ def codes_of(
     ``chunk`` members of each block of a tile; and of a block what its bytes are multiples of, the spread of
     its mean and the mean's weight, base 2. One launch.
     """
-    batch, kv_heads, members, n, head_dim = representatives.shape
+    batch, kv_heads, members, n_key_blocks, head_dim = representatives.shape
     chunks = ceil_div(members, chunk)
     shape = (batch * kv_heads, tiles, chunks, chunk, tile_blocks, code_dim)
     codes = representatives.new_empty(shape, dtype=torch.int8)
@@ -89,7 +90,7 @@ def codes_of(
         spreads,
         codes,
         terms,
-        n,
+        n_key_blocks,
         members,
         chunks,
         HEAD_DIM=head_dim,

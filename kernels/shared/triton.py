@@ -50,31 +50,48 @@ def sampled_row(index, end, chunk_n, sample_rows):
 
 @triton.jit
 def _find_visible(
-    key_segment, visible, first_visible, segment_batch, kv_len, n, TILE: tl.constexpr, BLOCK_K: tl.constexpr
+    key_segment,
+    visible,
+    first_visible,
+    segment_batch,
+    kv_len,
+    n_key_blocks,
+    TILE: tl.constexpr,
+    BLOCK_K: tl.constexpr,
 ):
     batch = tl.program_id(1).to(tl.int64)
     block = tl.program_id(0) * TILE + tl.arange(0, TILE)
     index = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     segment = tl.load(key_segment + batch * segment_batch + index, mask=index < kv_len, other=-1)
     seen = tl.max((segment == 0).to(tl.int32), 1)
-    tl.store(visible + batch * n + block, seen.to(tl.int8), mask=block < n)
-    tl.atomic_min(first_visible + batch, tl.min(tl.where(seen == 1, block, n), 0))
+    tl.store(visible + batch * n_key_blocks + block, seen.to(tl.int8), mask=block < n_key_blocks)
+    tl.atomic_min(first_visible + batch, tl.min(tl.where(seen == 1, block, n_key_blocks), 0))
 
 
 def visible_and_sinks(
-    key_segment: Tensor | None, n: int, block_k: int, keep_sink: bool, device: torch.device
+    key_segment: Tensor | None, n_key_blocks: int, block_k: int, keep_sink: bool, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """int8 [B|1, n]: the block holds a valid key; int32 [B|1]: the first such, n if it is not forced."""
+    """int8 [B|1, n_key_blocks]: the block holds a valid key; int32 [B|1]: the first such, if it is forced.
+
+    If not, or if there is none, ``n_key_blocks``.
+    """
     if key_segment is None:
-        visible = torch.ones((1, n), dtype=torch.int8, device=device)
-        return visible, torch.full((1,), 0 if keep_sink else n, dtype=torch.int32, device=device)
+        visible = torch.ones((1, n_key_blocks), dtype=torch.int8, device=device)
+        return visible, torch.full((1,), 0 if keep_sink else n_key_blocks, dtype=torch.int32, device=device)
     batch, kv_len = key_segment.shape
-    visible = key_segment.new_empty((batch, n), dtype=torch.int8)
-    sinks = key_segment.new_full((batch,), n, dtype=torch.int32)
-    _find_visible[(ceil_div(n, WORD_BITS), batch)](
-        key_segment, visible, sinks, key_segment.stride(0), kv_len, n, TILE=WORD_BITS, BLOCK_K=block_k
+    visible = key_segment.new_empty((batch, n_key_blocks), dtype=torch.int8)
+    sinks = key_segment.new_full((batch,), n_key_blocks, dtype=torch.int32)
+    _find_visible[(ceil_div(n_key_blocks, WORD_BITS), batch)](
+        key_segment,
+        visible,
+        sinks,
+        key_segment.stride(0),
+        kv_len,
+        n_key_blocks,
+        TILE=WORD_BITS,
+        BLOCK_K=block_k,
     )
-    return visible, sinks if keep_sink else torch.full_like(sinks, n)
+    return visible, sinks if keep_sink else torch.full_like(sinks, n_key_blocks)
 
 
 def ends_of_rows(
@@ -84,6 +101,15 @@ def ends_of_rows(
     if key_segment is None:
         return None
     return row_ends(key_segment, q_len, q_offset, key_segment.device, q_stride, block_q).int()
+
+
+def groups_that_fit(number: int, bytes_each: int, scratch: int) -> tuple[int, list[tuple[int, int]]]:
+    """Blocks that a launch takes, such that they fit into ``scratch`` bytes, one at least; and its groups.
+
+    Of ``number`` blocks; a group is its first block and how many it has.
+    """
+    most = min(max(scratch // max(bytes_each, 1), 1), number)
+    return most, [(first, min(most, number - first)) for first in range(0, number, most)]
 
 
 def tile_dim(head_dim: int) -> int:
