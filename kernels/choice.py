@@ -26,6 +26,8 @@ CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 
 # keys; and the representatives of a key block, the mean included.
 CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (128, 128))
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
+# Of ``select_budget``, likewise.
+CUDA_BUDGET_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
 # Of ``block_mean_attention`` in one kernel, for what the selection before it takes.
 CUDA_MEAN_HEAD_DIMS = ((64, 64), (128, 128))
 
@@ -110,6 +112,15 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
             capability=HOPPER,
             library_op="select_adaptive_sm90",
+        ),
+        Kernel(
+            ("select_budget",),
+            _HALF,
+            CUDA_BUDGET_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(128,),
+            capability=HOPPER,
+            library_op="select_budget_sm90",
         ),
         Kernel(
             ("block_mean_attention",),

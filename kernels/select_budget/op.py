@@ -62,9 +62,11 @@ def fake(a: Arguments) -> Tensor:
     return new_index(a.query, a.query.shape[:2], Grid.of(a))
 
 
-def kernel(a: Arguments) -> Call:
-    """What the kernel is chosen by on a GPU."""
-    return Call(NAME, a.query.device, a.query.dtype)
+def kernel(a: Arguments) -> Call | None:
+    """What the kernel is chosen by on a GPU; None: none, since the CUDA one scales a row's largest score."""
+    if a.scale <= 0:
+        return None
+    return Call(NAME, a.query.device, a.query.dtype, (a.query.shape[-1],) * 2, a.block_q, a.block_k)
 
 
 def select_budget(

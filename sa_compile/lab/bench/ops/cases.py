@@ -107,6 +107,15 @@ CASES = (
     ),
     Case("adaptive_128k", problems.adaptive, Shape(128 * K), density=0.3, repeats=2),
     Case(
+        "whole_adaptive_128k",
+        problems.adaptive,
+        Shape(128 * K),
+        against=("cudnn", "fa2"),
+        goals=(faster_than("cudnn", 9, "whole"), faster_than("fa2", 15, "whole")),
+        repeats=2,
+    ),
+    Case("whole_adaptive_32k", problems.adaptive, Shape(32 * K), against=("cudnn", "fa2"), repeats=6),
+    Case(
         "whole_128k",
         problems.whole_attention,
         Shape(128 * K),

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_compile.kernels import choice, ops
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, BUDGET, BUDGET_TAU
 from sa_compile.kernels.shared import blocks
 from sa_compile.lab.bench.ops import competitors, inputs
 from sa_compile.lab.bench.ops.inputs import Shape
@@ -112,19 +112,30 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
 
 
 def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Method C's selection, its two ops, with default settings and with fewer landmarks, beside attention
-    over random blocks.
+    """Method C's selection, its three ops, with default settings and with fewer landmarks, beside attention
+    over random blocks, and with the means of all other blocks.
 
-    And beside the latter together with the means of all other blocks, as the method attends.
+    "whole" is the method with default settings: the three ops, and attention over the random blocks, for
+    random keys have flat scores, of which nearly all blocks would be kept.
     """
     query, key, value = inputs.qkv(shape, device)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
+    selection = _selection(query, key, ADAPTIVE_LANDMARKS, "")
+    selection["select_budget"] = Run(lambda: ops.select_budget(query, key, budget=BUDGET, tau=BUDGET_TAU))
+    attention = _attention(query, key, value, mask, shape)
+
+    def whole() -> None:
+        for run in (*selection.values(), attention):
+            run.function()
+
     runs = {
-        **_selection(query, key, ADAPTIVE_LANDMARKS, ""),
+        **selection,
         **_selection(query, key, FEWER, FEWER_LANDMARKS),
-        "block_sparse_attention": _attention(query, key, value, mask, shape),
+        "block_sparse_attention": attention,
         "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
+        "whole": Run(whole),
     }
+    runs |= {name: _dense(name, query, key, value, shape) for name in against}
     return Problem(runs, _share(mask, shape))
 
 

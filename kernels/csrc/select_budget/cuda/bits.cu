@@ -1,0 +1,140 @@
+// A thread block a query block of a head: the rows' shares of every key block, averaged, and the share from which on
+// blocks are kept.
+#include "select_budget/cuda/bits.h"
+
+#include <cfloat>
+
+namespace sampleattn::budget {
+namespace {
+
+constexpr int kHalvings = 24;  // of the interval in which that share is searched: its width is budget / 2^24
+constexpr int kMostThreads = 1024;
+
+// A sum of exponentials, relative to the largest exponent.
+struct Total {
+  float highest = -INFINITY, sum = 0.f;
+
+  __device__ void add(float exponent) {
+    float const before = highest;
+    highest = fmaxf(highest, exponent);
+    if (highest > -INFINITY) sum = sum * exp2f(before - highest) + exp2f(exponent - highest);
+  }
+  __device__ void add(Total const& other) {
+    float const zero = fmaxf(fmaxf(highest, other.highest), -FLT_MAX);
+    sum = sum * exp2f(highest - zero) + other.sum * exp2f(other.highest - zero);
+    highest = zero;
+  }
+  __device__ Total of_lane(int side) const {
+    return {__shfl_xor_sync(0xffffffffu, highest, side), __shfl_xor_sync(0xffffffffu, sum, side)};
+  }
+};
+
+// Of all threads' numbers the sum, for all of them. `scratch` is free for the next call when it returns.
+__device__ float sum_of_all(float x, float (&scratch)[kMostThreads / 32]) {
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  for (int side = 16; side > 0; side /= 2) x += __shfl_xor_sync(0xffffffffu, x, side);
+  if (lane == 0) scratch[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = lane < warps ? scratch[lane] : 0.f;
+  for (int side = 16; side > 0; side /= 2) x += __shfl_xor_sync(0xffffffffu, x, side);
+  __syncthreads();
+  return x;
+}
+
+// Up to 32 rows lie in a warp's lanes side by side, as they do in memory, and beside them those of other key blocks.
+__global__ void __launch_bounds__(kMostThreads) write(const __grid_constant__ Arguments args) {
+  extern __shared__ float shares[];  // the rows' average for every key block, and behind those what squares sum to
+  __shared__ float scratch[kMostThreads / 32];
+  __shared__ Total parts[kMostThreads];  // of a warp's rows
+  __shared__ float2 terms[kBlock];       // of a row: its largest exponent, and the inverse of its sum
+  int const in_batch = blockIdx.x, q_block = args.first_query_block + in_batch, n = args.n();
+  int const batch = blockIdx.y / args.heads_q, entry = args.visibilities > 1 ? batch : 0;
+  int const stop = args.stop_of(q_block + 1);  // behind the last block that causality allows
+  int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+  int const width = min(args.rows(), 32), step = 32 / width * warps;
+  int const first = (warp * 32 + lane) / width;  // this lane's first key block, of which every `step`-th is its own
+  float* const squares = shares + n;
+  auto const logs_of = [&](int row) {
+    int const sample = (in_batch << args.rows_log2) + row;
+    return reinterpret_cast<float2 const*>(args.logs) +
+           (int64_t(blockIdx.y) * args.strips() + sample / kStripRows) * n * kStripRows + sample % kStripRows;
+  };
+
+  float rows = 0.f;  // that see a key
+  for (int row = 0; row < args.rows(); row += width) {
+    float2 const* const logs = logs_of(row + lane % width);
+    Total total;
+#pragma unroll 4
+    for (int j = first; j < stop; j += step) total.add(__ldg(logs + int64_t(j) * kStripRows).x);
+    for (int side = width; side < 32; side *= 2) total.add(total.of_lane(side));
+    parts[warp * 32 + lane] = total;
+    __syncthreads();
+    if (warp == 0) {
+      for (int other = 1; other < warps; ++other) total.add(parts[other * 32 + lane]);
+      bool const sees = total.sum > 0.f;
+      if (lane < width) terms[row + lane] = make_float2(fmaxf(total.highest, -FLT_MAX), sees ? 1.f / total.sum : 0.f);
+    }
+    __syncthreads();
+  }
+  for (int row = lane; row < args.rows(); row += 32) rows += terms[row].y > 0.f ? 1.f : 0.f;
+  for (int side = 16; side > 0; side /= 2) rows += __shfl_xor_sync(0xffffffffu, rows, side);
+
+#pragma unroll 4
+  for (int j = first; j - first < stop; j += step) {  // all lanes of a warp, for they exchange what they find
+    float share = 0.f, square = 0.f;
+    for (int row = lane % width; row < args.rows() && j < stop; row += width) {
+      float2 const found = __ldg(logs_of(row) + int64_t(j) * kStripRows), term = terms[row];
+      float const norm = exp2f(found.y - term.x) * term.y;
+      share = fmaf(exp2f(found.x - term.x), term.y, share);
+      square = fmaf(norm, norm, square);
+    }
+    for (int side = 1; side < width; side *= 2) {
+      share += __shfl_xor_sync(0xffffffffu, share, side);
+      square += __shfl_xor_sync(0xffffffffu, square, side);
+    }
+    if (lane % width == 0 && j < stop) {
+      shares[j] = share;
+      squares[j] = square;
+    }
+  }
+  __syncthreads();
+
+  int const own = floor_div(args.position(q_block * kBlock), kBlock);
+  int const sink = args.key_segment ? args.sinks[entry] : args.keep_sink ? 0 : n;
+  auto const allowed = [&](int j) { return j < stop && (!args.key_segment || args.visible[int64_t(entry) * n + j]); };
+  auto const forced = [&](int j) { return own - j < args.window_slashes || j == sink; };
+  float const average = 1.f / fmaxf(rows, 1.f);
+  for (int j = threadIdx.x; j < stop; j += blockDim.x) shares[j] = allowed(j) && !forced(j) ? shares[j] * average : 0.f;
+  float low = 0.f, high = args.budget;
+  for (int halving = 0; halving < kHalvings; ++halving) {
+    float const middle = 0.5f * (low + high);
+    float left_out = 0.f;
+    for (int j = threadIdx.x; j < stop; j += blockDim.x) left_out += shares[j] < middle ? shares[j] : 0.f;
+    left_out = sum_of_all(left_out, scratch);
+    bool const enough = middle * (middle + 2.f * left_out) >= args.budget * args.budget;
+    (enough ? high : low) = middle;
+  }
+  uint32_t* const words = args.block_mask + (int64_t(blockIdx.y) * args.q_blocks() + q_block) * args.mask_words;
+  for (int j = threadIdx.x; j < args.mask_words * 32; j += blockDim.x) {
+    bool keep = allowed(j);
+    keep = keep && (shares[j] >= high || squares[j] * (kBlock * average) >= args.tau_squared || forced(j));
+    uint32_t const bits = __ballot_sync(0xffffffffu, keep);
+    if (j % 32 == 0) words[j / 32] = bits;
+  }
+}
+
+}  // namespace
+
+Error write_bits(Arguments const& args, cudaStream_t stream) {
+  constexpr int kLogsOfAThread = 16;
+  int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
+  int const bytes = args.n() * 2 * int(sizeof(float));
+  cudaError_t status = cudaFuncSetAttribute(&write, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status == cudaSuccess) {
+    write<<<dim3(args.query_blocks, args.batch * args.heads_q), threads, bytes, stream>>>(args);
+    status = cudaGetLastError();
+  }
+  return to_error(status);
+}
+
+}  // namespace sampleattn::budget

@@ -1,0 +1,109 @@
+// Selection by a budget as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+#include <algorithm>
+#include <bit>
+#include <optional>
+
+#include "select_budget/arguments.h"
+#include "select_budget/cuda/bits.h"
+#include "select_budget/sampled_rows.h"
+#include "select_budget/sm90/score.h"
+#include "shared/binding.h"
+#include "shared/cuda/head_dims.h"
+#include "shared/cuda/tensors.h"
+#include "shared/cuda/visible_blocks.h"
+
+namespace {
+
+using namespace sampleattn;
+
+constexpr int64_t kLogBytes = int64_t(256) << 20;  // of a batch of query blocks
+constexpr double kLog2E = 1.4426950408889634;
+
+Error score_sm90(budget::Arguments const& args, int multiprocessors, cudaStream_t stream) {
+  return BudgetHeadDims::dispatch({args.head_dim, args.head_dim}, [&]<int kHeadDim, int> {
+    return sm90::budget::score<kHeadDim>(args, multiprocessors, stream);
+  });
+}
+
+Tensor select_budget(SelectBudget<Tensor> call) {
+  using torch::headeronly::ScalarType;
+  SelectBudgetOptions const& options = call.options;
+  int const device = call.query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+  STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock,
+                  "select_budget_sm90: blocks must be 128 x 128, got ", options.block_q, " x ", options.block_k);
+
+  Tensor const query = readable(call.query), key = readable(call.key);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+
+  budget::Arguments args{};
+  args.query = query.const_data_ptr();
+  args.key = key.const_data_ptr();
+  args.query_strides = strides_of(query);
+  args.key_strides = strides_of(key);
+  if (key_segment) {
+    args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
+    args.key_segment_stride = broadcast_stride(*key_segment, 0);
+  }
+  args.batch = int(query.size(0));
+  args.heads_q = int(query.size(1));
+  args.kv_heads = int(key.size(1));
+  args.q_len = int(query.size(2));
+  args.kv_len = int(key.size(2));
+  args.head_dim = int(query.size(3));
+  args.q_offset = int(options.q_offset);
+  args.q_gap = int((options.q_stride - 1) * options.block_q);
+  args.window_slashes = int(options.window_slashes);
+  args.rows_log2 = std::countr_zero(uint64_t(rows_of_a_block<int64_t>(options.rows, args.kv_len, kBlock)));
+  args.keep_sink = options.keep_sink;
+  args.scale_log2 = float(options.scale * kLog2E);
+  args.budget = float(options.budget);
+  args.tau_squared = float(options.tau) * float(options.tau);
+  args.dtype = data_type(query);
+  args.mask_words = mask_words(args.n());
+  STD_TORCH_CHECK(args.n() <= budget::kMostKeyBlocks, "select_budget_sm90: 'key' has ", args.kv_len, " keys, at most ",
+                  budget::kMostKeyBlocks * kBlock, " are allowed");
+
+  Tensor const block_mask =
+      torch::stable::new_empty(query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
+  args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
+  if (args.batch * args.heads_q * args.q_blocks() == 0) return block_mask;
+
+  // Query blocks of a batch: as many as the workspace holds, in whole strips.
+  int64_t const blocks_of_a_strip = std::max(budget::kStripRows >> args.rows_log2, 1);
+  int64_t const strips_of_blocks = std::max((args.rows() + budget::kStripRows - 1) / budget::kStripRows, 1);
+  int64_t const strip_words = int64_t(args.n()) * budget::kStripRows * 2 * args.batch * args.heads_q;
+  int64_t const affordable = kLogBytes / (4 * std::max<int64_t>(strip_words * strips_of_blocks, 1));
+  int const at_a_time = int(std::min<int64_t>(std::max<int64_t>(affordable, 1) * blocks_of_a_strip, args.q_blocks()));
+  args.query_blocks = at_a_time;
+  args.visibilities = key_segment && args.key_segment_stride ? args.batch : 1;
+  int64_t const visible_words = key_segment ? args.visibilities * (1 + (int64_t(args.n()) + 3) / 4) : 0;
+  Tensor const memory = workspace(query, args.strips() * strip_words + visible_words);
+  auto* const words = static_cast<int32_t*>(memory.mutable_data_ptr());
+  args.logs = reinterpret_cast<float*>(words);
+  if (key_segment) {
+    int32_t* const sinks = words + args.strips() * strip_words;
+    uint8_t* const visible = reinterpret_cast<uint8_t*>(sinks + args.visibilities);
+    args.sinks = sinks;
+    args.visible = visible;
+    VisibleBlocks const blocks{
+        args.key_segment, args.key_segment_stride, args.batch, args.q_len, args.kv_len, args.q_offset,
+        args.q_gap,       args.keep_sink,          sinks,      nullptr,    visible};
+    check(find_visible_blocks(blocks, stream), "select_budget");
+  }
+  for (args.first_query_block = 0; args.first_query_block < args.q_blocks(); args.first_query_block += at_a_time) {
+    args.query_blocks = std::min(at_a_time, args.q_blocks() - args.first_query_block);
+    check(score_sm90(args, multiprocessors(device), stream), "select_budget");
+    check(budget::write_bits(args, stream), "select_budget");
+  }
+  return block_mask;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) { define<SelectBudget<Tensor>>(library, "select_budget_sm90"); }
+
+STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
+  implement<SelectBudget<Tensor>, select_budget>(library, "select_budget_sm90");
+}

@@ -1,0 +1,161 @@
+"""The CUDA kernel of ``select_budget`` against the oracle: the same blocks but for shares near the bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sa_compile.kernels import choice, ops
+from sa_compile.kernels.choice import Call, preferring
+from sa_compile.kernels.select_budget import eager as budget_eager
+from sa_compile.kernels.select_budget import reference as budget_reference
+from sa_compile.kernels.select_budget.op import Arguments
+from sa_compile.kernels.shared import blocks
+
+# Exponentials are approximate, and 2-norms come from squares.
+NEAR = 4e-3
+
+
+@dataclass(frozen=True)
+class Case:
+    q_len: int = 640
+    kv_len: int = 640
+    q_offset: int = 0
+    batch: int = 1
+    heads: int = 4
+    kv_heads: int = 2
+    dim: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    rows: int = 16
+    padding: str = "none"  # or "left", "right"
+    hidden: tuple[int, ...] = (200, 0, 130)  # keys that padding takes of each batch entry
+    layout: str = "bhsd"  # or "bshd", transposed
+    sharpness: float = 2.0
+    keep_sink: bool = True
+    window: int = 2
+    q_stride: int = 1
+
+
+BASE = Case()
+CASES = {
+    "bf16": BASE,
+    "fp16": replace(BASE, dtype=torch.float16),
+    "head_dim_64": replace(BASE, dim=64, layout="bshd"),
+    "head_dim_96": replace(BASE, dim=96),
+    "head_dim_192": replace(BASE, dim=192, kv_len=900, q_offset=260),
+    "head_dim_256": replace(BASE, dim=256, layout="bshd"),
+    "one_row_a_block": replace(BASE, rows=1),
+    "every_row": replace(BASE, rows=128),
+    "half_of_the_rows": replace(BASE, rows=64, q_len=300, kv_len=300),
+    "ragged": replace(BASE, q_len=555, kv_len=555, layout="bshd"),
+    "one_head_a_key_head": replace(BASE, heads=3, kv_heads=3, batch=2),
+    "three_heads_a_key_head": replace(BASE, heads=3, kv_heads=1),
+    "eight_heads_a_key_head": replace(BASE, heads=8, kv_heads=1, batch=2, dim=64),
+    "left_padding": replace(BASE, batch=3, padding="left"),
+    "right_padding": replace(BASE, batch=3, padding="right"),
+    "padding_of_every_row": replace(
+        BASE, batch=3, padding="right", q_len=300, kv_len=900, q_offset=577, hidden=(500, 40, 900)
+    ),
+    "offset_inside_a_block": replace(BASE, q_len=300, kv_len=900, q_offset=577, window=1),
+    "rows_before_the_first_key": replace(BASE, q_len=640, kv_len=300, q_offset=-200),
+    "positions_past_the_last_key": replace(BASE, q_len=900, kv_len=300),
+    "positions_past_a_ragged_end": replace(BASE, q_len=300, kv_len=2000, q_offset=3000),
+    "one_row": replace(BASE, q_len=1, kv_len=700, q_offset=699),
+    "wide_window": replace(BASE, window=4),
+    "no_sink": replace(BASE, keep_sink=False, window=1),
+    "no_sink_padded": replace(BASE, keep_sink=False, window=1, padding="left", batch=2),
+    "blocks_apart": replace(BASE, q_len=640, kv_len=1600, q_offset=128, q_stride=2),
+    "blocks_far_apart_padded": replace(
+        BASE, q_len=300, kv_len=1600, q_offset=256, q_stride=4, batch=2, padding="left", rows=4
+    ),
+    "two_ranges_of_keys": replace(BASE, q_len=300, kv_len=9000, q_offset=8700),
+    "scores_in_the_hundreds": replace(BASE, sharpness=100.0),
+}
+BOUNDS = ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3))
+
+
+def inputs_of(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    torch.manual_seed(0)
+
+    def random(heads: int, length: int) -> Tensor:
+        if case.layout == "bshd":
+            return (
+                torch.randn(case.batch, length, heads, case.dim, device=device).to(case.dtype).transpose(1, 2)
+            )
+        return torch.randn(case.batch, heads, length, case.dim, device=device).to(case.dtype)
+
+    query, key = random(case.heads, case.q_len), random(case.kv_heads, case.kv_len)
+    if case.padding == "none":
+        return query, key, None
+    place = torch.arange(case.kv_len, device=device)
+    hidden = torch.tensor(case.hidden[: case.batch], device=device)[:, None]
+    padded = place < hidden if case.padding == "left" else place >= case.kv_len - hidden
+    return query, key.masked_fill(padded[:, None, :, None], float("nan")), torch.where(padded, -1, 0).int()
+
+
+def compare(given: Arguments, found: Tensor, grown: Tensor, squares: Tensor, expected: Tensor) -> None:
+    kept = blocks.unpack_bits(found, -(-given.key.shape[2] // given.block_k))
+    near = (grown - given.budget**2).abs() <= NEAR * given.budget**2
+    near |= (squares - given.tau**2).abs() <= NEAR * given.tau**2
+    assert torch.equal(kept | near, expected | near)
+    if 0 < given.budget < 9 or 0 < given.tau < 9:
+        assert near.float().mean() < 0.2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cuda_kernel_keeps_the_oracles_blocks(name: str, cuda: str) -> None:
+    case = CASES[name]
+    call = Call("select_budget", torch.device(cuda), case.dtype, (case.dim, case.dim), 128, 128)
+    if not choice.fits("cuda_sm90", call):
+        pytest.skip("needs Hopper and the CUDA library")
+    query, key, segment = inputs_of(case, cuda)
+    where = (query, key, segment, case.sharpness * case.dim**-0.5, case.q_offset, 128, 128)
+    given = Arguments(*where, 0.0, 0.0, case.rows, case.keep_sink, case.window, case.q_stride)
+    grown, squares, forced, allowed = budget_reference.growths(given)
+    for budget, tau in BOUNDS:
+        bounded = given._replace(budget=budget, tau=tau)
+        with preferring("cuda_sm90"):
+            found = ops.select_budget_op(*bounded)
+        expected = (forced | (grown >= budget**2) | (squares >= tau**2)) & allowed
+        compare(bounded, found, grown, squares, expected)
+
+
+@pytest.mark.parametrize("heads, kv_heads, length", [(8, 2, 16384), (2, 1, 100_000)], ids=["16K", "100K"])
+def test_long_prompts_as_pytorch_keeps_them(heads: int, kv_heads: int, length: int, cuda: str) -> None:
+    """More than one range of keys and, at 100,000 tokens, than 4 rows a strip of query blocks."""
+    case = replace(BASE, q_len=2048, kv_len=length, q_offset=length - 2048, heads=heads, kv_heads=kv_heads)
+    if not choice.fits(
+        "cuda_sm90", Call("select_budget", torch.device(cuda), case.dtype, (128, 128), 128, 128)
+    ):
+        pytest.skip("needs Hopper and the CUDA library")
+    query, key, _ = inputs_of(case, cuda)
+    given = Arguments(query, key, None, 0.4, case.q_offset, 128, 128, 0.03, 0.1, 32, True, 2)
+    share, squares = budget_eager.block_shares(given)
+    bits = blocks.unpack_bits(budget_eager.select_budget(given), -(-length // 128))
+    grown = budget_eager.growths(share.masked_fill(~allowed_candidates(given), 0.0))
+    with preferring("cuda_sm90"):
+        compare(given, ops.select_budget_op(*given), grown, squares, bits)
+
+
+def allowed_candidates(a: Arguments) -> Tensor:
+    """Bool [n_query_blocks, n_key_blocks]: causality allows the block, and nothing forces it."""
+    row = torch.arange(a.query.shape[2] // 128, device=a.query.device)[:, None] + a.q_offset // 128
+    block = torch.arange(-(-a.key.shape[2] // 128), device=a.query.device)
+    return (block <= row - a.window_slashes) & (block > 0)
+
+
+def test_too_many_keys_are_refused(cuda: str) -> None:
+    if not choice.fits(
+        "cuda_sm90", Call("select_budget", torch.device(cuda), torch.bfloat16, (64, 64), 128, 128)
+    ):
+        pytest.skip("needs Hopper and the CUDA library")
+    query = torch.zeros(1, 1, 1, 64, device=cuda, dtype=torch.bfloat16)
+    key = query.expand(1, 1, 27648 * 128 + 1, 64).contiguous()
+    with (
+        preferring("cuda_sm90"),
+        pytest.raises(RuntimeError, match="'key' has 3538945 keys, at most 3538944"),
+    ):
+        ops.select_budget(query, key, budget=0.1, tau=0.1, q_offset=27648 * 128)
