@@ -71,8 +71,8 @@ inline RowPositions positions_of(const AdaptiveArguments& args) {
 class AdaptiveWorker {
  public:
   AdaptiveWorker(const AdaptiveArguments& args, const Isa& isa, const KeySegments& segments, int64_t columns)
-      : args_(args), isa_(isa), sizes_(args.sizes), position_(positions_of(args)), columns_(columns), sums_(sizes_, isa, segments),
-        query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim),
+      : args_(args), isa_(isa), sizes_(args.sizes), position_(positions_of(args)), columns_(columns),
+        sums_(sizes_, isa, segments), query_(round_up(sizes_.block_q, kStripRows) * sizes_.head_dim),
         member_scores_(args.members * kStripRows * columns), squares_(columns) {}
 
   // rows_end: where the batch entry's rows end.

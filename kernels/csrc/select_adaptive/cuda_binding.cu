@@ -95,9 +95,9 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
     args.row_ends = position += entries;
     args.visible = reinterpret_cast<uint8_t*>(position + entries);
     args.visible_stride = entries > 1 ? args.n() : 0;
-    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch,     args.q_len, args.kv_len,
-                                args.q_offset,    args.q_gap,              args.keep_sink, args.sinks, args.row_ends,
-                                args.visible};
+    VisibleBlocks const visible{args.key_segment, args.key_segment_stride, args.batch,  args.q_len,
+                                args.kv_len,      args.q_offset,           args.q_gap,  args.keep_sink,
+                                args.sinks,       args.row_ends,           args.visible};
     check(find_visible_blocks(visible, stream), "select_adaptive");
   }
   check(select_sm90(args, thread_blocks, stream), "select_adaptive");

@@ -135,8 +135,7 @@ class BudgetWorker {
     for (int64_t row = 0; row < count; row += kStripRows) {
       strips_[row / kStripRows].set(
           std::min<int64_t>(kStripRows, count - row), isa_.row_multiple, sizes_.kv_len, true, 0,
-          [&](int64_t r) { return position_(sampled_[(first + row + r) % of_a_head]); },
-          [](int64_t) { return 0; });
+          [&](int64_t r) { return position_(sampled_[(first + row + r) % of_a_head]); }, [](int64_t) { return 0; });
     }
   }
 

@@ -27,7 +27,8 @@ __global__ void find_visible(const __grid_constant__ VisibleBlocks args) {
   }
   if (args.row_ends) {
     int row = args.q_len - 1 - int(threadIdx.x);
-    while (row >= 0 && is_padding(key_segment, row + args.q_offset + row / kBlock * args.q_gap, args.kv_len)) row -= kThreads;
+    while (row >= 0 && is_padding(key_segment, row + args.q_offset + row / kBlock * args.q_gap, args.kv_len))
+      row -= kThreads;
     if (row >= 0) atomicMax(&end, row + 1);
   }
   __syncthreads();
