@@ -25,7 +25,7 @@ from sa_compile import report
 
 def main() -> None:
     arguments = _arguments()
-    device = _join()
+    device = join()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = load(arguments.model, device)
     prompt = reference_manual_prompt(tokenizer, length=arguments.length, seed=1)
@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _join() -> torch.device:
+def join() -> torch.device:
     """Join the other ranks that torchrun started; the device of this one."""
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -71,7 +71,8 @@ def load(folder: Path, device: torch.device) -> torch.nn.Module:
     heads, ranks = AutoConfig.from_pretrained(folder).num_key_value_heads, dist.get_world_size()
     if heads % ranks:
         raise ValueError(
-            f"'--nproc-per-node' must divide the model's {heads} key/value heads, got {ranks} ranks"
+            f"'--nproc-per-node' must divide the model's {heads} key/value heads, got {ranks} ranks; any "
+            "number can share a prompt's rows instead: examples/context_parallel.py"
         )
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, tp_plan="auto").eval()

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from support.models import SMALL_BLOCKS, tiny_llama
+from support.sinks import tiny_gpt_oss
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
@@ -37,8 +39,16 @@ def torchrun(ranks, *command):
 
 
 @torch.no_grad()
-def test_two_ranks_compute_what_one_process_computes_each_its_heads(tmp_path):
-    model = tiny_llama()
+@pytest.mark.parametrize(
+    "make, shares",
+    [
+        pytest.param(tiny_llama, 2, id="llama"),
+        # The plan of gpt-oss splits no attention (transformers 5.24): every rank has all heads, and their sinks.
+        pytest.param(tiny_gpt_oss, 1, id="sinks"),
+    ],
+)
+def test_two_ranks_compute_what_one_process_computes_each_its_heads(make, shares, tmp_path):
+    model = make()
     model.save_pretrained(tmp_path)
     generator = torch.Generator().manual_seed(0)
     prompts = [torch.randint(0, 96, (1, length), generator=generator) for length in (200, 130)]
@@ -52,7 +62,7 @@ def test_two_ranks_compute_what_one_process_computes_each_its_heads(tmp_path):
     for logits, prompt in zip(found["logits"], prompts, strict=True):
         torch.testing.assert_close(logits, model(prompt, use_cache=False).logits, rtol=1e-4, atol=1e-5)
     assert torch.equal(found["tokens"], model.generate(prompts[0], max_new_tokens=4, do_sample=False))
-    heads = (model.config.num_attention_heads // 2, model.config.num_key_value_heads // 2)
+    heads = (model.config.num_attention_heads // shares, model.config.num_key_value_heads // shares)
     sampled = [site[1:] for site in found["sites"] if site[0] == "sampled"]
     assert sampled and set(sampled) == {heads}
 
