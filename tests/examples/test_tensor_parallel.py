@@ -43,7 +43,7 @@ def torchrun(ranks, *command):
     "make, shares",
     [
         pytest.param(tiny_llama, 2, id="llama"),
-        # The plan of gpt-oss splits no attention (transformers 5.24): every rank has all heads, and their sinks.
+        # The plan of gpt-oss splits no attention (transformers 5.24): every rank has all heads and sinks.
         pytest.param(tiny_gpt_oss, 1, id="sinks"),
     ],
 )

@@ -10,12 +10,19 @@ from sa_compile.kernels.shared import blocks
 RANKS = 3
 
 
-def operands(block_q, segments, q_len=155, start=0, dtype=torch.float32, device="cpu"):
+class Ops:
+    """The ops by their names, as ``Implementations`` are."""
+
+    def __getattr__(self, op):
+        return getattr(ops, f"{op}_op")
+
+
+def operands(block_q, segments, q_len=155, start=0, dtype=torch.float32, device="cpu", dim=16):
     """query, key, value and key_segment of a prompt whose rows begin at position ``start``."""
     generator = torch.Generator().manual_seed(0)
     kv_len = q_len + start
-    query = torch.randn(2, 4, q_len, 16, generator=generator) * 2
-    key, value = (torch.randn(2, 2, kv_len, 16, generator=generator) for _ in range(2))
+    query = torch.randn(2, 4, q_len, dim, generator=generator) * 2
+    key, value = (torch.randn(2, 2, kv_len, dim, generator=generator) for _ in range(2))
     segment = torch.zeros(2, kv_len, dtype=torch.int32)
     if segments == "left_padding":
         segment[0, :21], segment[1, :40] = -1, -1
@@ -33,7 +40,7 @@ def positions_of_rank(rank, block_q, q_len):
 
 def calls(run, query, key, value, segment, index, where, block_q, block_k, *, stride=()):
     """What each op with a stride finds: blocks as bool, and attention; ``where``: q_offset."""
-    representatives = ops.block_representatives_op(key, segment, block_k, 3)
+    representatives = ops.block_representatives_op(key, segment, block_k, 3 if block_k < 128 else 15)
     adaptive = run.select_adaptive(
         query, key, *representatives, segment, 0.25, where, block_q, block_k, 0.3, True, 1, 0, *stride
     )
@@ -47,10 +54,10 @@ def calls(run, query, key, value, segment, index, where, block_q, block_k, *, st
     return (adaptive, budget, allowed), attended
 
 
-def check(run, sizes, segments, start, dtype=torch.float32, device="cpu", tolerance=1e-5):
-    """That every rank finds for its blocks what one finds for all."""
+def check(run, sizes, segments, start, dtype=torch.float32, device="cpu", tolerance=1e-5, flips=0.0, **shape):
+    """That every rank finds for its blocks what one finds for all, but for a share of ``flips`` of them."""
     block_q, block_k = sizes
-    query, key, value, segment = operands(block_q, segments, start=start, dtype=dtype, device=device)
+    query, key, value, segment = operands(block_q, segments, start=start, dtype=dtype, device=device, **shape)
     n = -(-key.shape[2] // block_k)
     generator = torch.Generator().manual_seed(1)
     kept = torch.rand(2, 4, -(-query.shape[2] // block_q), n, generator=generator) < 0.7
@@ -68,6 +75,7 @@ def check(run, sizes, segments, start, dtype=torch.float32, device="cpu", tolera
             if whole.dtype == torch.bool:  # of an oracle
                 assert torch.equal(own, expected)
             else:
-                assert torch.equal(blocks.unpack_bits(own, n), blocks.unpack_bits(expected, n))
+                differ = blocks.unpack_bits(own, n) != blocks.unpack_bits(expected, n)
+                assert differ.float().mean() <= flips
         torch.testing.assert_close(own_out, out[:, :, mine], rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(own_lse, lse[:, :, mine], rtol=tolerance, atol=tolerance)

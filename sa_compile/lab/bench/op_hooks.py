@@ -103,19 +103,28 @@ class SetDensity:
         def wrap(kernel: Kernel) -> Kernel:
             def select(*arguments: Any) -> Tensor:
                 selected = kernel(*arguments)
-                sizes = _SIZES[op](*arguments)
+                sizes, stride = _SIZES[op](*arguments), _stride(op, arguments)
                 heads, device = selected.shape[1], selected.device
-                key = (heads, *sizes, device)
+                key = (heads, *sizes, stride, device)
                 if key not in self._masks:
-                    mask = random_strips(self.density, heads, *sizes, device)
-                    self._masks[key] = mask
-                    self.kept[sizes[0]] = blocks.density(mask, *sizes).mean().item()
+                    self._masks[key] = self._strips(heads, sizes, stride, device)
                 # A copy: compiled code may write over an op's output once nothing reads it any more.
                 return self._masks[key].expand(selected.shape).clone(memory_format=torch.contiguous_format)
 
             return select
 
         return wrap
+
+    def _strips(self, heads: int, sizes: Sizes, stride: int, device: Any) -> Tensor:
+        """Those of the rows of a call; of query blocks that stand apart, their part of the whole prompt's."""
+        q_len, kv_len, q_offset, block_q, block_k = sizes
+        first = 0
+        if stride != 1:
+            first, q_len, q_offset = q_offset // block_q, kv_len, 0
+        whole = (q_len, kv_len, q_offset, block_q, block_k)
+        mask = random_strips(self.density, heads, *whole, device)
+        self.kept[q_len] = blocks.density(mask, *whole).mean().item()
+        return mask[:, :, first::stride]
 
 
 Sizes = tuple[int, int, int, int, int]  # q_len, kv_len, q_offset, block_q, block_k
@@ -145,6 +154,13 @@ _SIZES: dict[str, Callable[..., Sizes]] = {
     "select_adaptive": _sizes_by_rows,
     "select_budget": _sizes_by_sample,
 }
+
+
+def _stride(op: str, arguments: Sequence[Any]) -> int:
+    """Of query blocks that stand apart: the last argument of ops that know them, left out where it is 1."""
+    names = [argument.name for argument in getattr(torch.ops.sampleattn, op).default._schema.arguments]
+    place = names.index("q_stride") if "q_stride" in names else len(arguments)
+    return int(arguments[place]) if place < len(arguments) else 1
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from support.implementations import eager, reference
-from support.query_stride import check, operands
+from support.query_stride import Ops, check, operands
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.shared import rows
@@ -17,15 +17,10 @@ SIZES = [
 SEGMENTS = ["none", "left_padding", "right_padding"]
 
 
-class _Ops:
-    def __getattr__(self, op):
-        return getattr(ops, f"{op}_op")
-
-
 @pytest.mark.parametrize("start", [0, 37])
 @pytest.mark.parametrize("segments", SEGMENTS)
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("run", [_Ops(), eager, reference], ids=["op", "eager", "oracle"])
+@pytest.mark.parametrize("run", [Ops(), eager, reference], ids=["op", "eager", "oracle"])
 def test_a_ranks_blocks_are_those_of_all(run, sizes, segments, start):
     check(run, sizes, segments, start)
 
