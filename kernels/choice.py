@@ -68,8 +68,8 @@ class Kernel:
     capability: Capability | None = None
     library_op: str | None = None  # the op of the CUDA library, which may not be installed
 
-    def fits(self, call: Call) -> bool:
-        """Can it compute the call, on this machine, as installed?"""
+    def takes(self, call: Call) -> bool:
+        """Is it made for such a call, wherever it runs?"""
         return (
             call.op in self.ops
             and _allowed(call.dtype, self.dtypes)
@@ -77,6 +77,12 @@ class Kernel:
             and _allowed(call.block_q, self.block_q)
             and _allowed(call.block_k, self.block_k)
             and _allowed(call.representatives, self.representatives)
+        )
+
+    def fits(self, call: Call) -> bool:
+        """Can it compute the call, on this machine, as installed?"""
+        return (
+            self.takes(call)
             and (self.library_op is None or has_library_op(self.library_op))
             and (self.capability is None or self.capability == _capability(call.device))
         )
@@ -142,6 +148,11 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
 def fits(name: str, call: Call) -> bool:
     """Can this kernel compute the call, on this machine, as installed?"""
     return any(kernel.fits(call) for kernel in KERNELS[name])
+
+
+def on_hopper(call: Call) -> str:
+    """The kernel that :func:`choose` takes on a Hopper GPU with everything installed; asked without one."""
+    return next(name for name in DEFAULT if any(kernel.takes(call) for kernel in KERNELS[name]))
 
 
 def library_op(name: str, op: str) -> Callable:

@@ -12,7 +12,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from sa_compile.lab.census import table, tiny, variants
+from sa_compile.lab.census import arguments, classes, table, tiny, variants
+from sa_compile.lab.census.head_dims import kernels_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,18 +66,88 @@ def test_quick_census_has_no_failure(coverage, tmp_path):
 
 
 def test_every_causal_class_is_named_once():
-    names = tiny.model_names()
+    names = classes.model_names()
     assert {"LlamaForCausalLM", "GPT2LMHeadModel", "Gemma3ForCausalLM"} <= set(names)
     assert len(names) >= 170
+    kinds = [set(classes.model_names(kind)) for kind in classes.KINDS]
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
+    assert "Qwen2VLForConditionalGeneration" in classes.model_names(classes.MULTIMODAL)
+    assert classes.kind_of("BertForSequenceClassification") == classes.CLASSIFICATION
 
 
 @pytest.mark.parametrize(
     "name", ["LlamaForCausalLM", "DeepseekV3ForCausalLM", "GPT2LMHeadModel", "MixtralForCausalLM"]
 )
 def test_tiny_models_are_small_and_their_attention_shows_in_the_logits(name):
-    model = tiny.build(name, tiny.model_names()[name], "eager")
-    assert sum(p.numel() for p in model.parameters()) < 1_000_000
-    assert variants.reach(model) > 100 * variants.TOLERANCE
+    model = tiny.build(name, classes.model_names()[name], "eager")
+    assert sum(p.numel() for p in model.parameters()) < 2_000_000
+    moved, causal = arguments.reach(model)
+    assert moved > 100 * variants.TOLERANCE
+    assert causal
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "dims"),
+    [
+        pytest.param("LlamaForCausalLM", "llama", {(128, 128)}, id="a field of its own"),
+        pytest.param("GPT2LMHeadModel", "gpt2", {(64, 64)}, id="width over heads"),
+        pytest.param("DeepseekV3ForCausalLM", "deepseek_v3", {(192, 128)}, id="values are narrower"),
+        pytest.param("ZambaForCausalLM", "zamba", {(464, 464)}, id="wide"),
+    ],
+)
+def test_tiny_models_have_the_head_dims_of_their_default_configs(name, model_type, dims, monkeypatch):
+    found = set()
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def record_dims(query, key, value, *args, **kwargs):
+        found.add((query.shape[-1], value.shape[-1]))
+        return sdpa(query, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record_dims)
+    model = tiny.build(name, model_type, "sdpa")
+    with torch.no_grad():
+        model(**arguments.arguments_of(model, arguments.PLAIN))
+    assert found == dims
+
+
+def test_kernels_are_named_by_head_dims_without_a_gpu():
+    assert kernels_of(128, 128) == "sm90"
+    assert kernels_of(80, 80) == "triton"
+    assert kernels_of(464, 464) == "none"
+
+
+def test_an_encoder_is_measured_not_to_be_causal():
+    model = tiny.build("BertForSequenceClassification", "bert", "sdpa")
+    assert arguments.reach(model)[1] is False
+
+
+def test_an_image_is_found_shows_in_the_logits_and_leaves_the_language_model_sampled():
+    model = tiny.build("LlavaForConditionalGeneration", "llava", "sdpa")
+    shown = arguments.find_media(model)
+    assert (shown.what, shown.tokens) == ("image", 16)
+    result = variants.measure(model, variants.SHOWN[0], shown=shown)
+    assert result["status"] == "ok"
+    outcomes = {(site["part"], site["outcome"]) for site in result["sites"]}
+    assert outcomes == {("tower", "kept"), ("language", "sampled")}
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        pytest.param("GPTNeoXForCausalLM", "gpt_neox", id="a size of RoPE equals the length"),
+        pytest.param("CTRLLMHeadModel", "ctrl", id="a mask of another graph is read"),
+    ],
+)
+def test_what_only_looks_like_a_score_matrix_is_none(name, model_type):
+    model = tiny.build(name, model_type, "sdpa")
+    result = variants.measure(model, variants.FULL[0])
+    assert (result["status"], result["left"]) == ("ok", [])
+
+
+def test_a_model_that_takes_no_image_is_not_applicable():
+    model = tiny.build("LlamaForCausalLM", "llama", "sdpa")
+    assert arguments.find_media(model) is None
+    assert variants.measure(model, variants.SHOWN[0])["status"] == "not applicable"
 
 
 def drop_padding(gm, example_inputs):
@@ -90,7 +161,7 @@ def drop_padding(gm, example_inputs):
 
 def test_a_wrong_mask_is_seen():
     model = tiny.build("LlamaForCausalLM", "llama", "sdpa")
-    variant = variants.Variant(mask=True, cache=False)
+    variant = arguments.Variant(mask=True, cache=False)
     assert variants.measure(model, variant, drop_padding)["status"] == "wrong"
     assert variants.measure(model, variant, "eager")["status"] == "ok"
 
@@ -139,8 +210,11 @@ def test_a_model_counts_as_rewritten_only_if_every_site_is():
 
 
 def test_models_that_are_not_plain_causal_are_out_of_the_share():
-    total = table.totals([record(), record("Gemma2ForCausalLM", results=[result(sites=[KEPT])])])
+    softcap = record("Gemma2ForCausalLM", results=[result(sites=[KEPT])], text_type="gemma2")
+    encoder = record("BertForSequenceClassification", results=[result(sites=[KEPT])], causal=False)
+    total = table.totals([record(), softcap])
     assert total.share == 1
+    assert table.totals([record(), encoder]).plain == ["LlamaForCausalLM"]
     assert total.sites == {"sampled": 2, "kept": 2}
 
 

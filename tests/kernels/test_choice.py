@@ -47,6 +47,12 @@ def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
     return Call("block_representatives", DEVICE, dtype, dims, block_k=block_k, representatives=1 + landmarks)
 
 
+def test_hoppers_kernels_are_named_without_a_gpu():
+    assert choice.on_hopper(attention()) == "cuda_sm90"
+    assert choice.on_hopper(attention(head_dims=(80, 80))) == "triton"
+    assert choice.on_hopper(attention(torch.float32)) == "pytorch"
+
+
 @pytest.mark.parametrize(
     "call, machine, expected",
     [

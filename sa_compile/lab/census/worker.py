@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
+import resource
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from sa_compile.lab.census.variants import Variant
+from sa_compile.lab.census import tiny
+from sa_compile.lab.census.arguments import Variant
 
 # Seconds without a result after which a process is ended, on a busy machine too; Inductor compiles C++.
 LIMIT = 300.0
 INDUCTOR_LIMIT = 600.0
+# Bytes of memory that a process may ask for; what asks for more gets an error.
+MEMORY = 8 << 30
 PRELOAD = ["sa_compile.lab.census.warm"]
 
 
@@ -31,6 +36,8 @@ def census_of(class_name: str, model_type: str, attn: str, variants: Sequence[Va
     same call under plain torch.compile) where it is not ok.
     """
     record: dict[str, Any] = {"model": class_name, "model_type": model_type, "attn": attn}
+    if attn == "sdpa" and not tiny.offers_sdpa(class_name):
+        return {**record, "status": "not offered", "reason": "the class does not support SDPA"}
     first, results = _collect(class_name, model_type, attn, variants, "sampleattn")
     record.update(first)
     if first["status"] != "run":
@@ -102,15 +109,25 @@ def _work(
     import torch
     import transformers
 
-    from sa_compile.lab.census import tiny
-    from sa_compile.lab.census.variants import first_line, measure, reach
+    from sa_compile.lab.census.arguments import find_media, reach
+    from sa_compile.lab.census.variants import first_line, measure
 
     warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    shown = None
     try:
-        model = tiny.build(class_name, model_type, attn)
-        first = {"status": "run", "reach": reach(model)}
+        model: Any = tiny.build(class_name, model_type, attn)
+        shown = find_media(model)
+        moved, causal = reach(model, shown)
+        first = {
+            "status": "run",
+            "reach": moved,
+            "causal": causal,
+            "text_type": model.config.get_text_config(decoder=True).model_type,
+            "media": shown and shown.what,
+        }
     except NotImplementedError as error:
         first = {"status": "not offered", "reason": str(error)}
     except Exception as error:
@@ -119,7 +136,9 @@ def _work(
     if first["status"] != "run":
         return
     for variant in variants:
-        result = measure(model, variant, backend)
+        if variant.media and shown is None:
+            variant = replace(variant, media=False)
+        result = measure(model, variant, backend, shown)
         if backend == "sampleattn" and result["status"] in ("wrong", "crash"):
-            result["plain"] = measure(model, variant, variant.inner)
+            result["plain"] = measure(model, variant, variant.inner, shown)
         sender.send(result)
