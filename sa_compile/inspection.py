@@ -14,6 +14,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import check_model
 from sa_compile.profile import load_profile
 from sa_compile.report import Report
+from sa_compile.tensor_parallel import notes_on
 
 
 def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
@@ -33,7 +34,7 @@ def explain(model: Any, *args: Any, options: Mapping[str, Any] | None = None, **
 
     with report.collect(other_threads=False) as reports:
         torch.compile(_fresh(_call), backend=sampleattn)(model, args, kwargs)
-    return Report(tuple(reports))
+    return Report(tuple(reports), notes_on(model))
 
 
 def check_profile(model: torch.nn.Module, profile: str) -> None:

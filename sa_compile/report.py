@@ -63,6 +63,7 @@ class Report:
     """What :func:`sa_compile.explain` returns; prints as a table of one row a site."""
 
     compiled: tuple[GraphReport, ...]
+    notes: tuple[str, ...] = ()  # on the model as a whole
 
     @property
     def graphs(self) -> tuple[fx.GraphModule, ...]:
@@ -84,6 +85,7 @@ class Report:
             "options": self.compiled[0].config.to_dict() if self.compiled else {},
             "profile_checked": [report.profile_checked for report in self.compiled],
             "last_graph": [report.last_graph for report in self.compiled],
+            "notes": list(self.notes),
             "sites": [
                 {"graph": number, **dataclasses.asdict(site)}
                 for number, report in enumerate(self.compiled)
@@ -111,6 +113,7 @@ class Report:
                 lines.append(f"graph {number} fits the model of profile {path}: {report.profile_checked}")
             if report.last_graph:
                 lines.append(f"graph {number} is {report.last_graph}")
+        lines += self.notes
         return "\n".join(lines)
 
 

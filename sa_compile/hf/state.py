@@ -14,6 +14,7 @@ from sa_compile.config import SampleAttentionConfig, options_without_compiler
 from sa_compile.gathered_stats import Gathered, SiteStats, register
 from sa_compile.passes.site_record import SiteRecord
 from sa_compile.report import GraphReport, Report
+from sa_compile.tensor_parallel import notes_on
 
 ATTRIBUTE = "sampleattn"  # where a transformers config holds the options, as a plain dict
 
@@ -114,7 +115,7 @@ def report_of(model: nn.Module | None) -> Report:
     for site in (_sites[module] for module in modules):
         if site.records:
             groups.setdefault(repr(site.config), []).append(site)
-    return Report(tuple(_group_report(sites) for sites in groups.values()))
+    return Report(tuple(_group_report(sites) for sites in groups.values()), notes_on(model))
 
 
 def _group_report(sites: list[Site]) -> GraphReport:
