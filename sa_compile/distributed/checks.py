@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sa_compile.config import SampleAttentionConfig
+from sa_compile.distributed.implementation import CONTEXT
 
 KNOWN_LAYERS = ("full_attention", "sliding_attention")
 # Rotary embeddings whose angles depend on the largest position, of which ranks see different ones.
@@ -50,6 +51,8 @@ def check_model(model: PreTrainedModel, modules: Mapping[int, nn.Module], cache_
             "context_parallel: 'model' must be a causal LM of transformers whose forward takes position_ids, "
             f"logits_to_keep and a cache, got {type(model).__name__}"
         )
+    if any(hasattr(module, CONTEXT) for module in modules.values()):
+        raise ValueError("context_parallel: ranks share the prompts of this 'model' already")
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - set(KNOWN_LAYERS)
     if kinds or len(modules) != text.num_hidden_layers:

@@ -124,6 +124,12 @@ def generate_compiled():
     assert torch.equal(on_ranks(tiny_llama, options, compile=True).generate(**inputs, **GREEDY), expected)
 
 
+def static_cache():
+    expected = one_rank(tiny_llama).generate(tokens(1, 150), **GREEDY)
+    found = on_ranks(tiny_llama).generate(tokens(1, 150), **GREEDY, cache_implementation="static")
+    assert torch.equal(found, expected)
+
+
 def second_turn():
     """Behind what is in the cache every rank computes for itself."""
     model, single = on_ranks(tiny_llama), one_rank(tiny_llama)
@@ -167,6 +173,7 @@ def refusals():
         ),
     )
     model = on_ranks(tiny_llama)
+    refused("already", lambda: on_ranks(lambda: model))
     refused("'labels'", lambda: model(tokens(1, 100), labels=tokens(1, 100)))
     refused("a number of positions", lambda: model(tokens(1, 100), logits_to_keep=torch.tensor([3])))
     refused(

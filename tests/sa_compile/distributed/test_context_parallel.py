@@ -19,7 +19,16 @@ ON_TWO = (
         "generate",
         "generate_compiled",
     ),
-    *("second_turn", "stats", "refusals", "soft_caps", "other_prompts", "local_order", "failure"),
+    *(
+        "static_cache",
+        "second_turn",
+        "stats",
+        "refusals",
+        "soft_caps",
+        "other_prompts",
+        "local_order",
+        "failure",
+    ),
 )
 ON_FOUR = ("lengths", "left_padding", "generate", "stats", "tensor_parallel_inside")
 
