@@ -41,7 +41,7 @@ macro(sampleattn_head_dims op)
 endmacro()
 sampleattn_head_dims(block_sparse_attention 64,64 96,96 128,128 192,128 192,192 256,256)
 sampleattn_head_dims(block_mean_attention 64,64 128,128)
-sampleattn_head_dims(select_adaptive 64,64 128,128)
+sampleattn_head_dims(select_adaptive 64,64 96,96 128,128 192,192 256,256)
 sampleattn_head_dims(select_budget 64,64 96,96 128,128 192,192 256,256)
 configure_file(kernels/csrc/shared/cuda/head_dims.h.in "${SAMPLEATTN_GENERATED}/shared/cuda/head_dims.h" @ONLY)
 

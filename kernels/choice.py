@@ -24,7 +24,7 @@ DEFAULT = ("cuda_sm90", "triton", "pytorch")  # without triton where that is not
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 # Of ``block_representatives`` and ``select_adaptive``, which have no values: both times that of queries and
 # keys; and the representatives of a key block, the mean included.
-CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (128, 128))
+CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 # Of ``select_budget``, likewise.
 CUDA_BUDGET_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))

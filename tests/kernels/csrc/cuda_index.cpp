@@ -308,7 +308,10 @@ void check_items(std::mt19937& random) {
 
 int main() {
   check_products<64>();
+  check_products<96>();
   check_products<128>();
+  check_products<192>();
+  check_products<256>();
   std::mt19937 random(std::random_device{}());
   for (int i = 0; i < 500; ++i) {
     check_walk(random);

@@ -2,6 +2,7 @@
 
 #include <cfloat>
 
+#include "shared/cuda/head_dims.h"
 #include "shared/cuda/matrix_instructions.h"
 #include "shared/cuda/matrix_layout.h"
 #include "shared/landmarks.h"
@@ -38,6 +39,9 @@ template <class Element, int kHeadDim, int kLandmarks>
 struct Represent {
   static constexpr int kVectors = kHeadDim / kVector;
   static constexpr int kRowsAtOnce = kThreads / kVectors;  // that the threads load, a vector each
+  static constexpr int kLoads = (kThreads + kRowsAtOnce - 1) / kRowsAtOnce;
+  static constexpr int kInFlight = kLoads > 16 ? (kLoads + 1) / 2 : kLoads;  // loads that registers have room for
+  static constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;      // of a row, that a thread has the sums of
   using Keys = SharedTile<kThreads, kHeadDim>;
   using Memory = Shared<kLandmarks>;
 
@@ -68,7 +72,8 @@ struct Represent {
   __device__ void run() {
     load_keys();
     __syncthreads();
-    float const sum = column_sum();
+    float sum[kColumns];
+    add_columns(sum);
     multiply_keys();
     int landmark[kLandmarks];
     choose_landmarks(landmark);
@@ -79,32 +84,38 @@ struct Represent {
   __device__ void load_keys() {
     static_assert(sizeof(shared.products) >= Keys::kElements * sizeof(Element));
     int const vector = thread % kVectors, first = thread / kVectors;
-    uint4 loaded[kVectors];
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      int const row = first + i * kRowsAtOnce;
-      loaded[i] = valid(row) ? vector_of(row, vector) : make_uint4(0, 0, 0, 0);
-    }
+    if (first >= kRowsAtOnce) return;
     float sum[kVector] = {};
 #pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      *reinterpret_cast<uint4*>(shared_keys() + Keys::offset(first + i * kRowsAtOnce, vector)) = loaded[i];
-      auto const* element = reinterpret_cast<Element const*>(&loaded[i]);
+    for (int start = 0; start < kLoads; start += kInFlight) {
+      uint4 loaded[kInFlight];
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) sum[j] += float(element[j]);
+      for (int i = 0; i < kInFlight; ++i) {
+        int const row = first + (start + i) * kRowsAtOnce;
+        loaded[i] = row < kThreads && valid(row) ? vector_of(row, vector) : make_uint4(0, 0, 0, 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kInFlight; ++i) {
+        int const row = first + (start + i) * kRowsAtOnce;
+        if (row < kThreads) *reinterpret_cast<uint4*>(shared_keys() + Keys::offset(row, vector)) = loaded[i];
+        auto const* element = reinterpret_cast<Element const*>(&loaded[i]);
+#pragma unroll
+        for (int j = 0; j < kVector; ++j) sum[j] += float(element[j]);
+      }
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) shared.sums[first * kHeadDim + vector * kVector + j] = sum[j];
   }
 
-  // Of all keys, in the column of this thread's number; 0 in those behind the head dim.
-  __device__ float column_sum() const {
-    float sum = 0.f;
-    if (thread < kHeadDim) {
+  // Of all keys, in the columns from this thread's number on; 0 in those behind the head dim.
+  __device__ void add_columns(float (&sum)[kColumns]) const {
 #pragma unroll
-      for (int i = 0; i < kRowsAtOnce; ++i) sum += shared.sums[i * kHeadDim + thread];
+    for (int c = 0; c < kColumns; ++c) {
+      int const column = c * kThreads + thread;
+      sum[c] = 0.f;
+#pragma unroll
+      for (int i = 0; i < kRowsAtOnce; ++i) sum[c] += column < kHeadDim ? shared.sums[i * kHeadDim + column] : 0.f;
     }
-    return sum;
   }
 
   // The keys' products with each other take the keys' place. A warp multiplies its 32 keys with themselves and with those
@@ -202,20 +213,26 @@ struct Represent {
     if (lane == 0) sums[warp] = x;
   }
 
-  // sum: column_sum(). The others' mean is what landmarks leave of it, their spread what the mean leaves of their squares.
-  __device__ void write(int const (&landmark)[kLandmarks], float sum) {
+  // sum: add_columns(). The others' mean is what landmarks leave of it, their spread what the mean leaves of their squares.
+  __device__ void write(int const (&landmark)[kLandmarks], float const (&sum)[kColumns]) {
     int64_t const n = gridDim.x, first = int64_t(blockIdx.y) * (1 + kLandmarks) * n + block;
     auto* representatives = static_cast<Element*>(args.representatives);
     __syncthreads();
     int count = 0;
     for (uint32_t of_warp : shared.others) count += __popc(of_warp);
     float const inverse = count ? 1.f / float(count) : 0.f;
-    if (thread < kHeadDim) {
+    float square = 0.f;
 #pragma unroll
-      for (int row : landmark) sum -= row < 0 ? 0.f : float(key_of(row)[thread]);
-      representatives[first * kHeadDim + thread] = Element(sum * inverse);
+    for (int c = 0; c < kColumns; ++c) {
+      int const column = c * kThreads + thread;
+      if (column >= kHeadDim) continue;
+      float of_others = sum[c];
+#pragma unroll
+      for (int row : landmark) of_others -= row < 0 ? 0.f : float(key_of(row)[column]);
+      representatives[first * kHeadDim + column] = Element(of_others * inverse);
+      square += of_others * inverse * of_others;
     }
-    sum_over_warp(shared.spread[1], sum * inverse * sum);
+    sum_over_warp(shared.spread[1], square);
     for (int i = thread; i < kLandmarks * kVectors; i += kThreads) {
       int const mark = i / kVectors, vector = i % kVectors, row = landmark_at(landmark, mark);
       uint4 const copied = row < 0 ? make_uint4(0, 0, 0, 0) : vector_of(row, vector);
@@ -274,14 +291,10 @@ Error launch(RepresentativeArguments const& args, cudaStream_t stream) {
 }  // namespace
 
 Error represent_blocks(RepresentativeArguments const& args, cudaStream_t stream) {
-  bool const bfloat16 = args.dtype == DataType::kBFloat16;
-  if (args.head_dim == 64) {
-    return bfloat16 ? launch<cutlass::bfloat16_t, 64>(args, stream) : launch<cutlass::half_t, 64>(args, stream);
-  }
-  if (args.head_dim == 128) {
-    return bfloat16 ? launch<cutlass::bfloat16_t, 128>(args, stream) : launch<cutlass::half_t, 128>(args, stream);
-  }
-  return {"no kernel for this head_dim", args.head_dim};
+  return SelectionHeadDims::dispatch({args.head_dim, args.head_dim}, [&]<int kHeadDim, int> {
+    return args.dtype == DataType::kBFloat16 ? launch<cutlass::bfloat16_t, kHeadDim>(args, stream)
+                                             : launch<cutlass::half_t, kHeadDim>(args, stream);
+  });
 }
 
 }  // namespace sampleattn::adaptive

@@ -22,7 +22,7 @@ struct RepresentativeArguments {
   DataType dtype;
 };
 
-// Blocks of 128 keys, 7 or 15 landmarks, head dims 64 and 128. Launches one kernel.
+// Blocks of 128 keys, 7 or 15 landmarks, head dims as SelectionHeadDims has them. Launches one kernel.
 Error represent_blocks(RepresentativeArguments const& args, cudaStream_t stream);
 
 }  // namespace sampleattn::adaptive

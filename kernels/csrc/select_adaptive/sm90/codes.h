@@ -33,7 +33,8 @@ CUTE_DEVICE uint32_t pack_codes(float const* numbers, float factor) {
 // operand holds lies together in a row of queries. Products do not mind the order.
 template <class C>
 __global__ void write_codes(const __grid_constant__ Arguments args) {
-  constexpr int kUnits = C::kHeadDim / 8, kReads = C::kMembers * kUnits / 32;
+  constexpr int kUnits = C::kHeadDim / 8, kAtOnce = 32 / kUnits, kReads = C::kMembers / kAtOnce;
+  static_assert(C::kMembers % kAtOnce == 0);
   int const lane = threadIdx.x % 32, block = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (block >= args.quad_count * 4) return;
   int64_t const head = blockIdx.y;
@@ -41,14 +42,15 @@ __global__ void write_codes(const __grid_constant__ Arguments args) {
   auto const* representatives = static_cast<uint4 const*>(args.representatives) + head * C::kMembers * n * kUnits;
   auto const* log_weights = args.log_weights + head * C::kMembers * n;
   int const unit = lane % kUnits;
+  bool const reads = lane < kAtOnce * kUnits;
   uint4 const common = representatives[unit];
   auto const* center = reinterpret_cast<typename C::Element const*>(&common);
   float difference[kReads][8];
   float largest = 0.f;
   CUTE_UNROLL
   for (int i = 0; i < kReads; ++i) {
-    int const member = i * (32 / kUnits) + lane / kUnits;
-    bool const exists = block < n && log_weights[member * n + block] != -INFINITY;
+    int const member = i * kAtOnce + lane / kUnits;
+    bool const exists = reads && block < n && log_weights[member * n + block] != -INFINITY;
     uint4 const loaded = exists ? representatives[(member * n + block) * kUnits + unit] : common;
     auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
     CUTE_UNROLL
@@ -63,7 +65,8 @@ __global__ void write_codes(const __grid_constant__ Arguments args) {
   int64_t const quad = head * args.quad_count + block / 4;
   CUTE_UNROLL
   for (int i = 0; i < kReads; ++i) {
-    int const member = i * (32 / kUnits) + lane / kUnits;
+    if (!reads) continue;
+    int const member = i * kAtOnce + lane / kUnits;
     int const column = member / 2 * 8 + block % 4 * 2 + member % 2;
     auto* row = reinterpret_cast<uint32_t*>(args.codes) + (quad * 4 * C::kMembers + column) * (C::kHeadDim / 4);
     CUTE_UNROLL

@@ -44,7 +44,7 @@ struct Consumer {
   CUTE_DEVICE static int column_lane() { return threadIdx.x % 4; }
   CUTE_DEVICE int warp() const { return consumer % 2 * 4 + threadIdx.x % 128 / 32; }  // within the tile's eight
   CUTE_DEVICE int batch() const { return head_kv / args.kv_heads; }
-  CUTE_DEVICE int own_queries() const { return query_stage.index * 2 + consumer / 2; }
+  CUTE_DEVICE int own_queries() const { return query_stage.index % C::kQueryStages * 2 + consumer / 2; }
   CUTE_DEVICE int own_row() const { return warp() * 16 + lane() / 4; }  // within the tile
 
   CUTE_DEVICE uint32_t* squares(int quad) const {
@@ -95,6 +95,7 @@ struct Consumer {
       if (!added) add_estimates(products, tile);
     }
     hand_over(agree(read_alone(item.tile[consumer / 2].stop)) - agree(read_alone(item.tile[consumer / 2].row)));
+    if constexpr (C::kQueryStages == 1) release(shared.query_place);
     release(barrier);
     query_stage.advance();
   }
@@ -117,67 +118,86 @@ struct Consumer {
   }
   CUTE_DEVICE static int row_of_group(int r) { return threadIdx.x % 128 / 32 * 16 + lane() / 4 + 8 * r; }
 
-  // The exact scores are done: queries become bytes, in their place, each row's largest number the largest. Takes what
-  // else depends on a row's numbers alone.
+  // Where 16 bytes of a row of queries lie, in the swizzled layouts of the products: of a row's kWidth bytes the units
+  // change places. A chunk of bytes is as far from the next one as a chunk of queries.
+  template <int kWidth>
+  CUTE_DEVICE static int place_of_unit(int row, int unit) {
+    constexpr int kUnits = kWidth / 16;
+    return unit / kUnits * C::kChunkBytes + row * kWidth + (unit % kUnits ^ row / (8 / kUnits) % kUnits) * 16;
+  }
+
+  // The exact scores are done: queries become bytes, in their place, each row's largest number the largest.
   CUTE_DEVICE void encode_queries() {
-    constexpr int kUnits = C::kHeadDim / 32;
-    auto const* common = static_cast<uint4 const*>(args.representatives) +
-                         int64_t(head_kv) * C::kMembers * args.n() * (C::kHeadDim / 8) + column_lane();
-    uint32_t words[2][kUnits][2];
+    using Element = typename C::Element;
+    float factor[2];
     CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      int const row = row_of_group(r);
-      uint4 loaded[kUnits];
-      float squares = 0.f, with_common = 0.f, largest = 0.f;
+    for (int r = 0; r < 2; ++r) factor[r] = read_numbers(r);
+    constexpr int kUnits = C::kCodeChunk / 32;  // of 32 numbers, a lane's eight of which lie together
+    CUTE_UNROLL
+    for (int chunk = 0; chunk < C::kHeadDim / C::kCodeChunk; ++chunk) {
+      uint32_t words[2][kUnits][2];
       CUTE_UNROLL
-      for (int i = 0; i < kUnits; ++i) {
-        auto const* units = reinterpret_cast<uint4 const*>(own_rows() + (i / 2 * kBlock + row) * C::kChunk * 2);
-        loaded[i] = units[(i % 2 * 4 + column_lane()) ^ (row % 8)];
-        uint4 const other = __ldg(common + i * 4);
-        auto const* element = reinterpret_cast<typename C::Element const*>(&loaded[i]);
-        auto const* of_common = reinterpret_cast<typename C::Element const*>(&other);
+      for (int r = 0; r < 2; ++r) {
         CUTE_UNROLL
-        for (int e = 0; e < 8; ++e) {
-          float const x = float(element[e]);
-          squares = fmaf(x, x, squares);
-          with_common = fmaf(x, float(of_common[e]), with_common);
-          largest = fmaxf(largest, fabsf(x));
-        }
-      }
-      half_norm[r] = quad_sum(squares) * 0.5f * args.scale * args.scale_log2;
-      base[r] = quad_sum(with_common) * args.scale_log2;
-      largest = quad_max(largest);
-      unit[r] = largest * (args.scale_log2 / kLargestCode);
-      float const factor = code_factor(largest);
-      CUTE_UNROLL
-      for (int i = 0; i < kUnits; ++i) {
-        auto const* element = reinterpret_cast<typename C::Element const*>(&loaded[i]);
-        CUTE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          float numbers[4];
+        for (int i = 0; i < kUnits; ++i) {
+          uint4 const loaded = numbers_of(r, chunk * kUnits + i);
+          auto const* element = reinterpret_cast<Element const*>(&loaded);
           CUTE_UNROLL
-          for (int e = 0; e < 4; ++e) numbers[e] = float(element[half * 4 + e]);
-          words[r][i][half] = pack_codes(numbers, factor);
+          for (int half = 0; half < 2; ++half) {
+            float numbers[4];
+            CUTE_UNROLL
+            for (int e = 0; e < 4; ++e) numbers[e] = float(element[half * 4 + e]);
+            words[r][i][half] = pack_codes(numbers, factor[r]);
+          }
         }
       }
-    }
-    warp_group_barrier();  // bytes of one warp's rows may lie where another's were
-    CUTE_UNROLL
-    for (int r = 0; r < 2; ++r) {
-      int const row = row_of_group(r);
+      warp_group_barrier();  // bytes of one warp's rows may lie where another's were
       CUTE_UNROLL
-      for (int i = 0; i < kUnits; ++i) {
+      for (int r = 0; r < 2; ++r) {
         CUTE_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          // The swizzle of the products' layout: 16-byte units of 128 bytes, or of 64, change places.
-          int const place = (i * 2 + half) ^ (C::kHeadDim == 128 ? row % 8 : row / 2 % 4);
-          auto* byte = own_rows() + row * C::kHeadDim + place * 16 + column_lane() * 4;
-          *reinterpret_cast<uint32_t*>(byte) = words[r][i][half];
+        for (int i = 0; i < kUnits; ++i) {
+          CUTE_UNROLL
+          for (int half = 0; half < 2; ++half) {
+            auto* unit = own_rows() + place_of_unit<C::kCodeChunk>(row_of_group(r), (chunk * kUnits + i) * 2 + half);
+            reinterpret_cast<uint32_t*>(unit)[column_lane()] = words[r][i][half];
+          }
         }
       }
     }
     cutlass::arch::fence_view_async_shared();
     warp_group_barrier();
+  }
+
+  // Eight of a row's numbers: of each 32, those that this lane's words of bytes are made of.
+  CUTE_DEVICE uint4 numbers_of(int r, int unit) const {
+    return *reinterpret_cast<uint4 const*>(own_rows() +
+                                           place_of_unit<C::kChunk * 2>(row_of_group(r), unit * 4 + column_lane()));
+  }
+
+  // Takes what depends on a row's numbers alone. Returns what they must be multiplied by to become bytes.
+  CUTE_DEVICE float read_numbers(int r) {
+    auto const* common = static_cast<uint4 const*>(args.representatives) +
+                         int64_t(head_kv) * C::kMembers * args.n() * (C::kHeadDim / 8) + column_lane();
+    float squares = 0.f, with_common = 0.f, largest = 0.f;
+    CUTE_UNROLL
+    for (int i = 0; i < C::kHeadDim / 32; ++i) {
+      uint4 const loaded = numbers_of(r, i);
+      uint4 const other = __ldg(common + i * 4);
+      auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
+      auto const* of_common = reinterpret_cast<typename C::Element const*>(&other);
+      CUTE_UNROLL
+      for (int e = 0; e < 8; ++e) {
+        float const x = float(element[e]);
+        squares = fmaf(x, x, squares);
+        with_common = fmaf(x, float(of_common[e]), with_common);
+        largest = fmaxf(largest, fabsf(x));
+      }
+    }
+    half_norm[r] = quad_sum(squares) * 0.5f * args.scale * args.scale_log2;
+    base[r] = quad_sum(with_common) * args.scale_log2;
+    largest = quad_max(largest);
+    unit[r] = largest * (args.scale_log2 / kLargestCode);
+    return code_factor(largest);
   }
 
   CUTE_DEVICE void warp_group_barrier() const { cutlass::arch::NamedBarrier::sync(128, consumer); }
@@ -186,19 +206,28 @@ struct Consumer {
   CUTE_DEVICE void score(Scores& scores) {
     Tensor query = local_tile(make_tensor(make_smem_ptr(shared.query.data()), typename C::LayoutQ{}),
                               Shape<_64, Int<C::kHeadDim>, _4>{}, make_coord(consumer % 2, _0{}, _0{}));
-    Tensor key = make_tensor(make_smem_ptr(shared.key.data()), typename C::LayoutK{});
+    using Element = typename C::Element;
+    Tensor key = make_tensor(make_smem_ptr(reinterpret_cast<Element const*>(shared.key.data())), typename C::LayoutK{});
     typename C::Mma mma;
     auto slice = mma.get_slice(threadIdx.x % 128);
     Tensor query_operand = slice.partition_fragment_A(query);
     Tensor key_operand = slice.partition_fragment_B(key);
-    Barrier const& barrier = shared.key_barrier[key_stage.index];
-    wait_full(barrier, key_stage.parity);
-    multiply(mma, query_operand(_, _, _, own_queries()), key_operand(_, _, _, key_stage.index), scores,
-             GMMA::ScaleOut::Zero);
-    warpgroup_wait<0>();
-    warpgroup_fence_operand(scores);
-    release(barrier);
-    key_stage.advance();
+    // Hidden from the compiler: it would keep the addresses of all columns in registers beside the estimates.
+    int queries = own_queries();
+    asm volatile("" : "+r"(queries));
+    constexpr int kSteps = size<2>(key_operand);
+    CUTE_UNROLL
+    for (int part = 0; part < C::kParts; ++part) {
+      Barrier const& barrier = shared.key_barrier[key_stage.index];
+      wait_full(barrier, key_stage.parity);
+      Tensor of_part = domain_offset(make_coord(_0{}, _0{}, part * kSteps, _0{}), query_operand);
+      multiply(mma, of_part(_, _, _, queries), key_operand(_, _, _, key_stage.index), scores,
+               part == 0 ? GMMA::ScaleOut::Zero : GMMA::ScaleOut::One);
+      warpgroup_wait<0>();
+      warpgroup_fence_operand(scores);
+      release(barrier);
+      key_stage.advance();
+    }
   }
 
   // The same with the next tile of representatives.
@@ -207,12 +236,13 @@ struct Consumer {
     Tensor codes = make_tensor(codes_at(shared.key.data()), typename C::LayoutCodes{});
     typename C::CodeMma mma;
     auto slice = mma.get_slice(threadIdx.x % 128);
-    Tensor query = make_tensor(codes_at(own_rows()), typename C::LayoutQueryCodes{});
+    Tensor query = local_tile(make_tensor(codes_at(own_rows()), typename C::LayoutQueryCodes{}),
+                              Shape<_64, Int<C::kHeadDim>>{}, make_coord(_0{}, _0{}));
     Tensor query_operand = slice.partition_fragment_A(query);
     Tensor code_operand = slice.partition_fragment_B(codes);
     Barrier const& barrier = shared.key_barrier[key_stage.index];
     wait_full(barrier, key_stage.parity);
-    multiply(mma, query_operand, code_operand(_, _, _, 2 * key_stage.index), products, GMMA::ScaleOut::Zero);
+    multiply(mma, query_operand, code_operand(_, _, _, key_stage.index), products, GMMA::ScaleOut::Zero);
     warpgroup_wait<0>();
     warpgroup_fence_operand(products);
     release(barrier);

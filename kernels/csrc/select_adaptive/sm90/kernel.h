@@ -23,6 +23,7 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     };
     constexpr int kWarps = C::kConsumers * 4;
     for (Barrier& barrier : shared.query_barrier) initialise(barrier, 1, kWarps + C::kWriters * 32);
+    initialise(shared.query_place, 1, kWarps);
     for (Barrier& barrier : shared.key_barrier) initialise(barrier, 1, kWarps);
     for (Barrier& barrier : shared.squares_barrier) initialise(barrier, kWarps * 8, 1);
     cutlass::arch::fence_barrier_init();

@@ -16,6 +16,7 @@ struct Producer {
   TensorMaps const& maps;
   SharedStorage<C>& shared;
   Stage<2> query_stage;
+  Stage<1> query_place;
   Stage<C::kStages> key_stage;
 
   CUTE_DEVICE void run() {
@@ -29,46 +30,66 @@ struct Producer {
   CUTE_DEVICE void produce(Item const& item) {
     Barrier& barrier = shared.query_barrier[query_stage.index];
     wait_empty(barrier, query_stage.parity);
-    uint64_t* const full = &barrier.full;
-    bool const both = item.tile[1].row < args.q_len;
-    shared.item[query_stage.index] = item;
-    TransactionBarrier::arrive_and_expect_tx(full, C::kTileBytes * (both ? 2 : 1));
-    for (int i = 0; i < (both ? 2 : 1); ++i) {
-      auto* tile = shared.query.data() + (query_stage.index * 2 + i) * C::kTileElements;
-      CUTE_UNROLL
-      for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
-        SM90_TMA_LOAD_4D::copy(&maps.query, full, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
-                               tile + column * kBlock, column, item.tile[i].row, item.tile[i].head, item.batch);
-      }
+    if constexpr (C::kQueryStages == 1) {
+      // Until their place is free, the L2 cache is as near as these queries get.
+      for_query_boxes(item, [&](QueryBlock const& tile, int, int column) {
+        SM90_TMA_LOAD_4D::PREFETCH::copy(&maps.query, column, tile.row, tile.head, item.batch);
+      });
+      wait_empty(shared.query_place, query_place.parity);
+      query_place.advance();
     }
+    uint64_t* const full = &barrier.full;
+    shared.item[query_stage.index] = item;
+    TransactionBarrier::arrive_and_expect_tx(full, C::kTileBytes * query_tiles(item));
+    auto* queries = shared.query.data() + query_stage.index % C::kQueryStages * 2 * C::kTileElements;
+    for_query_boxes(item, [&](QueryBlock const& tile, int i, int column) {
+      SM90_TMA_LOAD_4D::copy(&maps.query, full, static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_FIRST),
+                             queries + i * C::kTileElements + column * kBlock, column, tile.row, tile.head, item.batch);
+    });
     query_stage.advance();
 
     for (int block = item.first; block < item.behind; ++block) {
-      auto* stage = next_stage(C::kTileBytes);
       int const row = block * kBlock;
+      CUTE_NO_UNROLL
+      for (int first = 0; first < C::kHeadDim; first += C::kKeyPart) {
+        unsigned char* stage = next_stage(C::kPartBytes);
+        CUTE_UNROLL
+        for (int column = 0; column < C::kKeyPart; column += C::kChunk) {
+          SM90_TMA_LOAD_4D::copy(&maps.key, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
+                                 stage + column * C::kColumns * 2, first + column, row, item.head_kv, item.batch);
+        }
+        key_stage.advance();
+      }
+    }
+    for (int block = 0; block < item.own; block += C::kBlocks) {
+      unsigned char* stage = next_stage(C::kCodeBytes);
+      int const quad = (item.batch * args.kv_heads + item.head_kv) * args.quad_count + block / 4;
       CUTE_UNROLL
-      for (int column = 0; column < C::kHeadDim; column += C::kChunk) {
-        SM90_TMA_LOAD_4D::copy(&maps.key, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
-                               stage + column * C::kColumns, column, row, item.head_kv, item.batch);
+      for (int column = 0; column < C::kHeadDim; column += C::kCodeChunk) {
+        SM90_TMA_LOAD_2D::copy(&maps.codes, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
+                               stage + column * C::kColumns, column, quad * 4 * C::kMembers);
       }
       key_stage.advance();
     }
-    for (int block = 0; block < item.own; block += C::kBlocks) {
-      auto* stage = next_stage(C::kCodeBytes);
-      int const quad = (item.batch * args.kv_heads + item.head_kv) * args.quad_count + block / 4;
-      SM90_TMA_LOAD_2D::copy(&maps.codes, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST), stage,
-                             0, quad * 4 * C::kMembers);
-      key_stage.advance();
+  }
+
+  CUTE_DEVICE int query_tiles(Item const& item) const { return item.tile[1].row < args.q_len ? 2 : 1; }
+
+  template <class Take>
+  CUTE_DEVICE void for_query_boxes(Item const& item, Take const& take) const {
+    for (int i = 0; i < query_tiles(item); ++i) {
+      CUTE_UNROLL
+      for (int column = 0; column < C::kHeadDim; column += C::kChunk) take(item.tile[i], i, column);
     }
   }
 
   CUTE_DEVICE uint64_t* full_barrier() { return &shared.key_barrier[key_stage.index].full; }
 
   // Waits until the stage is free, and announces a tile.
-  CUTE_DEVICE typename C::Element* next_stage(int bytes) {
+  CUTE_DEVICE unsigned char* next_stage(int bytes) {
     wait_empty(shared.key_barrier[key_stage.index], key_stage.parity);
     TransactionBarrier::arrive_and_expect_tx(full_barrier(), bytes);
-    return shared.key.data() + key_stage.index * C::kTileElements;
+    return shared.key.data() + key_stage.index * C::kStageBytes;
   }
 };
 

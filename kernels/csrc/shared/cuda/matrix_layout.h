@@ -8,18 +8,18 @@ namespace sampleattn {
 
 constexpr int kVector = 8;  // elements of 16 bytes: what one lane copies, and a row of an 8 x 8 matrix of ldmatrix
 
-// A tile of kRows x kColumns elements of 2 bytes, cut into groups of 64 columns. Within a group, the vectors of a row are
-// permuted so that 8 rows of a column of vectors lie in different banks.
+// A tile of kRows x kColumns elements of 2 bytes, cut into groups of 64 columns, or of 32. Within a group, the vectors of
+// a row are permuted so that 8 rows of a column of vectors lie in different banks.
 template <int kRows, int kColumns>
 struct SharedTile {
   static constexpr int kVectors = kColumns / kVector;  // of a row
-  static constexpr int kGroup = 8;
+  static constexpr int kGroup = kVectors % 8 == 0 ? 8 : 4;
   static constexpr int kElements = kRows * kColumns;
   static_assert(kColumns % (kGroup * kVector) == 0);
 
   // First element of a vector of a row.
   SAMPLEATTN_DEVICE static constexpr int offset(int row, int vector) {
-    return ((vector / kGroup * kRows + row) * kGroup + (vector % kGroup ^ row % 8)) * kVector;
+    return ((vector / kGroup * kRows + row) * kGroup + (vector % kGroup ^ row / (8 / kGroup) % kGroup)) * kVector;
   }
 };
 

@@ -9,7 +9,7 @@
 
 namespace sampleattn::sm90 {
 
-// Boxes of a tensor whose first dimension is contiguous, rows swizzled by their width of 64 or 128 bytes.
+// Boxes of a tensor whose first dimension is contiguous, rows swizzled by their width of 32, 64 or 128 bytes.
 // `bytes`: strides of the other dimensions. What lies outside reads as zeros.
 template <int kRank>
 Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&sizes)[kRank],
@@ -24,10 +24,12 @@ Error encode_tensor_map(CUtensorMap& map, void const* data, cuuint64_t const (&s
   if (!encode) return {"the driver has no cuTensorMapEncodeTiled"};
   cuuint32_t steps[kRank];
   for (cuuint32_t& step : steps) step = 1;
+  CUtensorMapSwizzle const swizzle = width == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
+                                     : width == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                                   : CU_TENSOR_MAP_SWIZZLE_32B;
   CUresult const result =
       encode(&map, type, kRank, const_cast<void*>(data), sizes, bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             width == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+             swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? Error{} : Error{"cuTensorMapEncodeTiled failed", int(result)};
 }
 
