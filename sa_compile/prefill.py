@@ -15,7 +15,6 @@ from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.kernels.shared.grid import Grid
 from sa_compile.methods import ON_TENSORS, Attention, Calls, Forced, kept_mass, method_of
-from sa_compile.methods.sinks import finite_lse, with_sinks
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class CausalAttention:
     def key_segment(self) -> Tensor | None:
         """What the ops take for ``key_valid``: int32, 0 for valid keys and -1 for padding."""
         return None if self.key_valid is None else self.key_valid.to(torch.int32) - 1
+
+    @property
+    def sink_logits(self) -> Tensor | None:
+        """What the ops take for ``sinks``."""
+        return None if self.sinks is None else self.sinks.float()
 
     def without_unseen_keys(self) -> CausalAttention:
         """The same attention without the keys behind the last row, which no row sees; nothing is copied."""
@@ -104,23 +108,25 @@ def over_blocks(
     """
     a, seen = attention, _seen(attention, config)
     stats = _stats(a, config, seen, block_mask) if config.stats else None
-    return _with_sinks(a, *method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)), stats
+    return method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)[0], stats
 
 
 def _seen(a: CausalAttention, config: SampleAttentionConfig) -> Attention:
     where: dict[str, Any] = {"scale": a.scale, "q_offset": a.q_offset, "key_segment": a.key_segment}
-    return Attention.of_tensors(a.query, a.key, config, **where, q_stride=a.q_stride)
+    seen = Attention.of_tensors(a.query, a.key, config, **where, q_stride=a.q_stride)
+    return replace(seen, sinks=a.sink_logits)
 
 
 def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     """block_sparse_attention over exactly the blocks that the mask leaves: out [B, Hq, Sq, Dv]."""
     a, segment = attention, attention.key_segment
-    attention_and_lse = ops.block_sparse_attention(
+    out, _ = ops.block_sparse_attention(
         a.query,
         a.key,
         a.value,
         _allowed_blocks(a, config, segment),
         key_segment=segment,
+        sinks=a.sink_logits,
         scale=a.scale,
         q_offset=a.q_offset,
         window=a.window,
@@ -128,13 +134,7 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
         block_k=config.block_k,
         q_stride=a.q_stride,
     )
-    return _with_sinks(a, *attention_and_lse)
-
-
-def _with_sinks(a: CausalAttention, out: Tensor, lse: Tensor) -> Tensor:
-    if a.sinks is None:
-        return out
-    return with_sinks(ON_TENSORS, out, finite_lse(ON_TENSORS, lse), a.sinks).to(out.dtype)
+    return out
 
 
 def _select(attention: Attention, config: SampleAttentionConfig, run: Calls = ON_TENSORS) -> Tensor:

@@ -45,7 +45,10 @@ def block_means(
 
 
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
-    """Add the means of dropped blocks, in place, to what ``block_sparse_attention`` gave for kept ones."""
+    """Add the means of dropped blocks, in place, to what ``block_sparse_attention`` gave for kept ones.
+
+    Of ``out`` a sink has its share already: it has a part in the kept blocks' mass, but not in ``lse``.
+    """
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
     group, kv_len, q_offset = query.shape[1] // key.shape[1], key.shape[2], a.q_offset
     mean_key, mean_value, log_count, spread = block_means(key, value, a.key_segment, block_k)
@@ -74,12 +77,15 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         gain = torch.minimum(half_norm * spread[:, :, None, :end], log_count[:, :, None, :end])
         scores = grouped_product(rows, mean_key[:, :, :end].transpose(-1, -2))
         scores = scores.add_(gain).add_(log_count[:, :, None, :end]).masked_fill_(~dropped, -torch.inf)
-        highest = torch.maximum(scores.amax(-1), lse[:, :, part])
+        kept_lse = lse[:, :, part]
+        with_sink = kept_lse if a.sinks is None else torch.logaddexp(kept_lse, a.sinks[:, None])
+        highest = torch.maximum(scores.amax(-1), with_sink)
         highest = torch.where(highest == -torch.inf, 0, highest)
         weights = scores.sub_(highest[..., None]).exp_()
-        kept = torch.exp(lse[:, :, part] - highest)
-        total = weights.sum(-1) + kept
-        lse[:, :, part] = highest + total.log()
+        kept = torch.exp(with_sink - highest)
+        dropped_mass = weights.sum(-1)
+        total = dropped_mass + kept
+        lse[:, :, part] = torch.logaddexp(kept_lse, highest + dropped_mass.log())
         result = grouped_product(weights, clean[:, :, :end])
         result = result.add_(kept[..., None] * out[:, :, part])
         result = result.div_(torch.where(total == 0, 1, total)[..., None])

@@ -25,6 +25,7 @@ class Arguments(NamedTuple):
     value: Tensor
     block_mask: Tensor
     key_segment: Tensor | None
+    sinks: Tensor | None
     scale: float
     q_offset: Size
     block_q: int
@@ -33,15 +34,16 @@ class Arguments(NamedTuple):
     @property
     def of_kept_blocks(self) -> kept.Arguments:
         """The attention over kept blocks alone, ``block_sparse_attention``."""
-        query, key, value, block_mask, key_segment, scale, q_offset, block_q, block_k = self
-        where = (None, key_segment, scale, True, q_offset, 0, block_q, block_k)
-        return kept.Arguments(query, key, value, block_mask, *where)
+        where = (self.scale, True, self.q_offset, 0, self.block_q, self.block_k)
+        tensors = (self.query, self.key, self.value, self.block_mask, None, self.key_segment, self.sinks)
+        return kept.Arguments(*tensors, *where)
 
 
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
     checks.check_attention(NAME, a)
     checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_sinks(NAME, a.sinks, a.query)
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -65,6 +67,7 @@ def block_mean_attention(
     block_mask: Tensor,
     *,
     key_segment: Tensor | None = None,
+    sinks: Tensor | None = None,
     scale: float | None = None,
     q_offset: int = 0,
     block_q: int = 128,
@@ -78,7 +81,7 @@ def block_mean_attention(
     that do not fit.
     """
     scale = scale_or_default(scale, query)
-    where = (key_segment, scale, q_offset, block_q, block_k)
+    where = (key_segment, sinks, scale, q_offset, block_q, block_k)
     a = Arguments(query, key, value, block_mask, *where)
     check(a)
     return torch.ops.sampleattn.block_mean_attention.default(*a)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..block_sparse_attention.reference import block_sparse_attention
+from ..block_sparse_attention.reference import block_sparse_attention, with_sinks
 from ..shared.reference import (
     kept_entries,
     repeat_heads,
@@ -21,7 +21,7 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
     their spread adds to it, at most n times: the whole mass in one key.
     """
     query, key, value, block_q, block_k = a.query, a.key, a.value, a.block_q, a.block_k
-    out, lse = block_sparse_attention(a.of_kept_blocks)
+    out, lse = block_sparse_attention(a.of_kept_blocks._replace(sinks=None))
     group, kv_len = query.shape[1] // key.shape[1], key.shape[2]
     valid = torch.ones(1, kv_len, device=key.device) if a.key_segment is None else a.key_segment == 0
     for begin in range(0, query.shape[2], block_q):
@@ -51,7 +51,7 @@ def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
         there = [mass[..., None] > -torch.inf for mass, _ in terms]
         parts = [torch.where(one, part, 0.0) for one, part in zip(there, weighed, strict=True)]
         lse[:, :, rows], out[:, :, rows] = total, torch.stack(parts).sum(0)
-    return out, lse
+    return with_sinks(out, lse, a.sinks), lse
 
 
 def _mean(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

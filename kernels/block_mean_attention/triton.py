@@ -92,14 +92,16 @@ def _add_means(
     log_counts,
     spreads,
     block_mask,
-    out,
-    lse,
+    sinks,
+    out,  # of kept blocks, of which the sinks have their share
+    lse,  # without sinks
     q_batch,
     q_head,
     q_row,
     mask_batch,
     mask_head,
     mask_row,
+    sink_head,
     q_heads,
     group,
     q_len,
@@ -116,6 +118,7 @@ def _add_means(
     SCANNED_BLOCKS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
 ):
     # Long rows first, as in attention.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -147,8 +150,17 @@ def _add_means(
         there = exists[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :]
         acc = tl.load(outs, mask=there, other=0.0).to(tl.float32)
         lses = lse + batch_head * q_len + row
-        highest = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
-        total = tl.full((TILE_ROWS,), 1.0, tl.float32)
+        kept = tl.load(lses, mask=exists, other=float("-inf")) * 1.4426950408889634
+        highest = kept
+        if HAS_SINKS:
+            sink = tl.load(sinks + head * sink_head) * 1.4426950408889634
+            highest = tl.maximum(highest, sink)
+        offset = tl.where(highest == float("-inf"), 0.0, highest)
+        before = tl.exp2(kept - offset)  # what ``out`` is a mean over
+        if HAS_SINKS:
+            before += tl.exp2(sink - offset)
+        acc = acc * before[:, None]
+        total = tl.zeros((TILE_ROWS,), tl.float32)  # of the means
         means = (batch * (q_heads // group) + head // group) * n_key_blocks
         keys, values = mean_keys + means * HEAD_DIM, mean_values + means * VALUE_HEAD_DIM
         counts, variances = log_counts + means, spreads + means
@@ -179,11 +191,13 @@ def _add_means(
             acc = acc * correction[:, None]
             acc = tl.dot(weights.to(v.dtype), v, acc, input_precision="ieee")
             highest = higher
-        empty = highest == float("-inf")
-        acc = acc * (1.0 / tl.where(empty, 1.0, total))[:, None]
+        offset = tl.where(highest == float("-inf"), 0.0, highest)
+        total += tl.exp2(kept - offset)
+        tl.store(lses, (highest + tl.log2(total)) * 0.6931471805599453, mask=exists)
+        if HAS_SINKS:
+            total += tl.exp2(sink - offset)
+        acc = acc * (1.0 / tl.where(total == 0, 1.0, total))[:, None]
         tl.store(outs, acc.to(out.dtype.element_ty), mask=there)
-        result = (highest + tl.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453
-        tl.store(lses, result, mask=exists)
 
 
 def block_mean_attention(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -235,12 +249,14 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         query,
         *means,
         block_mask,
+        a.sinks,
         out,
         lse,
         *query.stride()[:3],
         batch_stride(block_mask),
         0 if block_mask.shape[1] == 1 else block_mask.stride(1),
         block_mask.stride(2),
+        batch_stride(a.sinks),
         q_heads,
         q_heads // kv_heads,
         q_len,
@@ -254,6 +270,7 @@ def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
         SCANNED_BLOCKS=SCANNED_BLOCKS,
         BLOCK_Q=block_q,
         BLOCK_K=block_k,
+        HAS_SINKS=a.sinks is not None,
         num_warps=8 if wide or rows == 128 else 4,
         num_stages=1,
         # Two thread blocks a multiprocessor: little is computed here, loads must overlap.

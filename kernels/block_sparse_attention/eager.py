@@ -34,7 +34,8 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
         allowed = allowed & kept.repeat_interleave(block_k, 3)[..., :kv_len]  # [B|1, Hq|1, rows, Sk]
         scores = torch.where(allowed, scaled_scores(query[:, :, part], key, a.scale), -torch.inf)
         row_lse = scores.logsumexp(-1)
-        weights = torch.where(allowed, torch.exp(scores - row_lse[..., None]), 0)
+        total = row_lse if a.sinks is None else torch.logaddexp(row_lse, a.sinks[:, None])
+        weights = torch.where(allowed, torch.exp(scores - total[..., None]), 0)
         result = grouped_product(weights, clean)
         sees_poison = (allowed & poisoned[:, :, None]).any(-1, keepdim=True)
         out[:, :, part] = torch.where(sees_poison, torch.nan, result).to(out.dtype)

@@ -25,6 +25,7 @@ class Arguments(NamedTuple):
     block_mask: Tensor
     query_segment: Tensor | None
     key_segment: Tensor | None
+    sinks: Tensor | None
     scale: float
     causal: bool
     q_offset: Size
@@ -39,6 +40,7 @@ def check(a: Arguments) -> None:
     checks.check_attention(NAME, a)
     checks.check_segments(NAME, a)
     checks.check_at_least(NAME, 1, q_stride=a.q_stride)
+    checks.check_sinks(NAME, a.sinks, a.query)
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:
@@ -70,6 +72,7 @@ def block_sparse_attention(
     *,
     query_segment: Tensor | None = None,
     key_segment: Tensor | None = None,
+    sinks: Tensor | None = None,
     scale: float | None = None,
     causal: bool = True,
     q_offset: int = 0,
@@ -81,12 +84,14 @@ def block_sparse_attention(
     """Exact attention over the kept blocks of a block_mask.
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv] in float32, bfloat16 or float16;
-    ``scale`` None is 1/sqrt(D). Returns ``out`` [B, Hq, Sq, Dv] in query's dtype (memory [B, Sq, Hq, Dv]) and
-    float32 ``lse`` [B, Hq, Sq] in natural log; a row that keeps no key gives 0 and -inf. No backward. Raises
+    ``scale`` None is 1/sqrt(D). ``sinks`` float32 [Hq] or [1]: a logit a head, or one for all, that takes its
+    share of each row's softmax and has no value: ``out * sigmoid(lse - sink)``. Returns ``out``
+    [B, Hq, Sq, Dv] in query's dtype (memory [B, Sq, Hq, Dv]) and float32 ``lse`` [B, Hq, Sq] in natural log,
+    that of the kept keys without the sink; a row that keeps no key gives 0 and -inf. No backward. Raises
     ValueError for arguments that do not fit.
     """
     scale = scale_or_default(scale, query)
     where = (causal, q_offset, window, block_q, block_k, q_stride)
-    a = Arguments(query, key, value, block_mask, query_segment, key_segment, scale, *where)
+    a = Arguments(query, key, value, block_mask, query_segment, key_segment, sinks, scale, *where)
     check(a)
     return torch.ops.sampleattn.block_sparse_attention.default(*a)

@@ -17,7 +17,16 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
         kept = kept_entries(a.block_mask, rows, a.key.shape[2], a.block_q, a.block_k)
         visible = masked_entries(a, rows)[:, None] & kept
         results.append(_attend(a.query, a.key, a.value, rows, visible, a.scale))
-    return torch.cat([out for out, _ in results], 2), torch.cat([lse for _, lse in results], 2)
+    out, lse = (torch.cat(parts, 2) for parts in zip(*results, strict=True))
+    return with_sinks(out, lse, a.sinks), lse
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
+    """What a logit a head beside a row's scores leaves of ``out``; a row without a key has nothing."""
+    if sinks is None:
+        return out
+    share = torch.where(lse == -torch.inf, 0.0, torch.sigmoid(lse - sinks.double()[:, None]))
+    return out * share[..., None]
 
 
 def dense_attention(
@@ -36,7 +45,7 @@ def dense_attention(
     grid = Grid(query.shape[2], key.shape[2], q_offset, 128, 128)
     shape = (1, 1, grid.n_query_blocks, grid.n_words)
     every_block = torch.full(shape, -1, dtype=torch.int32, device=query.device)
-    where = (query_segment, key_segment, scale, causal, q_offset, window, grid.block_q, grid.block_k)
+    where = (query_segment, key_segment, None, scale, causal, q_offset, window, grid.block_q, grid.block_k)
     return block_sparse_attention(Arguments(query, key, value, every_block, *where))
 
 

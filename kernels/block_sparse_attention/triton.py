@@ -196,6 +196,7 @@ def _attend(
     counts,
     query_segment,
     key_segment,
+    sinks,
     out,
     lse,
     q_batch,
@@ -211,6 +212,7 @@ def _attend(
     list_head,
     query_segment_batch,
     key_segment_batch,
+    sink_head,
     q_heads,
     group,
     n_key_blocks,
@@ -233,6 +235,7 @@ def _attend(
     HAS_WINDOW: tl.constexpr,
     HAS_QUERY_SEGMENT: tl.constexpr,
     HAS_SEGMENT: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     STAGES: tl.constexpr,
     MASKED_STAGES: tl.constexpr,
     TILES_BEFORE: tl.constexpr,  # that are masked although their blocks are not cut
@@ -308,7 +311,10 @@ def _attend(
     total = tl.sum(total, 1)
     seen = total > 0
     total = tl.where(seen, total, 1.0)
-    result = (highest * scale_log2 + tl.log2(total)) * 0.6931471805599453
+    highest = tl.where(seen, highest * scale_log2, 0.0)
+    result = (highest + tl.log2(total)) * 0.6931471805599453
+    if HAS_SINKS:
+        total += tl.exp2(tl.load(sinks + head * sink_head) * 1.4426950408889634 - highest)
     out_row = (batch * q_len + row[:, None]) * q_heads + head
     tl.store(
         out + out_row * VALUE_HEAD_DIM + value_dim[None, :],
@@ -373,6 +379,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             counts,
             query_segment,
             key_segment,
+            a.sinks,
             out,
             lse,
             *query.stride()[:3],
@@ -382,6 +389,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             0 if mask_heads == 1 else count,
             batch_stride(query_segment),
             batch_stride(key_segment),
+            batch_stride(a.sinks),
             q_heads,
             q_heads // kv_heads,
             n_key_blocks,
@@ -404,6 +412,7 @@ def block_sparse_attention(a: Arguments) -> tuple[Tensor, Tensor]:
             HAS_WINDOW=a.window > 0,
             HAS_QUERY_SEGMENT=query_segment is not None,
             HAS_SEGMENT=key_segment is not None,
+            HAS_SINKS=a.sinks is not None,
             STAGES=tile.stages,
             MASKED_STAGES=tile.stages if key_segment is not None else MASKED_STAGES,
             # A half precision number holds little: the first tile tells how high scores may be.

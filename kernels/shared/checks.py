@@ -76,6 +76,19 @@ def check_segments(op: str, a: Segmented) -> None:
     check_segment(op, "key_segment", a.key_segment, batch, a.key.shape[2], a.query)
 
 
+def check_sinks(op: str, sinks: Tensor | None, query: Tensor) -> None:
+    """Sinks are float32 [Hq] or [1] on query's device."""
+    if sinks is None:
+        return
+    heads = query.shape[1]
+    if sinks.dim() != 1 or sinks.dtype != torch.float32:
+        raise ValueError(
+            f"{op}: 'sinks' must be a float32 [{heads}] or [1] tensor or None, got {_describe(sinks)}"
+        )
+    _check_device(op, "sinks", sinks, query)
+    _check_size(op, "sinks", sinks, 0, (heads, 1))
+
+
 def check_block_mask(
     op: str, block_mask: Tensor, query: Tensor, kv_len: int, block_q: int, block_k: int
 ) -> None:

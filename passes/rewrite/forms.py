@@ -29,7 +29,6 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 from sa_compile.late.attention import options_text
 from sa_compile.methods import Attention, Forced, kept_mass, method_of
-from sa_compile.methods.sinks import finite_lse, with_sinks
 
 from ..decide import Decision
 from ..graph.emitter import Emitter
@@ -173,6 +172,7 @@ class _Writer:
             *self._lengths(),
             config.block_q,
             config.block_k,
+            sinks=self._sinks(),
         )
 
     def block_sparse(self) -> fx.Node:
@@ -226,6 +226,7 @@ class _Writer:
             block_mask,
             query_segment,
             key_segment,
+            self._sinks(),
             self.scale,
             mask.causal,
             self.size(mask.q_offset),
@@ -236,27 +237,32 @@ class _Writer:
         return self._output_of(attention)
 
     def _output_of(self, attention: fx.Node) -> fx.Node:
-        """The output of an attention op, with the site's sinks and what rows that see no key have in the
-        original."""
-        out, mask, sinks = self.emitter.item(attention, 0), self.mask, self.site.sinks
-        means = mask.may_have_empty_rows and mask.masked_value == "finfo.min"
-        if sinks is None and not means:
+        """The output of an attention op, with what rows that see no key have in the original."""
+        out, mask = self.emitter.item(attention, 0), self.mask
+        if not mask.may_have_empty_rows or mask.masked_value != "finfo.min":
             return out
-        lse = self.emitter.item(attention, 1)
-        if means:
-            out = self._mean_in_empty_rows(out, lse)
-        if sinks is None:
-            return out
-        return with_sinks(self, out, finite_lse(self, lse) if means else lse, sinks)
+        return self._mean_in_empty_rows(out, self.emitter.item(attention, 1))
+
+    def _sinks(self) -> fx.Node | None:
+        """The site's sinks as the ops take them."""
+        return None if self.site.sinks is None else self.emitter.to_dtype(self.site.sinks, torch.float32)
 
     def _mean_in_empty_rows(self, out: fx.Node, lse: fx.Node) -> fx.Node:
-        """Under finfo.min a row that may see no key weighs all keys alike, those behind it included."""
+        """Under finfo.min a row that may see no key weighs all keys alike, those behind it included; but any
+        sink that is not -inf outweighs them."""
         site = self.site
         mean = self.emitter.method("mean", site.value, 2, keepdim=True)  # [B, Hkv, 1, Dv]
         group = fixed(shape(site.query)[1]) // fixed(shape(site.key)[1])
         if group > 1:
             mean = self.emitter.method("repeat_interleave", mean, group, 1)
-        empty = self.emitter.method("unsqueeze", self.emitter.function(operator.eq, lse, float("-inf")), -1)
+        weigh = self.emitter.function(operator.eq, lse, float("-inf"))
+        sinks = self._sinks()
+        if sinks is not None:
+            no_sink = self.emitter.function(operator.eq, sinks, float("-inf"))
+            weigh = self.emitter.function(
+                torch.logical_and, weigh, self.emitter.method("reshape", no_sink, -1, 1)
+            )
+        empty = self.emitter.method("unsqueeze", weigh, -1)
         return self.emitter.function(torch.where, empty, mean, out)
 
     def _read_lists(self, offset: int | fx.Node) -> tuple[fx.Node, ...]:

@@ -113,9 +113,8 @@ class Adaptive(Method):
         if not options.means:
             return super().attend(run, options, attention, value, block_mask)
         a = attention
-        return run.call(
-            ops.block_mean_attention_op, a.query, a.key, value, block_mask, *a.where, a.block_q, a.block_k
-        )
+        kept = (a.query, a.key, value, block_mask, a.key_segment, a.sinks)
+        return run.call(ops.block_mean_attention_op, *kept, a.scale, a.q_offset, a.block_q, a.block_k)
 
     def means_dropped(self, options: Any) -> bool:
         return bool(options.means)

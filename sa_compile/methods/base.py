@@ -99,7 +99,8 @@ class Attention:
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D]; ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for
     padding, or None. Row i has position ``i + q_offset``, or with a ``q_stride`` above 1 the one that
     ``kernels.shared.shapes.row_positions`` says. ``q_len`` and ``kv_len`` are expressions over the symbols of
-    a graph.
+    a graph. ``sinks`` float32 [Hq] or [1], or None: logits without values that the attention over the kept
+    blocks has beside its scores, and that no selection looks at.
     """
 
     query: Any
@@ -112,6 +113,7 @@ class Attention:
     block_q: int
     block_k: int
     q_stride: int = 1
+    sinks: Any = None
 
     @classmethod
     def of_tensors(
@@ -180,8 +182,8 @@ class Method(ABC):
     def attend(self, run: Calls, options: Any, attention: Attention, value: Any, block_mask: Any) -> Any:
         """Attention over what was kept, two results: out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
         a = attention
-        kept = (a.query, a.key, value, block_mask, None)
-        where = (*a.where[:2], True, a.q_offset, 0, a.block_q, a.block_k, *a.apart)
+        kept = (a.query, a.key, value, block_mask, None, a.key_segment, a.sinks)
+        where = (a.scale, True, a.q_offset, 0, a.block_q, a.block_k, *a.apart)
         return run.call(ops.block_sparse_attention_op, *kept, *where)
 
     def means_dropped(self, options: Any) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from support.attention_inputs import sdpa_with_sinks
 from support.implementations import reference
 from torch import Tensor
 
@@ -36,6 +37,7 @@ class Case:
     segments: str = "none"  # none | left_padding | right_padding | packed
     layout: str = "bhsd"  # see LAYOUTS
     shared_mask: bool = False  # one index for all batches and heads
+    sinks: str = "none"  # none | a_head | one
 
     def with_(self, **changes: object) -> Case:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -49,6 +51,7 @@ class Inputs:
     block_mask: Tensor
     query_segment: Tensor | None
     key_segment: Tensor | None
+    sinks: Tensor | None
 
     def arguments(self, case: Case) -> tuple:
         """The op's positional arguments."""
@@ -59,6 +62,7 @@ class Inputs:
             self.block_mask,
             self.query_segment,
             self.key_segment,
+            self.sinks,
             case.head_dim**-0.5,
             case.causal,
             case.q_offset,
@@ -112,7 +116,10 @@ def random_inputs(case: Case, device: str, seed: int) -> Inputs:
         padded = (key_segment < 0).expand(case.batch, -1)[:, None, :, None]
         key.masked_fill_(padded, POISON)
         value.masked_fill_(padded, POISON)
-    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment)
+    sinks = None
+    if case.sinks != "none":
+        sinks = torch.linspace(-1, 3, case.heads if case.sinks == "a_head" else 1, device=device)
+    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment, sinks)
 
 
 def _segments(case: Case, device: str) -> tuple[Tensor | None, Tensor | None]:
@@ -138,6 +145,7 @@ def oracle(inputs: Inputs, case: Case) -> tuple[Tensor, Tensor]:
         inputs.block_mask,
         inputs.query_segment,
         inputs.key_segment,
+        inputs.sinks,
     )
     return reference.block_sparse_attention(*clean.arguments(case))
 
@@ -164,12 +172,14 @@ def same_precision_error(inputs: Inputs, case: Case, expected: Tensor) -> float:
     mask = visible & shared_reference.kept_entries(
         inputs.block_mask, rows, case.kv_len, case.block_q, case.block_k
     )
-    out = torch.nn.functional.scaled_dot_product_attention(
+    sinks = inputs.sinks if inputs.sinks is None else inputs.sinks.expand(case.heads)
+    out = sdpa_with_sinks(
         inputs.query.contiguous(),
         inputs.key.nan_to_num().contiguous(),
         inputs.value.nan_to_num().contiguous(),
-        attn_mask=mask.expand(case.batch, case.heads, -1, -1),
-        enable_gqa=True,
+        mask.expand(case.batch, case.heads, -1, -1),
+        sinks,
+        case.head_dim**-0.5,
     )
     seen = mask.any(-1)[..., None]
     return relative_error(torch.where(seen, out, 0), expected)
@@ -219,6 +229,9 @@ GRID = {
     "padded_window": BASE.with_(
         q_len=700, kv_len=700, window=200, segments="right_padding", batch=2, density=1.0
     ),
+    "sinks": BASE.with_(q_len=700, kv_len=700, sinks="a_head", heads=8),
+    "one_sink_padded": BASE.with_(sinks="one", segments="left_padding", batch=2, density=0.2),
+    "sinks_window": BASE.with_(sinks="a_head", window=128, density=1.0, q_len=700, kv_len=700),
     "all_padding": BASE.with_(q_len=90, kv_len=90, segments="left_padding", batch=2),
     "long": BASE.with_(q_len=9000, kv_len=9000, heads=2, kv_heads=1, density=0.15),
 }

@@ -118,8 +118,8 @@ def check_means() -> None:
 
 def _of_means(arguments: Sequence) -> tuple:
     """Those of block_sparse_attention's arguments that block_mean_attention has."""
-    query, key, value, mask, _, segment, scale, _, q_offset, _, block_q, block_k = arguments
-    return query, key, value, mask, segment, scale, q_offset, block_q, block_k
+    query, key, value, mask, _, segment, sinks, scale, _, q_offset, _, block_q, block_k = arguments
+    return query, key, value, mask, segment, sinks, scale, q_offset, block_q, block_k
 
 
 CHECKS = {

@@ -37,7 +37,7 @@ def device(request: pytest.FixtureRequest, cuda: str):
 
 def arguments(inputs: Inputs, case: Case) -> tuple:
     tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask, inputs.key_segment)
-    return *tensors, case.head_dim**-0.5, case.q_offset, case.block_q, case.block_k
+    return *tensors, inputs.sinks, case.head_dim**-0.5, case.q_offset, case.block_q, case.block_k
 
 
 def in_pytorch(inputs: Inputs, case: Case) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ def test_a_scale_that_is_not_positive_gives_the_oracles_result(device: str) -> N
     inputs = attention_cases.random_inputs(BASE, device, seed=3)
     arguments = list(inputs.arguments(BASE))
     for scale in (0.0, -0.1):
-        arguments[6] = scale
+        arguments[7] = scale
         out, lse = ops.block_sparse_attention_op(*arguments)
         expected, expected_lse = reference.block_sparse_attention(*arguments)
         assert attention_cases.relative_error(out, expected) < 1e-2

@@ -27,6 +27,8 @@ ATTENTION = [
     "window",
     "left_padding",
     "packed_sparse_batch",
+    "sinks",
+    "one_sink_padded",
 ]
 SAMPLES = {
     "one_chunk": {"q_len": 100, "kv_len": 260, "q_offset": 100, "chunk_n": 1, "sample_rows": 16},
@@ -51,6 +53,17 @@ def test_block_sparse_attention(name: str, dtype: torch.dtype, triton_device: st
     )
     error, dense_error, lse_error = attention_cases.check(
         triton.block_sparse_attention, case, triton_device, seed=3
+    )
+    assert error <= 1.5 * dense_error + 1e-6
+    assert lse_error <= 1e-3
+
+
+@pytest.mark.parametrize("name", ["ragged_bshd", "window", "left_padding", "sinks"])
+def test_block_sparse_attention_at_head_dim_512(name: str, triton_device: str) -> None:
+    wide = {"head_dim": 512, "value_head_dim": 512, "heads": 2, "kv_heads": 1}
+    case = GRID[name].with_(**wide, q_len=200, kv_len=200, dtype=torch.float16, block_q=64, block_k=64)
+    error, dense_error, lse_error = attention_cases.check(
+        triton.block_sparse_attention, case, triton_device, seed=4
     )
     assert error <= 1.5 * dense_error + 1e-6
     assert lse_error <= 1e-3
@@ -159,17 +172,17 @@ ADAPTIVE = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("side", PADDING)
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name, dim", [*((name, 24) for name in ADAPTIVE), ("ragged", 512)])
 def test_block_representatives_and_select_adaptive(
-    name: str, side: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+    name: str, dim: int, side: str, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sa_compile.kernels.select_adaptive import triton as adaptive
     from sa_compile.kernels.select_adaptive.op import Arguments
 
     q_len, kv_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
-    query = (2 * torch.randn(2, 2, q_len, 24, device=triton_device)).to(dtype)
-    key = torch.randn(2, 1, kv_len, 24, device=triton_device).to(dtype)
+    query = (2 * torch.randn(2, 2, q_len, dim, device=triton_device)).to(dtype)
+    key = torch.randn(2, 1, kv_len, dim, device=triton_device).to(dtype)
     key_segment = padding_of(side, kv_len, triton_device)
     if key_segment is not None:
         key = key.masked_fill((key_segment < 0)[:, None, :, None], float("nan"))
@@ -197,9 +210,9 @@ def test_block_representatives_and_select_adaptive(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
-@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize("name, dim", [*((name, 24) for name in ADAPTIVE), ("ragged", 512)])
 def test_select_budget(
-    name: str, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+    name: str, dim: int, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sa_compile.kernels.select_budget import reference as budget_reference
     from sa_compile.kernels.select_budget import triton as budget_triton
@@ -207,8 +220,8 @@ def test_select_budget(
 
     q_len, kv_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
     torch.manual_seed(0)
-    query = torch.randn(2, 2, q_len, 24, device=triton_device).to(dtype)
-    key = torch.randn(2, 1, kv_len, 24, device=triton_device).to(dtype)
+    query = torch.randn(2, 2, q_len, dim, device=triton_device).to(dtype)
+    key = torch.randn(2, 1, kv_len, dim, device=triton_device).to(dtype)
     key_segment = None
     if padded:
         begin = torch.tensor([[17], [40]], device=triton_device)
@@ -226,6 +239,20 @@ def test_select_budget(
             near = (grown - budget**2).abs() <= 2e-3 * budget**2
             near |= (squares - tau**2).abs() <= 2e-3 * tau**2
             assert torch.equal(kept | near, exact | near)
+
+
+@pytest.mark.parametrize(
+    "dim, shared, expected",
+    [(128, 232448, (32, 3)), (256, 166912, (32, 3)), (256, 101376, (32, 1)), (512, 232448, (32, 2))],
+    ids=["H200", "A100-wide", "smaller-wide", "H200-512"],
+)
+def test_the_tile_of_representatives_fits_into_shared_memory(
+    dim: int, shared: int, expected: tuple[int, int]
+) -> None:
+    pytest.importorskip("triton")
+    from sa_compile.kernels.select_adaptive import triton as adaptive_triton
+
+    assert adaptive_triton.tile_that_fits(dim, 128, shared) == expected
 
 
 @pytest.mark.parametrize(
@@ -258,6 +285,7 @@ MEANS = {
     "everything_kept": {"density": 1.0},
     "shared_mask": {"batch": 2, "shared_mask": True, "heads": 4, "kv_heads": 2},
     "left_padding": {"segments": "left_padding", "batch": 2, "q_len": 200, "kv_len": 200},
+    "sinks": {"sinks": "a_head", "segments": "left_padding", "batch": 2},
     "right_padding": {"segments": "right_padding", "batch": 2, "q_len": 200, "kv_len": 200, "layout": "bshd"},
 }
 
@@ -267,7 +295,7 @@ def mean_attention(
 ) -> tuple[Tensor, Tensor]:
     """What an implementation of block_mean_attention gives for a case."""
     tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask, inputs.key_segment)
-    return op(*tensors, case.head_dim**-0.5, case.q_offset, case.block_q, case.block_k)
+    return op(*tensors, inputs.sinks, case.head_dim**-0.5, case.q_offset, case.block_q, case.block_k)
 
 
 def with_triton_means(
@@ -309,9 +337,10 @@ def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     kept = torch.ones(1, 1, 4, 4, dtype=torch.bool, device=triton_device)
     kept[0, 0, 2, 0] = kept[0, 0, 3, 1] = False
     mask = blocks.pack_bits(kept)
-    out, lse = eager.block_sparse_attention(query, key, value, mask, None, None, 0.25, True, 0, 0, 16, 16)
+    where = (None, None, None, 0.25, True, 0, 0, 16, 16)
+    out, lse = eager.block_sparse_attention(query, key, value, mask, *where)
     value[:, :, :16] = float("nan")
-    means.add_block_means_(Arguments(query, key, value, mask, None, 0.25, 0, 16, 16), out, lse)
+    means.add_block_means_(Arguments(query, key, value, mask, None, None, 0.25, 0, 16, 16), out, lse)
     assert out[:, :, 32:48].isnan().all()
     assert out[:, :, :32].isfinite().all() and out[:, :, 48:].isfinite().all()
 

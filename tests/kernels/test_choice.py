@@ -180,8 +180,8 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 
 
 DISPATCHED = {
-    "block_sparse_attention": (HALF, HALF, HALF, HALF, None, None, 0.1, True, 0, 0, 128, 128),
-    "block_mean_attention": (HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128),
+    "block_sparse_attention": (HALF, HALF, HALF, HALF, None, None, None, 0.1, True, 0, 0, 128, 128),
+    "block_mean_attention": (HALF, HALF, HALF, HALF, None, None, 0.1, 0, 128, 128),
     "block_representatives": (HALF, None, 128, 7),
     "select_adaptive": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }
@@ -221,9 +221,9 @@ def test_means_are_added_to_the_attention_over_kept_blocks(file, monkeypatch):
     monkeypatch.setattr(module, "add_block_means_", lambda a, out, lse: added.append((a, out, lse)))
     inputs = make_inputs(Case(batch=2, segments="left_padding"))
     tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask)
-    given = dispatch.block_mean_attention.Arguments(*tensors, inputs.key_segment, 0.1, 0, 32, 32)
+    given = dispatch.block_mean_attention.Arguments(*tensors, inputs.key_segment, None, 0.1, 0, 32, 32)
     found = module.block_mean_attention(given)
     assert [(a is given, out is found[0], lse is found[1]) for a, out, lse in added] == [(True, True, True)]
-    where = (None, inputs.key_segment, 0.1, True, 0, 0, 32, 32)
+    where = (None, inputs.key_segment, None, 0.1, True, 0, 0, 32, 32)
     for tensor, expected in zip(found, ops.block_sparse_attention_op(*tensors, *where), strict=True):
         assert torch.equal(tensor, expected)

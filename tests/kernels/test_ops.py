@@ -33,7 +33,7 @@ def calls():
         yield f"mask_blocks-{name}", ops.mask_blocks_op, (x.query, x.key, *masked)
         attention = x.attention_arguments(case)
         yield f"block_sparse_attention-{name}", ops.block_sparse_attention_op, attention
-        means = (x.query, x.key, x.value, x.block_mask, key_segment, case.scale, 0)
+        means = (x.query, x.key, x.value, x.block_mask, key_segment, x.sinks, case.scale, 0)
         blocks = (case.block_q, case.block_k)
         yield f"block_mean_attention-{name}", ops.block_mean_attention_op, (*means, *blocks)
         mass = (x.query, x.key, x.block_mask, *sample, case.block_q, case.block_k)
@@ -87,8 +87,9 @@ def attend(query, key, value):
     length = query.shape[2]
     scores = ops.sample_scores_op(query, key, None, 0.2, 0, 2, 32, 32)
     mask = ops.select_blocks_op(*scores, None, length, length, 0, 64, 32, 0.9, 0.9, True, 2, 20)
-    out, lse = ops.block_sparse_attention_op(query, key, value, mask, None, None, 0.2, True, 0, 0, 64, 32)
-    means = ops.block_mean_attention_op(query, key, value, mask, None, 0.2, 0, 64, 32)
+    where = (None, None, None, 0.2, True, 0, 0, 64, 32)
+    out, lse = ops.block_sparse_attention_op(query, key, value, mask, *where)
+    means = ops.block_mean_attention_op(query, key, value, mask, None, None, 0.2, 0, 64, 32)
     window = ops.mask_blocks_op(query, key, None, None, True, 0, 40, 64, 32)
     mass = ops.attention_mass_op(query, key, window, None, 0.2, 0, 2, 32, 64, 32)
     terms = ops.block_representatives_op(key, None, 32, 4)
@@ -211,12 +212,15 @@ def test_errors_name_the_argument_and_what_is_allowed(call, message):
 
 def direct_calls():
     """Calls that pass by the Python checks and must not reach memory that is not theirs."""
-    tail = (None, None, 0.1, True, 0, 0, 16, 16)
+    tail = (None, None, None, 0.1, True, 0, 0, 16, 16)
     yield "head_dim", lambda: ops.block_sparse_attention_op(Q, K[..., :8], K, MASK, *tail)
     yield "value", lambda: ops.block_sparse_attention_op(Q, K, K[:, :1], MASK, *tail)
     yield "index", lambda: ops.block_sparse_attention_op(Q, K, K, MASK[:, :, :1], *tail)
     yield "segment", lambda: ops.block_sparse_attention_op(Q, K, K, MASK, None, SEGMENT[:, :3], *tail[2:])
-    yield "means", lambda: ops.block_mean_attention_op(Q, K, K[:, :1], MASK, None, 0.1, 0, 16, 16)
+    for sinks in (torch.zeros(2), torch.zeros(4, 1), torch.zeros(4).half()):
+        arguments = (Q, K, K, MASK, None, None, sinks, *tail[3:])
+        yield "sinks", lambda arguments=arguments: ops.block_sparse_attention_op(*arguments)
+    yield "means", lambda: ops.block_mean_attention_op(Q, K, K[:, :1], MASK, None, None, 0.1, 0, 16, 16)
     yield "dtype", lambda: ops.sample_scores_op(Q.double(), K.double(), None, 0.1, 0, 2, 8, 16)
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)

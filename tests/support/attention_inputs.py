@@ -38,6 +38,7 @@ class Case:
     segments: str = "none"
     transposed: bool = True  # [B, S, H, D].transpose(1, 2), as models pass their heads
     shared_index: bool = False
+    sinks: bool = False
 
     def but(self, **changes: object) -> Case:
         return replace(self, **changes)  # type: ignore[arg-type]
@@ -72,6 +73,7 @@ class Inputs:
     block_mask: Tensor  # [B|1, Hq|1, n_query_blocks, n_words]
     query_segment: Tensor | None
     key_segment: Tensor | None
+    sinks: Tensor | None = None  # [Hq]
 
     def attention_arguments(self, case: Case) -> tuple:
         return (
@@ -81,6 +83,7 @@ class Inputs:
             self.block_mask,
             self.query_segment,
             self.key_segment,
+            self.sinks,
             case.scale,
             case.causal,
             case.q_offset,
@@ -110,7 +113,8 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     shape = (1, 1) if case.shared_index else (case.batch, case.heads)
     n_query_blocks, n_key_blocks = -(-case.q_len // case.block_q), -(-case.kv_len // case.block_k)
     kept = torch.rand(*shape, n_query_blocks, n_key_blocks, generator=generator) < case.density
-    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment)
+    sinks = torch.linspace(-1, 3, case.heads) if case.sinks else None
+    return Inputs(query, key, value, blocks.pack_bits(kept), query_segment, key_segment, sinks)
 
 
 def make_segments(case: Case) -> tuple[Tensor | None, Tensor | None]:
@@ -149,18 +153,25 @@ def kept_and_visible(case: Case, inputs: Inputs) -> Tensor:
     return visible[:, None] & kept
 
 
+def sdpa_with_sinks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, sinks: Tensor | None, scale: float
+) -> Tensor:
+    """SDPA with one more key for the sinks: its scores are 0, the mask adds the logits, its value is 0."""
+    if sinks is not None:
+        key, value = (F.pad(x, (0, 0, 0, 1)) for x in (key, value))
+        scores = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+        scores = scores.expand(query.shape[0], query.shape[1], *mask.shape[2:])
+        column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        mask = torch.cat([scores, column], -1).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
+
+
 def assert_as_good_as_sdpa(out: Tensor, lse: Tensor, case: Case, inputs: Inputs) -> None:
     """``out`` and ``lse`` are within 3 times SDPA's own error, and a rounding, of the float64 oracle."""
     exact, exact_lse = reference.block_sparse_attention(*inputs.attention_arguments(case))
     mask = kept_and_visible(case, inputs)
-    sdpa = F.scaled_dot_product_attention(
-        inputs.query,
-        inputs.key.nan_to_num(),
-        inputs.value.nan_to_num(),
-        attn_mask=mask,
-        scale=case.scale,
-        enable_gqa=True,
-    )
+    tensors = (inputs.query, inputs.key.nan_to_num(), inputs.value.nan_to_num())
+    sdpa = sdpa_with_sinks(*tensors, mask, inputs.sinks, case.scale)
     empty = ~mask.any(-1).expand(out.shape[:3])
     sdpa_error = (sdpa.double() - exact).masked_fill(empty[..., None], 0).abs().amax()
     bound = 3 * sdpa_error + EPSILON[case.dtype] * exact.abs().amax()

@@ -49,7 +49,7 @@ def calls(run, query, key, value, segment, index, where, block_q, block_k, *, st
     )
     allowed = run.mask_blocks(query, key, None, segment, True, where, 40, block_q, block_k, *stride)
     attended = run.block_sparse_attention(
-        query, key, value, index, None, segment, 0.25, True, where, 50, block_q, block_k, *stride
+        query, key, value, index, None, segment, None, 0.25, True, where, 50, block_q, block_k, *stride
     )
     return (adaptive, budget, allowed), attended
 

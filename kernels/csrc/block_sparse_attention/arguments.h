@@ -16,11 +16,11 @@ template <class Tensor>
 struct BlockSparseAttention {
   static constexpr char kSchema[] =
       "(Tensor query, Tensor key, Tensor value, Tensor block_mask, Tensor? query_segment, Tensor? key_segment, "
-      "float scale, bool causal, int q_offset, int window, int block_q, int block_k, int q_stride=1) -> "
-      "(Tensor, Tensor)";
+      "Tensor? sinks, float scale, bool causal, int q_offset, int window, int block_q, int block_k, int q_stride=1) "
+      "-> (Tensor, Tensor)";
 
   Tensor query, key, value, block_mask;
-  std::optional<Tensor> query_segment, key_segment;
+  std::optional<Tensor> query_segment, key_segment, sinks;
   BlockSparseAttentionOptions options;
 };
 

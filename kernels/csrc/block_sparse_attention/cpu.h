@@ -23,6 +23,8 @@ struct AttentionArguments {
   float* lse;  // [B, Hq, Sq] contiguous
   BlockMask block_mask;
   Segments query_segment, key_segment;
+  const float* sinks;  // [Hq|1] or null
+  int64_t sink_stride;
   BlockSparseAttentionOptions options;  // a window <= 0: none
 };
 
@@ -59,11 +61,12 @@ class AttentionWorker {
     for_each_set_bit(words, mask_words(sizes_.key_blocks()), [&](int64_t block) {
       if (block < sizes_.key_blocks()) add_block(packed, pair, b, block);
     });
+    const float sink = args_.sinks ? args_.sinks[h * args_.sink_stride] * kLog2e : -__builtin_inff();
     for (int64_t s = 0; s * kStripRows < rows; ++s) {
       const int64_t row = first_row + s * kStripRows;
       float* lse = args_.lse + (b * sizes_.q_heads + h) * sizes_.q_len + row;
-      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.value_head_dim, v_columns_, args_.out, b, h,
-                  row, lse);
+      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.value_head_dim, v_columns_, sink, args_.out, b,
+                  h, row, lse);
     }
   }
 

@@ -41,6 +41,7 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   Tensor const block_mask = torch::stable::contiguous(call.block_mask);
   std::optional<Tensor> const query_segment = contiguous(call.query_segment);
   std::optional<Tensor> key_segment = contiguous(call.key_segment);
+  std::optional<Tensor> const sinks = contiguous(call.sinks);
 
   Arguments args{};
   args.query = query.const_data_ptr();
@@ -68,6 +69,10 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   args.out = out.mutable_data_ptr();
   args.lse = static_cast<float*>(lse.mutable_data_ptr());
 
+  if (sinks) {
+    args.sinks = static_cast<float const*>(sinks->const_data_ptr());
+    args.sink_stride = broadcast_stride(*sinks, 0);
+  }
   args.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());
   args.mask_batch_stride = broadcast_stride(block_mask, 0);
   args.mask_head_stride = broadcast_stride(block_mask, 1);
@@ -124,7 +129,7 @@ std::tuple<Tensor, Tensor> block_sparse_attention(BlockSparseAttention<Tensor> c
 std::tuple<Tensor, Tensor> block_mean_attention(BlockMeanAttention<Tensor> call) {
   BlockSparseAttentionOptions const options{call.scale, true, call.q_offset, 0, call.block_q, call.block_k};
   return attend(means_sm90, true,
-                {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, options});
+                {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, call.sinks, options});
 }
 
 }  // namespace

@@ -31,6 +31,7 @@ CASES = [
     pytest.param(BASE.but(q_len=200, kv_len=70, q_offset=-130), id="rows-before-the-first-key"),
     pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
     pytest.param(BASE.but(batch=3, q_len=200, segments="right_padding"), id="right-padding"),
+    pytest.param(BASE.but(batch=3, segments="left_padding", sinks=True), id="sinks"),
     pytest.param(BASE.but(head_dim=24, value_head_dim=40), id="dims-24-and-40"),
     pytest.param(BASE.but(head_dim=7, value_head_dim=3), id="dims-7-and-3"),
     pytest.param(BASE.but(block_q=128, block_k=16), id="block-128-16"),
@@ -43,7 +44,7 @@ CASES = [
 def arguments(inputs, case, scale=None):
     scale = case.scale if scale is None else scale
     tensors = (inputs.query, inputs.key, inputs.value, inputs.block_mask, inputs.key_segment)
-    return *tensors, scale, case.q_offset, case.block_q, case.block_k
+    return *tensors, inputs.sinks, scale, case.q_offset, case.block_q, case.block_k
 
 
 def dense_error(inputs, case):

@@ -33,6 +33,8 @@ CASES = [
     pytest.param(BASE.but(batch=3, segments="left_padding"), id="left-padding"),
     pytest.param(BASE.but(batch=3, segments="right_padding"), id="right-padding"),
     pytest.param(BASE.but(segments="packed"), id="packed"),
+    pytest.param(BASE.but(sinks=True, heads=4, batch=2), id="sinks"),
+    pytest.param(BASE.but(sinks=True, segments="left_padding", window=40), id="sinks-padding-window"),
     pytest.param(BASE.but(segments="packed", window=50, q_len=100, q_offset=60), id="packed-window-offset"),
     pytest.param(BASE.but(head_dim=24, value_head_dim=40), id="dims-24-and-40"),
     pytest.param(BASE.but(head_dim=7, value_head_dim=3), id="dims-7-and-3"),

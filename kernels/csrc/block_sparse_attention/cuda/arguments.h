@@ -39,6 +39,9 @@ struct Arguments {
   const int32_t* key_segment;    // [B|1, Sk] or null: every key is in segment 0; negative: no row sees the key
   int64_t query_segment_stride, key_segment_stride;
 
+  const float* sinks;  // [Hq|1] or null: of a head, a logit beside its scores that has no value
+  int64_t sink_stride;
+
   int batch, heads_q, kv_heads, q_len, kv_len, head_dim, value_head_dim;
   int q_offset, q_gap, window;  // q_gap: from a query block's end to the next one's beginning
   bool causal;

@@ -47,11 +47,12 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
   asm volatile("" : "+r"(row));
   auto rows = as_rows(accumulator);
   int const lane = threadIdx.x % 4;
+  float const sink = args.sinks ? __ldg(args.sinks + head * args.sink_stride) * 1.4426950408889634f : -INFINITY;
   CUTE_UNROLL
   for (int r = 0; r < 2; ++r) {
     int const index = row + 8 * r;
     float const sum = quad_sum(state.sum[r]);
-    float const inverse = sum == 0.f ? 0.f : 1.f / sum;
+    float const inverse = sum == 0.f ? 0.f : 1.f / (sum + exp2_approximate(sink - state.offset[r]));
     bool const inside = index < args.q_len;
     if (inside && lane == 0) {
       float const lse = sum == 0.f ? -INFINITY : state.offset[r] * 0.6931471805599453f + logf(sum);

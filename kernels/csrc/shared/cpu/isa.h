@@ -33,9 +33,10 @@ struct Isa {
   void (*attend)(const RowState& state, int rows, const float* query, int64_t head_dim, const float* keys,
                  const float* values, bool finite_values, int64_t block_k, int64_t v_columns,
                  const BlockMaskedRows* masked, float* scores);
-  // out = state.out / state.sum, lse = natural log; rows without keys give 0 and -inf.
-  void (*finish)(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, const View& out, int64_t b,
-                 int64_t h, int64_t first_row, float* lse);
+  // out = state.out / (state.sum and what `sink` adds, a logit in units of log2), lse = natural log of the sum alone;
+  // rows without keys give 0 and -inf.
+  void (*finish)(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, float sink,
+                 const View& out, int64_t b, int64_t h, int64_t first_row, float* lse);
   // Maximum, sum of exp2(score - maximum) and sum of its squares of each row of a strip over one key block; squares may
   // be nullptr.
   void (*block_sums)(int rows, const float* query, int64_t head_dim, const float* keys, int64_t block_k,

@@ -189,12 +189,12 @@ void attend(const RowState& state, int rows, const float* query, int64_t head_di
   }
 }
 
-void finish(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, const View& out, int64_t b,
-            int64_t h, int64_t first_row, float* lse) {
+void finish(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, float sink, const View& out,
+            int64_t b, int64_t h, int64_t first_row, float* lse) {
   for (int r = 0; r < rows; ++r) {
     float* row = state.out + r * v_columns;
     const float sum = state.sum[r];
-    const float factor = sum == 0.0f ? 0.0f : 1.0f / sum;
+    const float factor = sum == 0.0f ? 0.0f : 1.0f / (sum + __builtin_exp2f(sink - state.maximum[r]));
     for (int64_t d = 0; d < value_head_dim; ++d) row[d] *= factor;
     write_row(out.row(b, h, first_row + r), row, out.dtype, value_head_dim);
     lse[r] = sum == 0.0f ? -kInf : state.maximum[r] * 0.693147180559945f + __builtin_logf(sum);
