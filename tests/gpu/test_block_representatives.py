@@ -33,7 +33,7 @@ def keys(kv_len: int, dim: int, dtype: torch.dtype, layout: str, device: str) ->
 
 
 @pytest.mark.parametrize("landmarks", [7, 15])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 @pytest.mark.parametrize("dtype", ROUNDING, ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
     "kv_len, layout, padding",

@@ -82,6 +82,10 @@ CASES = {
     # Scores of several hundred: a landmark's exceeds every forced key's by more than a float can hold.
     "steep": replace(BASE, sharpness=60.0),
     "steep_no_sink": replace(BASE, sharpness=60.0, keep_sink=False, window=1, landmarks=7),
+    **{f"head_dim_{dim}": replace(BASE, dim=dim, batch=3, padding="left") for dim in (96, 192, 256)},
+    **{f"seven_landmarks_{dim}": replace(BASE, dim=dim, landmarks=7) for dim in (96, 192, 256)},
+    "head_dim_256_ragged": replace(BASE, dim=256, q_len=555, kv_len=555, layout="bshd", heads=8, kv_heads=1),
+    "head_dim_192_fp16": replace(BASE, dim=192, dtype=torch.float16, q_len=1500, kv_len=1500),
     "two_words": replace(BASE, q_len=256, kv_len=5000, q_offset=4744, heads=2, kv_heads=1),
 }
 
@@ -215,7 +219,7 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
 
 
 @pytest.mark.parametrize("landmarks", [7, 15])
-@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dim", [64, 96, 128, 192, 256])
 def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> None:
     """Several items a thread block, and more blocks than one word."""
     case = Case(q_len=16200, kv_len=16200, heads=8, kv_heads=2, dim=dim, landmarks=landmarks)
