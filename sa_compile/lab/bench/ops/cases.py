@@ -56,6 +56,11 @@ def rate_of(name: str, other: str, bound: float) -> Goal:
     return Goal((name,), (other,), bound, quantity="tflops")
 
 
+def at_most(steps: tuple[str, ...], bound: float) -> Goal:
+    """``steps`` at head dim 256 take at most ``bound`` times what they take at 128."""
+    return Goal(steps, tuple(step.replace("256", "128") for step in steps), bound, at_least=False)
+
+
 STEPS = ("sample_scores", "select_blocks")
 ADAPTIVE_STEPS = ("block_representatives", "select_adaptive")
 FEWER_STEPS = tuple(step + problems.FEWER_LANDMARKS for step in ADAPTIVE_STEPS)
@@ -149,6 +154,40 @@ CASES = (
         problems.head_dims,
         Shape(128 * K),
         goals=(rate_of("64", "128", 0.8), rate_of("256", "128", 0.8)),
+    ),
+    *(
+        Case(
+            f"wide_{length}k",
+            problems.wide_heads,
+            Shape(length * K),
+            goals=(rate_of("256", "128", 0.95), rate_of("512", "128", 0.6)),
+            rounds=3,
+            repeats=2,
+        )
+        for length in (32, 128)
+    ),
+    *(
+        Case(
+            f"selection_head_dims_{length}k{note}",
+            problems.selection_head_dims,
+            Shape(length * K, kv_heads=kv_heads),
+            goals=(
+                at_most(("block_representatives, 256", "select_adaptive, 256"), 1.3),
+                at_most(("block_representatives, 256", "select_adaptive, 256", "select_budget, 256"), 1.3),
+            ),
+            rounds=2,
+            repeats=4 if length == 32 else 1,
+        )
+        for length, kv_heads, note in ((32, 8, ""), (32, 4, "_eight_a_kv_head"), (128, 8, ""))
+    ),
+    Case(
+        "dense_512_128k",
+        problems.random_lists,
+        Shape(128 * K, 512, 512, 8, 2),
+        against=("efficient", "cudnn", "fa2"),
+        goals=(faster_than("efficient", 3.0),),
+        rounds=1,
+        repeats=1,
     ),
     Case(
         "dense_128k",

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-DENSE = {"cudnn": SDPBackend.CUDNN_ATTENTION, "fa2": SDPBackend.FLASH_ATTENTION}
+DENSE = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "fa2": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 def dense_attention(name: str, query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Tensor]:
-    """Dense causal SDPA pinned to one backend: "cudnn" or "fa2" (FlashAttention-2)."""
+    """Dense causal SDPA pinned to one backend: "cudnn", "fa2" (FlashAttention-2) or "efficient"; the last
+    knows no groups of heads, and has its keys and values repeated before."""
+    if name == "efficient":
+        group = query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(group, 1) for x in (key, value))
 
     def run() -> Tensor:
         with sdpa_kernel(DENSE[name]):

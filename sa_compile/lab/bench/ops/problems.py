@@ -21,6 +21,7 @@ from sa_compile.lab.bench.ops.inputs import Shape
 
 HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (192, 128), (256, 256))
 KERNELS = ("cuda_sm90", "triton")
+SELECTION_HEAD_DIMS = (64, 96, 128, 192, 256, 512)
 FEWER = 7
 IN_TRITON = ", triton"  # behind the name of a step that another kernel takes, too
 FEWER_LANDMARKS = f", {FEWER} landmarks"  # behind the names of method C's steps
@@ -94,6 +95,37 @@ def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: st
         name = str(head_dim) if head_dim == value_head_dim else f"{head_dim}/{value_head_dim}"
         runs[name] = _attention(*inputs.qkv(own, device), mask, own)
     return Problem(runs, _share(mask, shape))
+
+
+def wide_heads(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """Random blocks at head dims of 128 to 512, with as many columns of all heads: ``shape`` says of 128."""
+    kept = inputs.random_blocks(shape.heads, shape.length, density, device)
+    runs = {}
+    for head_dim in (128, 256, 512):
+        own = _with_head_dim(shape, head_dim)
+        mask = blocks.pack_bits(kept[:, : own.heads])
+        runs[str(head_dim)] = _attention(*inputs.qkv(own, device), mask, own)
+    return Problem(runs, _share(blocks.pack_bits(kept), shape))
+
+
+def selection_head_dims(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
+    """The ops of the default's selection at head dims of 64 to 512, with as many columns of all heads."""
+    runs = {}
+    for head_dim in SELECTION_HEAD_DIMS:
+        query, key, _ = inputs.qkv(_with_head_dim(shape, head_dim), device)
+        budget = partial(ops.select_budget, query, key, budget=BUDGET, tau=BUDGET_TAU)
+        runs |= {**_selection(query, key, ADAPTIVE_LANDMARKS, f", {head_dim}")}
+        runs[f"select_budget, {head_dim}"] = Run(budget)
+    return Problem(runs, 1.0)
+
+
+def _with_head_dim(shape: Shape, head_dim: int) -> Shape:
+    """As many columns in all, rounded down to whole groups of query heads."""
+    group = shape.heads // shape.kv_heads
+    kv_heads = max(shape.kv_heads * shape.head_dim // head_dim, 1)
+    return replace(
+        shape, head_dim=head_dim, value_head_dim=head_dim, heads=kv_heads * group, kv_heads=kv_heads
+    )
 
 
 def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
