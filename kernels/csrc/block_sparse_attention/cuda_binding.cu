@@ -128,8 +128,9 @@ std::tuple<Tensor, Tensor> block_sparse_attention(BlockSparseAttention<Tensor> c
 
 std::tuple<Tensor, Tensor> block_mean_attention(BlockMeanAttention<Tensor> call) {
   BlockSparseAttentionOptions const options{call.scale, true, call.q_offset, 0, call.block_q, call.block_k};
-  return attend(means_sm90, true,
-                {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, call.sinks, options});
+  return attend(
+      means_sm90, true,
+      {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, call.sinks, options});
 }
 
 }  // namespace

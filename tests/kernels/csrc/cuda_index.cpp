@@ -190,10 +190,11 @@ void check_walk(std::mt19937& random) {
     REQUIRE(tile.head / (args.heads_q / args.kv_heads) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
     REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
     int behind = 0;
-    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= standing(args, tile.row)) ++behind;
+    while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= standing(args, tile.row))
+      ++behind;
     REQUIRE(blocks_behind(args, tile) == behind, "%d of %d blocks behind", blocks_behind(args, tile), behind);
-    uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride +
-                            tile.head * args.mask_head_stride + tile.row / 128 * args.mask_words;
+    uint32_t const* words = args.block_mask + tile.batch * args.mask_batch_stride + tile.head * args.mask_head_stride +
+                            tile.row / 128 * args.mask_words;
     std::vector<int> flags(args.key_runs(), -1);
     OpenKeys open{};
     open.enter(args, tile);
@@ -257,7 +258,8 @@ void check_items(std::mt19937& random) {
       int const key = standing(args, row);
       bool const hidden = key >= 0 && key < args.kv_len && padding(key);
       if (!hidden) ends[batch] = row + 1;
-      REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.kv_len, key, args.kv_len) == hidden, "row %d", row);
+      REQUIRE(!args.key_segment || is_padding(segment.data() + batch * args.kv_len, key, args.kv_len) == hidden,
+              "row %d", row);
     }
   }
 

@@ -41,7 +41,7 @@ struct Represent {
   static constexpr int kRowsAtOnce = kThreads / kVectors;  // that the threads load, a vector each
   static constexpr int kLoads = (kThreads + kRowsAtOnce - 1) / kRowsAtOnce;
   static constexpr int kInFlight = kLoads > 16 ? (kLoads + 1) / 2 : kLoads;  // loads that registers have room for
-  static constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;      // of a row, that a thread has the sums of
+  static constexpr int kColumns = (kHeadDim + kThreads - 1) / kThreads;  // of a row, that a thread has the sums of
   using Keys = SharedTile<kThreads, kHeadDim>;
   using Memory = Shared<kLandmarks>;
 

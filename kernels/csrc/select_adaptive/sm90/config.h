@@ -32,7 +32,7 @@ struct Config {
   static constexpr int kThreads = (kConsumers + 1) * 128;
   static constexpr int kQueryStages = query_stages(kHeadDim), kStages = key_stages(kHeadDim);
   static constexpr int kChunk = kHeadDim % 64 == 0 ? 64 : 32;  // columns of a swizzled row of shared memory
-  static constexpr int kKeyPart = kHeadDim > 128 ? kHeadDim / 2 / kChunk * kChunk : kHeadDim;  // columns in a stage
+  static constexpr int kKeyPart = kHeadDim > 128 ? kHeadDim / 2 / kChunk* kChunk : kHeadDim;  // columns in a stage
   static constexpr int kParts = kHeadDim / kKeyPart;  // stages that a tile of keys takes
   static_assert(kHeadDim % kKeyPart == 0 && kMembers % 8 == 0 && kQuads >= 2);
 
@@ -48,8 +48,7 @@ struct Config {
       kCodeChunk == 128, GMMA::Layout_K_SW128_Atom<int8_t>,
       std::conditional_t<kCodeChunk == 64, GMMA::Layout_K_SW64_Atom<int8_t>, GMMA::Layout_K_SW32_Atom<int8_t>>>;
   static constexpr int kChunkBytes = kBlock * kChunk * 2;  // of a tile of queries
-  using LayoutQueryCodes =
-      decltype(tile_to_shape(CodeAtom{}, Shape<Int<kChunkBytes / kCodeChunk>, Int<kHeadDim>>{}));
+  using LayoutQueryCodes = decltype(tile_to_shape(CodeAtom{}, Shape<Int<kChunkBytes / kCodeChunk>, Int<kHeadDim>>{}));
 
   static constexpr int kTileElements = kBlock * kHeadDim;  // of queries
   static constexpr int kTileBytes = kTileElements * 2;

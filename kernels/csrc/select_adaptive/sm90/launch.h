@@ -19,8 +19,8 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
   }
   if (!error) {
     cuuint64_t const rows = cuuint64_t(args.batch) * args.kv_heads * args.quad_count * 4 * C::kMembers;
-    error = encode_tensor_map<2>(maps.codes, args.codes, {C::kHeadDim, rows}, {C::kHeadDim}, {C::kCodeChunk, C::kColumns},
-                                 CU_TENSOR_MAP_DATA_TYPE_UINT8, C::kCodeChunk);
+    error = encode_tensor_map<2>(maps.codes, args.codes, {C::kHeadDim, rows}, {C::kHeadDim},
+                                 {C::kCodeChunk, C::kColumns}, CU_TENSOR_MAP_DATA_TYPE_UINT8, C::kCodeChunk);
   }
   if (error) return error;
 
