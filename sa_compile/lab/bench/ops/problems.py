@@ -110,11 +110,11 @@ def wide_heads(shape: Shape, density: float, against: tuple[str, ...], device: s
 
 def selection_head_dims(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
     """The ops of the default's selection at head dims of 64 to 512, with as many columns of all heads."""
-    runs = {}
+    runs: dict[str, Run] = {}
     for head_dim in SELECTION_HEAD_DIMS:
         query, key, _ = inputs.qkv(_with_head_dim(shape, head_dim), device)
         budget = partial(ops.select_budget, query, key, budget=BUDGET, tau=BUDGET_TAU)
-        runs |= {**_selection(query, key, ADAPTIVE_LANDMARKS, f", {head_dim}")}
+        runs |= _selection(query, key, ADAPTIVE_LANDMARKS, f", {head_dim}")
         runs[f"select_budget, {head_dim}"] = Run(budget)
     return Problem(runs, 1.0)
 
