@@ -134,7 +134,13 @@ def test_goals_are_ratios_of_medians(goal, ratio, met):
 
 
 def test_cases_are_chosen_by_pattern():
-    assert [case.name for case in chosen(["whole_*"])] == ["whole_128k", "whole_32k", "whole_1m"]
+    whole = ["whole_128k", "whole_32k", "whole_1m"]
+    assert [case.name for case in chosen(["whole_[0-9]*"])] == whole
+    assert {case.name for case in chosen(["whole_*"])} == {
+        *whole,
+        "whole_adaptive_128k",
+        "whole_adaptive_32k",
+    }
     assert chosen([]) == CASES
     with pytest.raises(ValueError, match="'fast' fits none of the cases: random_128k, "):
         chosen(["fast"])
