@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..choice import shared_memory
 from ..defaults import LANDMARK_GROUPS
 from ..shared.grid import Grid, new_index
 from ..shared.shapes import WORD_BITS, ceil_div
@@ -40,7 +41,8 @@ MEMBERS_AT_ONCE = 16
 FARTHEST = (
     40.0  # scores above a row's offset, base 2: of squares the inverse of their sum's square is a float
 )
-STAGES = 3
+# Keys that are scored exactly at a time, and stages: the first that the device's shared memory holds.
+TILES = ((64, 3), (32, 2), (16, 1))
 WORDS = 4  # of the index that a thread block writes
 REGISTERS = 128  # a thread: two thread blocks of 256 share a multiprocessor, and hide each other's latency
 
@@ -330,6 +332,15 @@ def _write_bits(
     tl.store(to, tl.sum(bits, 1), mask=word < words)
 
 
+def tile_that_fits(dim: int, block_q: int, shared: int) -> tuple[int, int]:
+    """An entry of TILES for rows of ``dim`` columns: first with keys of 16 bits, then with bytes."""
+
+    def size(keys: int, stages: int) -> int:
+        return dim * max(2 * (block_q + keys * stages), block_q + COLUMNS * stages) + 1024
+
+    return next((tile for tile in TILES if size(*tile) <= shared), TILES[-1])
+
+
 def select_adaptive(a: Arguments) -> Tensor:
     """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
     batch, q_heads, q_len, head_dim = a.query.shape
@@ -358,7 +369,11 @@ def select_adaptive(a: Arguments) -> Tensor:
     row_codes = query.new_empty((batch * q_heads, most, block_q, code_dim), dtype=torch.int8)
     squares = query.new_empty((batch * q_heads, most, tiles, block_q, tile_blocks), dtype=torch.bfloat16)
     inverses = query.new_empty((batch * q_heads, most, block_q), dtype=torch.float32)
-    two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and query.is_cuda else {}
+    tile_keys, stages = TILES[0]  # in Triton's interpreter
+    if query.is_cuda:
+        tile_keys, stages = tile_that_fits(code_dim, block_q, shared_memory(query.device))
+    # Shared memory has no room for two with wider rows.
+    two_at_once = {"maxnreg": REGISTERS} if block_q == 128 and head_dim <= 128 and query.is_cuda else {}
     q_gap = (a.q_stride - 1) * block_q
     for first, count in groups:
         _score_blocks[(count, batch * q_heads)](
@@ -393,7 +408,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             CODE_DIM=code_dim,
             BLOCK_Q=block_q,
             BLOCK_K=block_k,
-            TILE_KEYS=min(block_k, 64),
+            TILE_KEYS=min(block_k, tile_keys),
             TILE_BLOCKS=tile_blocks,
             GROUPS=LANDMARK_GROUPS,
             MEMBERS=members,
@@ -404,7 +419,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             LOG2_E=LOG2_E,
             FARTHEST=FARTHEST,
             num_warps=8 if block_q == 128 else 4,
-            num_stages=STAGES,
+            num_stages=stages,
             **two_at_once,
         )
         _write_bits[(count, batch * q_heads, ceil_div(words, WORDS))](

@@ -243,10 +243,10 @@ def test_select_budget(
 
 @pytest.mark.parametrize(
     "dim, shared, expected",
-    [(128, 232448, (32, 3)), (256, 166912, (32, 3)), (256, 101376, (32, 1)), (512, 232448, (32, 2))],
+    [(128, 232448, (64, 3)), (256, 166912, (64, 3)), (256, 101376, (32, 2)), (512, 232448, (32, 2))],
     ids=["H200", "A100-wide", "smaller-wide", "H200-512"],
 )
-def test_the_tile_of_representatives_fits_into_shared_memory(
+def test_the_tile_of_a_selection_fits_into_shared_memory(
     dim: int, shared: int, expected: tuple[int, int]
 ) -> None:
     pytest.importorskip("triton")
