@@ -74,7 +74,6 @@ SLOW = frozenset(
         *("bamba", "falcon_mamba", "mamba", "mamba2", "zamba2"),
     }
 )
-NOT_RUN = "not run"
 Task = tuple[str, str, str, tuple[variants.Variant, ...]]
 
 
@@ -178,7 +177,7 @@ def _run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for future in as_completed(futures):
             record = future.result()
             done[_key(record)] = record
-            if lines and record["status"] != NOT_RUN:
+            if lines and record["status"] != table.NOT_RUN:
                 with lines.open("a") as file:
                     file.write(json.dumps(record) + "\n")
             progress.set_postfix_str(record["model"])
@@ -196,7 +195,7 @@ def _record(task: Task, end: float) -> dict[str, Any]:
             "model": task[0],
             "model_type": task[1],
             "attn": task[2],
-            "status": NOT_RUN,
+            "status": table.NOT_RUN,
             "reason": reason,
         }
     record["inductor"] = task[3] is variants.INDUCTOR

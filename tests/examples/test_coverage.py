@@ -209,6 +209,14 @@ def test_a_model_counts_as_rewritten_only_if_every_site_is():
     assert not total.passed
 
 
+def test_what_the_time_did_not_reach_is_named_and_not_counted():
+    late = {"model": "LateForCausalLM", "attn": "eager", "status": table.NOT_RUN, "reason": "time"}
+    records = [record(), late]
+    total = table.totals(records)
+    assert (total.classes, total.not_run) == (1, 1)
+    assert "(causal, eager, 1): LateForCausalLM" in table.markdown({**SOURCE, "records": records})
+
+
 def test_models_that_are_not_plain_causal_are_out_of_the_share():
     softcap = record("Gemma2ForCausalLM", results=[result(sites=[KEPT])], text_type="gemma2")
     encoder = record("BertForSequenceClassification", results=[result(sites=[KEPT])], causal=False)

@@ -100,6 +100,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "config": {"vision_config": {"intermediate_size": 768, "vision_output_dim": 4096}}
     },
     "MiniMaxForCausalLM": {"config": {"block_size": 16}},
+    "MiniMaxForSequenceClassification": {"config": {"block_size": 16}},
     "MllamaForConditionalGeneration": {
         "config": {
             "text_config": {"cross_attention_layers": [1]},
@@ -118,6 +119,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ReformerForSequenceClassification": {"config": _AXIAL},
     "ReformerModelWithLMHead": {"config": _AXIAL},
     "Step3p7ForConditionalGeneration": {"config": {"text_config": {"sliding_window": 24}}},
+    "UnlimitedOcrForConditionalGeneration": {"config": {"text_config": {"hidden_size": 512}}},
     "VoxtralForConditionalGeneration": {"config": {"audio_config": {"intermediate_size": 1024}}},
     "XLNetForSequenceClassification": {"config": {"d_model": 256}},
     "XLNetLMHeadModel": {"config": {"d_model": 256}},

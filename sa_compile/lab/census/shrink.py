@@ -146,7 +146,7 @@ def _width(fields: Mapping[str, Any]) -> int:
     heads, hidden = _first(fields, _HEAD_FIELDS), _first(fields, _HIDDEN_FIELDS)
     if not heads or not hidden:
         return WIDTH
-    if fields.get("model_type") != "pixtral" and any(name in fields for name in _HEAD_DIM_FIELDS):
+    if fields.get("model_type") != "pixtral" and any(fields.get(name, 0) != 0 for name in _HEAD_DIM_FIELDS):
         return WIDTH
     return min(heads, HEADS) * (hidden // heads)
 

@@ -16,6 +16,7 @@ from sa_compile.lab.census.plain import why_not_plain
 OUTCOMES = ("sampled", "exact", "kept")
 REQUIRED_SHARE = 0.95
 _LANGUAGE_MODELS = (CAUSAL, MULTIMODAL)
+NOT_RUN = "not run"  # a record's status: the time given to the census was up
 Record = dict[str, Any]
 Result = dict[str, Any]
 
@@ -61,6 +62,7 @@ class Totals:
 
     classes: int
     records: int
+    not_run: int
     checked: int
     sites: Counter[str]
     failures: list[str]
@@ -102,8 +104,9 @@ def totals(records: Sequence[Record]) -> Totals:
     measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
     untouched = {record["model"] for record in measured if outcomes(record)["kept"] or not outcomes(record)}
     return Totals(
-        classes=len({record["model"] for record in records}),
+        classes=len({record["model"] for record in records if record["status"] != NOT_RUN}),
         records=sum(record["status"] == "run" for record in records),
+        not_run=sum(record["status"] == NOT_RUN for record in records),
         checked=len(checked),
         sites=by_outcome,
         failures=[
@@ -177,8 +180,8 @@ attention. The error is `||difference|| / ||logits||` over all positions, padded
 variants; the limit is 1e-4. Blocks of 16 and `min_seq_len` 32 let 72 tokens be sampled.
 
 Variants: a batch with a 2-D mask (left padding) and a cache, and a second chunk on that cache. Models with a
-tower: an image or a sound, with the mask and the token types of its processor, or text alone where no image
-was found that the tiny model takes ("media": none). Classifiers: with a mask. The eager spelling of a class
+tower: an image or a sound, with the mask and the token types of its processor, or text alone where none was
+found that the tiny model takes (column *input*). Classifiers: with a mask. The eager spelling of a class
 that also has SDPA, and models whose layers unroll, take the first variant only. The rewritten graphs run as
 they are (`inner="eager"`). *Sites* are attentions of the language model, summed over the variants; those of
 towers are bidirectional and stay.
@@ -203,6 +206,7 @@ def summary(total: Totals) -> str:
     rows = [
         ("model classes", total.classes),
         ("class and implementation pairs that run", total.records),
+        ("pairs that the time given to the census did not reach", total.not_run),
         ("compiled variants compared", total.checked),
         *((f"sites {outcome}", total.sites[outcome]) for outcome in OUTCOMES),
         ("classes compared with an image or a sound", len(total.shown)),
@@ -225,6 +229,7 @@ def summary(total: Totals) -> str:
 
 def _models(records: Sequence[Record]) -> str:
     rows = []
+    shown = any(_kind(record) == MULTIMODAL for record in records)
     for record in records:
         checked = [result for result in record.get("variants", []) if is_checked(result)]
         if not checked:
@@ -236,6 +241,7 @@ def _models(records: Sequence[Record]) -> str:
             (
                 record["model"],
                 record["attn"],
+                *([record.get("media") or "text"] if shown else []),
                 *_head_dims(record),
                 len(checked),
                 sum(counts.values()),
@@ -246,7 +252,18 @@ def _models(records: Sequence[Record]) -> str:
         )
     return _table(
         rows,
-        ("model", "attention", "head dims", "kernels", "variants", "sites", *OUTCOMES, "why kept", "error"),
+        (
+            *(
+                "model",
+                "attention",
+                *(["input"] if shown else []),
+                "head dims",
+                "kernels",
+                "variants",
+                "sites",
+            ),
+            *(*OUTCOMES, "why kept", "error"),
+        ),
     )
 
 
@@ -291,8 +308,11 @@ def _not_plain(records: Sequence[Record]) -> str:
 
 def _not_measured(records: Sequence[Record]) -> str:
     rows = []
+    not_run: dict[str, list[str]] = {}
     for record in records:
-        if record["status"] != "run":
+        if record["status"] == NOT_RUN:
+            not_run.setdefault(f"{_kind(record)}, {record['attn']}", []).append(record["model"])
+        elif record["status"] != "run":
             rows.append(
                 (record["model"], record["attn"], "all", record["status"], _cell(record["reason"], 140))
             )
@@ -300,8 +320,10 @@ def _not_measured(records: Sequence[Record]) -> str:
             if not is_checked(result):
                 status, reason = _why_not_checked(result)
                 rows.append((record["model"], record["attn"], result["variant"], status, _cell(reason, 140)))
-    return _table(
-        _merge_variants(rows), ("model", "attention", "head dims", "kernels", "variants", "", "reason")
+    table = _table(_merge_variants(rows), ("model", "attention", "variants", "", "reason"))
+    return table + "".join(
+        f"\n\nNot reached in the time given ({kind}, {len(names)}): {', '.join(names)}."
+        for kind, names in not_run.items()
     )
 
 

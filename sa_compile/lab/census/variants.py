@@ -140,7 +140,10 @@ _TOWER = re.compile(
 def _part(site: SiteRecord, lengths: Collection[int]) -> str:
     if isinstance(site.q_len, int):
         return "language" if site.q_len in (1, *lengths) else "tower"
-    return "tower" if _TOWER.search(site.module_path) else "language"
+    pooled = (
+        site.spelling == "multi_head_attention_forward"
+    )  # nn.MultiheadAttention: no decoder is made of it
+    return "tower" if pooled or _TOWER.search(site.module_path) else "language"
 
 
 def _left(reports: list[report.GraphReport]) -> list[str]:
