@@ -62,7 +62,7 @@ def _score(
     query,
     key,
     key_segment,
-    logs,  # fp32 [2: sums, 2-norms; B * Hq, n, query blocks of the batch * COUNT], base 2
+    logs,  # fp32 [2: sums, 2-norms; B * Hq, n_key_blocks, query blocks of the batch * COUNT], base 2
     norms,  # the second half of logs
     q_batch,
     q_head,
@@ -71,7 +71,7 @@ def _score(
     k_head,
     k_row,
     segment_batch,
-    heads,
+    q_heads,
     group,
     q_len,
     kv_len,
@@ -79,7 +79,7 @@ def _score(
     q_gap,  # from a query block's end to the next one's beginning
     first_query_block,
     query_blocks,  # of this batch
-    n,
+    n_key_blocks,
     scale_log2,
     HEAD_DIM: tl.constexpr,
     TILE_DIM: tl.constexpr,
@@ -92,7 +92,7 @@ def _score(
 ):
     tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch, head = batch_head // heads, batch_head % heads
+    batch, head = batch_head // q_heads, batch_head % q_heads
     sample = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)  # of this batch's
     block = first_query_block + sample // COUNT
     step: tl.constexpr = BLOCK_Q // COUNT
@@ -112,10 +112,10 @@ def _score(
     highest_sample = tl.minimum((tile + 1) * TILE_ROWS, query_blocks * COUNT) - 1
     highest = first_query_block + highest_sample // COUNT
     end = tl.minimum((highest + 1) * BLOCK_Q, q_len) + q_offset + highest * q_gap
-    stop = tl.minimum(floor_div(end - 1, BLOCK_K) + 1, n)
+    stop = tl.minimum(floor_div(end - 1, BLOCK_K) + 1, n_key_blocks)
     clear = floor_div(lowest * (BLOCK_Q + q_gap) + q_offset + 1, BLOCK_K)  # all rows see the blocks before it
     all_rows = query_blocks * COUNT
-    place = batch_head * n * all_rows + sample
+    place = batch_head * n_key_blocks * all_rows + sample
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
     whole = tl.minimum(clear, kv_len // BLOCK_K)  # blocks that hold keys alone, of which all rows see all
     whole = 0 if HAS_SEGMENT else tl.maximum(tl.minimum(whole, stop), 0)
@@ -141,19 +141,19 @@ def _score(
 def _write_bits(
     logs,  # as _score writes them
     norms,
-    visible,  # int8 [B|1, n]
+    visible,  # int8 [B|1, n_key_blocks]
     sinks,  # int32 [B|1]
     block_mask,  # int32 [B * Hq, n_query_blocks, words]
     visible_batch,
     sink_batch,
-    heads,
+    q_heads,
     q_len,
     q_offset,
     q_gap,
     first_query_block,
     query_blocks,
     n_query_blocks,
-    n,
+    n_key_blocks,
     words,
     window_slashes,
     budget,
@@ -167,16 +167,16 @@ def _write_bits(
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    batch = batch_head // heads
+    batch = batch_head // q_heads
     j = tl.arange(0, ALL_WORDS * WORD_BITS)
     q_offset += q_block * q_gap
     own = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     last = tl.minimum((q_block + 1) * BLOCK_Q, q_len) - 1 + q_offset
-    allowed = (j < n) & (j * BLOCK_K <= last)
+    allowed = (j < n_key_blocks) & (j * BLOCK_K <= last)
     share = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     squares = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     rows = 0.0
-    place = (batch_head * n + j) * (query_blocks * COUNT) + tl.program_id(0) * COUNT
+    place = (batch_head * n_key_blocks + j) * (query_blocks * COUNT) + tl.program_id(0) * COUNT
     for r in range(0, COUNT):
         row = tl.load(logs + place + r, mask=allowed, other=float("-inf"))
         norm = tl.load(norms + place + r, mask=allowed, other=float("-inf"))
@@ -191,7 +191,7 @@ def _write_bits(
         rows += tl.where(total > 0.0, 1.0, 0.0)
     share = share / tl.maximum(rows, 1.0)
     squares = squares * (BLOCK_Q / tl.maximum(rows, 1.0))
-    allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n, other=0) != 0)
+    allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n_key_blocks, other=0) != 0)
     forced = (own - j < window_slashes) | (j == tl.load(sinks + batch * sink_batch))
     share = tl.where(allowed & (forced == 0), share, 0.0)
     low, high = budget * 0.0, budget
@@ -219,27 +219,27 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
 
 def select_budget(a: Arguments) -> Tensor:
     """The op ``select_budget``. Two launches a batch of query blocks."""
-    batch, heads, q_len, dim = a.query.shape
+    batch, q_heads, q_len, dim = a.query.shape
     kv_heads, kv_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
-    n, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
-    block_mask = new_index(a.query, (batch, heads), grid)
+    n_key_blocks, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
+    block_mask = new_index(a.query, (batch, q_heads), grid)
     if block_mask.numel() == 0:
         return block_mask
     query, key = readable(a.query), readable(a.key)
-    visible, sinks = visible_and_sinks(a.key_segment, n, block_k, a.keep_sink, query.device)
+    visible, sinks = visible_and_sinks(a.key_segment, n_key_blocks, block_k, a.keep_sink, query.device)
     count = rows_of_a_block(a.rows, kv_len, block_q)
     tile_rows, warps, stages = TILES[0]  # in Triton's interpreter
     if query.is_cuda:
         tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, shared_memory(query.device))
     tiles = ceil_div(tile_rows, count)  # query blocks of a tile of rows
-    per_tile = 8 * batch * heads * tiles * count * max(n, 1)
+    per_tile = 8 * batch * q_heads * tiles * count * max(n_key_blocks, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
-    logs, norms = query.new_empty((2, batch * heads, n, step * count), dtype=torch.float32)
+    logs, norms = query.new_empty((2, batch * q_heads, n_key_blocks, step * count), dtype=torch.float32)
     q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
         query_blocks = min(step, n_query_blocks - first)
-        _score[(ceil_div(query_blocks * count, tile_rows), batch * heads)](
+        _score[(ceil_div(query_blocks * count, tile_rows), batch * q_heads)](
             query,
             key,
             a.key_segment,
@@ -248,15 +248,15 @@ def select_budget(a: Arguments) -> Tensor:
             *query.stride()[:3],
             *key.stride()[:3],
             batch_stride(a.key_segment),
-            heads,
-            heads // kv_heads,
+            q_heads,
+            q_heads // kv_heads,
             q_len,
             kv_len,
             a.q_offset,
             q_gap,
             first,
             query_blocks,
-            n,
+            n_key_blocks,
             a.scale * LOG2_E,
             HEAD_DIM=dim,
             TILE_DIM=tile_dim(dim),
@@ -269,7 +269,7 @@ def select_budget(a: Arguments) -> Tensor:
             num_warps=warps,
             num_stages=stages,
         )
-        _write_bits[(query_blocks, batch * heads)](
+        _write_bits[(query_blocks, batch * q_heads)](
             logs,
             norms,
             visible,
@@ -277,14 +277,14 @@ def select_budget(a: Arguments) -> Tensor:
             block_mask,
             batch_stride(visible),
             batch_stride(sinks),
-            heads,
+            q_heads,
             q_len,
             a.q_offset,
             q_gap,
             first,
             query_blocks,
             n_query_blocks,
-            n,
+            n_key_blocks,
             words,
             a.window_slashes,
             a.budget,
@@ -295,6 +295,6 @@ def select_budget(a: Arguments) -> Tensor:
             ALL_WORDS=triton.next_power_of_2(words),
             WORD_BITS=WORD_BITS,
             HALVINGS=HALVINGS,
-            num_warps=4 if n <= 1024 else 8,
+            num_warps=4 if n_key_blocks <= 1024 else 8,
         )
     return block_mask

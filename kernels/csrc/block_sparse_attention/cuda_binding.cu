@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   args.key_strides = strides_of(key);
   args.value_strides = strides_of(value);
   args.batch = int(query.size(0));
-  args.heads_q = int(query.size(1));
+  args.q_heads = int(query.size(1));
   args.kv_heads = int(key.size(1));
   args.q_len = int(query.size(2));
   args.kv_len = int(key.size(2));

@@ -52,7 +52,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
   args.batch = int(query.size(0));
-  args.heads_q = int(query.size(1));
+  args.q_heads = int(query.size(1));
   args.kv_heads = int(key.size(1));
   args.q_len = int(query.size(2));
   args.kv_len = int(key.size(2));
@@ -74,7 +74,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   args.quad_count = args.quads();
 
   Tensor const block_mask =
-      torch::stable::new_empty(query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
+      torch::stable::new_empty(query, {args.batch, args.q_heads, args.q_blocks(), args.mask_words}, ScalarType::Int);
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
   if (args.item_count == 0) return block_mask;
 

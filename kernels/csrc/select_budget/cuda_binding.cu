@@ -47,7 +47,7 @@ Tensor select_budget(SelectBudget<Tensor> call) {
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
   args.batch = int(query.size(0));
-  args.heads_q = int(query.size(1));
+  args.q_heads = int(query.size(1));
   args.kv_heads = int(key.size(1));
   args.q_len = int(query.size(2));
   args.kv_len = int(key.size(2));
@@ -66,14 +66,14 @@ Tensor select_budget(SelectBudget<Tensor> call) {
                   budget::kMostKeyBlocks * kBlock, " are allowed");
 
   Tensor const block_mask =
-      torch::stable::new_empty(query, {args.batch, args.heads_q, args.q_blocks(), args.mask_words}, ScalarType::Int);
+      torch::stable::new_empty(query, {args.batch, args.q_heads, args.q_blocks(), args.mask_words}, ScalarType::Int);
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
-  if (args.batch * args.heads_q * args.q_blocks() == 0) return block_mask;
+  if (args.batch * args.q_heads * args.q_blocks() == 0) return block_mask;
 
   // Query blocks of a batch: as many as the workspace holds, in whole strips.
   int64_t const blocks_of_a_strip = std::max(budget::kStripRows >> args.rows_log2, 1);
   int64_t const strips_of_blocks = std::max((args.rows() + budget::kStripRows - 1) / budget::kStripRows, 1);
-  int64_t const strip_words = int64_t(args.n()) * budget::kStripRows * 2 * args.batch * args.heads_q;
+  int64_t const strip_words = int64_t(args.n()) * budget::kStripRows * 2 * args.batch * args.q_heads;
   int64_t const affordable = kLogBytes / (4 * std::max<int64_t>(strip_words * strips_of_blocks, 1));
   int const at_a_time = int(std::min<int64_t>(std::max<int64_t>(affordable, 1) * blocks_of_a_strip, args.q_blocks()));
   args.query_blocks = at_a_time;

@@ -149,7 +149,7 @@ void check_walk(std::mt19937& random) {
   Arguments args{};
   args.batch = draw(1, 2);
   args.kv_heads = draw(1, 2);
-  args.heads_q = args.kv_heads * draw(1, 3);
+  args.q_heads = args.kv_heads * draw(1, 3);
   args.q_len = draw(1, 400);
   args.kv_len = draw(1, 1500);
   args.q_offset = draw(-300, 1500);
@@ -161,7 +161,7 @@ void check_walk(std::mt19937& random) {
   int const q_blocks = (args.q_len + 127) / 128, k_blocks = (args.kv_len + args.block_k - 1) / args.block_k;
   args.mask_words = (k_blocks + 31) / 32;
   args.mask_head_stride = q_blocks * args.mask_words;
-  args.mask_batch_stride = args.heads_q * args.mask_head_stride;
+  args.mask_batch_stride = args.q_heads * args.mask_head_stride;
   std::vector<uint32_t> mask(args.batch * args.mask_batch_stride);
   int const sparse = draw(0, 2);
   for (uint32_t& word : mask) word = sparse == 2 ? random() & random() & random() : sparse == 1 ? random() : ~0u;
@@ -187,7 +187,7 @@ void check_walk(std::mt19937& random) {
   std::set<std::array<int, 3>> seen;
   for (int index = 0; index < args.tiles(); ++index) {
     Tile const tile = locate_tile(args, index);
-    REQUIRE(tile.head / (args.heads_q / args.kv_heads) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
+    REQUIRE(tile.head / (args.q_heads / args.kv_heads) == tile.head_kv, "head %d of %d", tile.head, tile.head_kv);
     REQUIRE(seen.insert({tile.batch, tile.head, tile.row}).second, "tile %d again", index);
     int behind = 0;
     while (behind < k_blocks && std::min((behind + 1) * args.block_k, args.kv_len) - 1 <= standing(args, tile.row))
@@ -224,7 +224,7 @@ void check_walk(std::mt19937& random) {
       REQUIRE(flags[run] < 0 || !ragged || flags[run] & kMaskPositions, "the end of run %d is not masked", run);
     }
   }
-  REQUIRE(int(seen.size()) == args.batch * args.heads_q * args.q_tiles(), "%zu tiles", seen.size());
+  REQUIRE(int(seen.size()) == args.batch * args.q_heads * args.q_tiles(), "%zu tiles", seen.size());
 }
 
 // Every query tile is in one item, whose steps score each forced block of the tile once, but nothing for a tile that
@@ -234,7 +234,7 @@ void check_items(std::mt19937& random) {
   adaptive::Arguments args{};
   int32_t sinks[2], ends[2];
   args.kv_heads = draw(1, 3);
-  args.heads_q = args.kv_heads * draw(1, 4);
+  args.q_heads = args.kv_heads * draw(1, 4);
   args.batch = draw(1, 2);
   args.q_len = draw(1, 1500);
   args.kv_len = draw(1, 1500);
@@ -273,7 +273,7 @@ void check_items(std::mt19937& random) {
     for (adaptive::QueryBlock const& tile : item.tile) {
       if (tile.row >= args.q_len) continue;
       bool const fresh = tiles.insert({item.batch, tile.head, tile.row}).second;
-      REQUIRE(fresh && tile.head / (args.heads_q / args.kv_heads) == item.head_kv, "item %d", index);
+      REQUIRE(fresh && tile.head / (args.q_heads / args.kv_heads) == item.head_kv, "item %d", index);
       int const end = args.key_segment ? ends[item.batch] : args.q_len;
       bool whole = false;
       int stop = std::min(tile.row + 128, args.q_len);
@@ -296,7 +296,7 @@ void check_items(std::mt19937& random) {
       REQUIRE(tile.scored == !whole, "row %d of item %d", tile.row, index);
     }
   }
-  REQUIRE(int(tiles.size()) == args.batch * args.heads_q * args.q_blocks(), "%d tiles", int(tiles.size()));
+  REQUIRE(int(tiles.size()) == args.batch * args.q_heads * args.q_blocks(), "%d tiles", int(tiles.size()));
 
   int const count = draw(1, 7);
   std::set<int> reached;

@@ -42,7 +42,7 @@ struct Arguments {
   const float* sinks;  // [Hq|1] or null: of a head, a logit beside its scores that has no value
   int64_t sink_stride;
 
-  int batch, heads_q, kv_heads, q_len, kv_len, head_dim, value_head_dim;
+  int batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_head_dim;
   int q_offset, q_gap, window;  // q_gap: from a query block's end to the next one's beginning
   bool causal;
   float scale;
@@ -65,7 +65,7 @@ struct Arguments {
   constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
   constexpr int key_blocks() const { return (kv_len + block_k - 1) / block_k; }
   constexpr int key_runs() const { return (kv_len + kKeyRun - 1) / kKeyRun; }
-  constexpr int tiles() const { return batch * heads_q * q_tiles(); }
+  constexpr int tiles() const { return batch * q_heads * q_tiles(); }
 };
 
 }  // namespace sampleattn

@@ -17,7 +17,7 @@ constexpr int kClearInvalidValues = 4; // some keys of this tile are valid for n
 constexpr int kMeans = 8;              // not keys but means of key blocks, from block `first_run` on
 
 struct QueryTile {
-  int head;  // batch * heads_q + query head
+  int head;  // batch * q_heads + query head
   int row;
   int key_tiles;  // 0: no more work
 };

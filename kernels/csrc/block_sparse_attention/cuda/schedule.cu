@@ -98,7 +98,7 @@ cudaError_t build_work_list(Arguments const& args, cudaStream_t stream) {
   int64_t const bytes_per_head = int64_t(args.kv_len) * (args.head_dim + args.value_head_dim) * 2;
   int const kv_heads = args.batch * args.kv_heads;
   int const heads_at_a_time = int(std::clamp<int64_t>(kCacheBytes / bytes_per_head, 1, kv_heads));
-  int const tiles_per_group = heads_at_a_time * (args.heads_q / args.kv_heads) * args.q_tiles();
+  int const tiles_per_group = heads_at_a_time * (args.q_heads / args.kv_heads) * args.q_tiles();
   int shift = 0;
   while ((ceil_div(args.kv_len, args.block_k) >> shift) >= kBuckets) ++shift;
   sort_tiles<<<ceil_div(args.tiles(), tiles_per_group), kBuckets, 0, stream>>>(args, tiles_per_group, shift);

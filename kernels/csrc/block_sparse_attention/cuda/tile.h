@@ -12,7 +12,7 @@ struct Tile {
 };
 
 SAMPLEATTN_DEVICE Tile locate_tile(Arguments const& args, int tile) {
-  int const group = args.heads_q / args.kv_heads;
+  int const group = args.q_heads / args.kv_heads;
   int const q_tiles = args.q_tiles();
   int const member = tile % group;
   int rest = tile / group;

@@ -100,7 +100,7 @@ struct Consumer {
     wait_full(shared.value_barrier[value_stage.index], value_stage.parity);
     if (step.flags & kClearInvalidValues) [[unlikely]] {
       clear_invalid_values<C>(shared.value.data() + value_stage.index * C::kKeys * C::kHeadDimV,
-                              read_tile(shared.value_tile[value_stage.index]), args, step.tile.head / args.heads_q,
+                              read_tile(shared.value_tile[value_stage.index]), args, step.tile.head / args.q_heads,
                               consumer);
     }
   }
@@ -152,7 +152,7 @@ struct Consumer {
       KeyTile const keys = read_tile(shared.key_tile[step.key_index]);
       int const row = step.tile.row + own_row();
       if (step.flags & kMaskPositions) mask_positions(scores, keys, args, row);
-      if (step.flags & kMaskSegments) mask_segments(scores, keys, args, step.tile.head / args.heads_q, row);
+      if (step.flags & kMaskSegments) mask_segments(scores, keys, args, step.tile.head / args.q_heads, row);
       if (step.flags & kMeansFlag) {
         float half_norm[2];
         half_norms(step.query_index, half_norm);

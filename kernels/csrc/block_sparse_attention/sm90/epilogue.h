@@ -41,7 +41,7 @@ CUTE_DEVICE void transpose_in_quad(uint32_t (&word)[4]) {
 template <class C, class Tensor>
 CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Arguments const& args,
                             QueryTile const& tile, int row) {
-  int const batch = tile.head / args.heads_q, head = tile.head % args.heads_q;
+  int const batch = tile.head / args.q_heads, head = tile.head % args.q_heads;
   row += tile.row;
   // Hides where the row comes from: the compiler would compute the addresses in every step of the main loop.
   asm volatile("" : "+r"(row));
@@ -59,7 +59,7 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
       args.lse[int64_t(tile.head) * args.q_len + index] = lse;
     }
     auto* out = static_cast<typename C::Element*>(args.out) +
-                ((int64_t(batch) * args.q_len + index) * args.heads_q + head) * C::kHeadDimV;
+                ((int64_t(batch) * args.q_len + index) * args.q_heads + head) * C::kHeadDimV;
     CUTE_UNROLL
     for (int group = 0; group < C::kHeadDimV / 32; ++group) {
       uint32_t word[4];

@@ -10,7 +10,7 @@ template <class C>
 Error launch(Arguments const& args, int multiprocessors, cudaStream_t stream) {
   constexpr int kBoxKeys = C::kKeys < C::kBlockK ? C::kKeys : C::kBlockK;
   TensorMaps maps;
-  Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.heads_q, args.q_len,
+  Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.q_heads, args.q_len,
                                 C::kHeadDim, kTileRows, C::kChunk, args.dtype);
   if (!error) {
     error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.kv_heads, args.kv_len, C::kHeadDim,

@@ -95,7 +95,7 @@ struct Producer {
       constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
       Barrier& barrier = shared.query_barrier[query_stage.index];
       wait_empty(barrier, query_stage.parity);
-      shared.query_tile[query_stage.index] = {tile.batch * args.heads_q + tile.head, tile.row,
+      shared.query_tile[query_stage.index] = {tile.batch * args.q_heads + tile.head, tile.row,
                                               (item.blocks * kRunsPerBlock + kRunsPerTile - 1) / kRunsPerTile};
       TransactionBarrier::arrive_and_expect_tx(&barrier.full, C::kQueryBytes);
       load_rows<C::kHeadDim, C::kChunk, kTileRows>(maps.query, TMA::CacheHintSm90::EVICT_FIRST, &barrier.full,
@@ -230,12 +230,12 @@ CUTE_DEVICE void write_empty_tiles(Arguments const& args) {
     Tile const tile = locate_tile(args, item.x);
     int const rows = min(kTileRows, args.q_len - tile.row);
     for (int r = thread; r < rows; r += threads) {
-      args.lse[(int64_t(tile.batch) * args.heads_q + tile.head) * args.q_len + tile.row + r] = -INFINITY;
+      args.lse[(int64_t(tile.batch) * args.q_heads + tile.head) * args.q_len + tile.row + r] = -INFINITY;
     }
     constexpr int kVectors = C::kHeadDimV / 8;
     for (int v = thread; v < rows * kVectors; v += threads) {
       int64_t const row = int64_t(tile.batch) * args.q_len + tile.row + v / kVectors;
-      auto* out = static_cast<typename C::Element*>(args.out) + (row * args.heads_q + tile.head) * C::kHeadDimV;
+      auto* out = static_cast<typename C::Element*>(args.out) + (row * args.q_heads + tile.head) * C::kHeadDimV;
       reinterpret_cast<uint4*>(out)[v % kVectors] = make_uint4(0, 0, 0, 0);
     }
   }

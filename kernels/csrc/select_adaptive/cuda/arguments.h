@@ -23,7 +23,7 @@ struct Arguments {
   uint32_t* block_mask;  // [B, Hq, q_blocks, mask_words] contiguous
   int mask_words;
 
-  int batch, heads_q, kv_heads, q_len, kv_len, head_dim, members;
+  int batch, q_heads, kv_heads, q_len, kv_len, head_dim, members;
   int q_offset, q_gap, window_slashes;  // q_gap: from a query block's end to the next one's beginning
   int last_rows;  // of the prompt: at least one of them in a query block, and it keeps every block
   bool keep_sink;
@@ -49,7 +49,7 @@ struct Arguments {
   constexpr int q_blocks() const { return (q_len + kBlock - 1) / kBlock; }
   constexpr int visibilities() const { return key_segment && key_segment_stride ? batch : 1; }
   // Query tiles of a key/value head, and pairs of them: what a thread block works on at a time.
-  constexpr int tiles() const { return heads_q / kv_heads * q_blocks(); }
+  constexpr int tiles() const { return q_heads / kv_heads * q_blocks(); }
   constexpr int items() const { return batch * kv_heads * ((tiles() + 1) / 2); }
   // Groups of four key blocks, as many as whole tiles of representatives cover.
   constexpr int quads() const { return (n() + 15) / 16 * 4; }
@@ -72,7 +72,7 @@ struct QueryBlock {
 
 // prompt_end: of the batch entry, see row_end.
 SAMPLEATTN_DEVICE QueryBlock query_block(Arguments const& args, int head_kv, int tile, int prompt_end) {
-  int const group = args.heads_q / args.kv_heads;
+  int const group = args.q_heads / args.kv_heads;
   int const row = tile / group * kBlock;
   if (row >= args.q_len) return {0, row, row, 0, 0, 0, false};
   int const stop = min(row + kBlock, row < prompt_end ? prompt_end : args.q_len);

@@ -11,7 +11,7 @@ namespace sampleattn::sm90::adaptive {
 template <class C>
 Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
   TensorMaps maps;
-  Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.heads_q, args.q_len,
+  Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.q_heads, args.q_len,
                                 C::kHeadDim, kBlock, C::kChunk, args.dtype);
   if (!error) {
     error = make_tensor_map(maps.key, args.key, args.key_strides, args.batch, args.kv_heads, args.kv_len, C::kHeadDim,

@@ -34,7 +34,7 @@ struct Writer {
     keep = keep && block < tile.behind && is_visible(args, item.batch, block);
     uint32_t const bits = __ballot_sync(0xffffffffu, keep);
     if (lane() != 0) return;
-    uint32_t const row = uint32_t(item.batch * args.heads_q + tile.head) * args.q_blocks() + tile.row / kBlock;
+    uint32_t const row = uint32_t(item.batch * args.q_heads + tile.head) * args.q_blocks() + tile.row / kBlock;
     args.block_mask[uint64_t(row) * args.mask_words + word] = bits;
   }
 

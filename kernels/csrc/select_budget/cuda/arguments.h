@@ -23,7 +23,7 @@ struct Arguments {
   uint32_t* block_mask;  // [B, Hq, q_blocks, mask_words] contiguous
   int mask_words;
 
-  int batch, heads_q, kv_heads, q_len, kv_len, head_dim;
+  int batch, q_heads, kv_heads, q_len, kv_len, head_dim;
   int q_offset, q_gap, window_slashes;  // q_gap: from a query block's end to the next one's beginning
   int rows_log2;  // of the sampled rows of a query block
   bool keep_sink;
@@ -46,7 +46,7 @@ struct Arguments {
   constexpr int n() const { return ceil_div(kv_len, kBlock); }
   constexpr int q_blocks() const { return ceil_div(q_len, kBlock); }
   constexpr int rows() const { return 1 << rows_log2; }
-  constexpr int group() const { return heads_q / kv_heads; }
+  constexpr int group() const { return q_heads / kv_heads; }
   constexpr int samples() const { return query_blocks << rows_log2; }  // of this batch, a head
   constexpr int strips() const { return ceil_div(samples(), kStripRows); }
 

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kMostThreads) write(const __grid_constant__ Ar
   __shared__ Total parts[kMostThreads];  // of a warp's rows
   __shared__ float2 terms[kBlock];       // of a row: its largest exponent, and the inverse of its sum
   int const in_batch = blockIdx.x, q_block = args.first_query_block + in_batch, n = args.n();
-  int const batch = blockIdx.y / args.heads_q, entry = args.visibilities > 1 ? batch : 0;
+  int const batch = blockIdx.y / args.q_heads, entry = args.visibilities > 1 ? batch : 0;
   int const stop = args.stop_of(q_block + 1);  // behind the last block that causality allows
   int const lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   int const width = min(args.rows(), 32), step = 32 / width * warps;
@@ -131,7 +131,7 @@ Error write_bits(Arguments const& args, cudaStream_t stream) {
   int const bytes = args.n() * 2 * int(sizeof(float));
   cudaError_t status = cudaFuncSetAttribute(&write, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status == cudaSuccess) {
-    write<<<dim3(args.query_blocks, args.batch * args.heads_q), threads, bytes, stream>>>(args);
+    write<<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args);
     status = cudaGetLastError();
   }
   return to_error(status);

@@ -38,7 +38,7 @@ struct Consumer {
       int const row = strip.exists ? sampled_row(args, strip.of * kStripRows + row_of_group(r)) : -1;
       position[r] = row < 0 ? INT_MIN : args.position(row);
     }
-    int64_t const head = int64_t(item.batch) * args.heads_q + strip.head;
+    int64_t const head = int64_t(item.batch) * args.q_heads + strip.head;
     float* const logs = args.logs + (head * args.strips() + strip.of) * args.n() * (2 * kStripRows) +
                         row_of_group(column_lane() / 2) * 2 + column_lane() % 2;
     Scores scores = partition_fragment_C(typename C::Mma{}, Shape<_64, Int<kBlock>>{});
