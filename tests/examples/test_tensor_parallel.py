@@ -56,7 +56,7 @@ def test_two_ranks_compute_what_one_process_computes_each_its_heads(make, shares
     (tmp_path / "rank.py").write_text(RANK)
     options = {**SMALL_BLOCKS, "tau": 0.5, "budget": 0.3, "budget_tau": 1.0, "inner": "eager"}
     done = torchrun(2, str(tmp_path / "rank.py"), str(tmp_path), json.dumps(options))
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     found = torch.load(tmp_path / "result.pt")
     model.compile(backend="sampleattn", options=options)
     for logits, prompt in zip(found["logits"], prompts, strict=True):
@@ -69,7 +69,7 @@ def test_two_ranks_compute_what_one_process_computes_each_its_heads(make, shares
 
 def test_the_example_answers_and_says_how_uneven_the_ranks_are():
     done = torchrun(2, "examples/tensor_parallel.py", "--length", "4400")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     assert re.search(r"model\.layers\.\{0-7\}\.self_attn +sdpa +4/1 .* sampled", done.stdout)
     kept = [float(x) for x in re.search(r"kept on each rank: ([\d., ]+);", done.stdout)[1].split(", ")]
     imbalance = float(re.search(r"largest / mean: ([\d.]+)", done.stdout)[1])
