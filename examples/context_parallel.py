@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from quickstart import MODEL, reference_manual_prompt
-from tensor_parallel import join
+from tensor_parallel import join, leave
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +44,7 @@ def main() -> None:
         print(f"largest / mean: {imbalance:.3f}")
         answer = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         print(f"{prompt.question.strip()}{answer.rstrip()} (expected:{prompt.answer})")
-    dist.destroy_process_group()
+    leave()
 
 
 def _arguments() -> argparse.Namespace:

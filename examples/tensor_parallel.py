@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def main() -> None:
         print(f"largest / mean: {imbalance:.3f}")
         answer = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         print(f"{prompt.question.strip()}{answer.rstrip()} (expected:{prompt.answer})")
-    dist.destroy_process_group()
+    leave()
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,6 +65,19 @@ def join() -> torch.device:
     torch.cuda.set_device(device)
     dist.init_process_group("nccl", device_id=device)
     return device
+
+
+def leave() -> None:
+    """Part from the other ranks and end the process, when all of them are done.
+
+    At once, for now and then a thread below torch outlives the interpreter, which then ends with an abort
+    ("terminate called without an active exception") after all is printed.
+    """
+    dist.barrier()
+    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def load(folder: Path, device: torch.device) -> torch.nn.Module:
