@@ -92,9 +92,10 @@ Tensor select_budget(SelectBudget<Tensor> call) {
         args.q_gap,       args.keep_sink,          sinks,      nullptr,    visible};
     check(find_visible_blocks(blocks, stream), "select_budget");
   }
+  int const processors = multiprocessors(device);
   for (args.first_query_block = 0; args.first_query_block < args.q_blocks(); args.first_query_block += at_a_time) {
     args.query_blocks = std::min(at_a_time, args.q_blocks() - args.first_query_block);
-    check(score_sm90(args, multiprocessors(device), stream), "select_budget");
+    check(score_sm90(args, processors, stream), "select_budget");
     check(budget::write_bits(args, stream), "select_budget");
   }
   return block_mask;
