@@ -44,25 +44,13 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   std::optional<Tensor> const sinks = contiguous(call.sinks);
 
   Arguments args{};
-  args.query = query.const_data_ptr();
-  args.key = key.const_data_ptr();
+  set_rows_and_keys(args, query, key, call.options);
   args.value = value.const_data_ptr();
-  args.query_strides = strides_of(query);
-  args.key_strides = strides_of(key);
   args.value_strides = strides_of(value);
-  args.batch = int(query.size(0));
-  args.q_heads = int(query.size(1));
-  args.kv_heads = int(key.size(1));
-  args.q_len = int(query.size(2));
-  args.kv_len = int(key.size(2));
-  args.head_dim = int(query.size(3));
   args.value_head_dim = int(value.size(3));
-  args.q_offset = int(call.options.q_offset);
-  args.q_gap = int((call.options.q_stride - 1) * call.options.block_q);
   args.window = int(call.options.window);
   args.causal = call.options.causal;
   args.scale = float(call.options.scale);
-  args.dtype = data_type(query);
 
   Tensor const out = torch::stable::new_empty(query, {query.size(0), query.size(2), query.size(1), value.size(3)});
   Tensor const lse = torch::stable::new_empty(query, {query.size(0), query.size(1), query.size(2)}, ScalarType::Float);

@@ -40,26 +40,15 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   std::optional<Tensor> const key_segment = contiguous(call.key_segment);
 
   adaptive::Arguments args{};
-  args.query = query.const_data_ptr();
-  args.key = key.const_data_ptr();
+  set_rows_and_keys(args, query, key, options);
   args.representatives = representatives.const_data_ptr();
   args.log_weights = static_cast<float const*>(log_weights.const_data_ptr());
   args.spreads = static_cast<float const*>(spreads.const_data_ptr());
-  args.query_strides = strides_of(query);
-  args.key_strides = strides_of(key);
   if (key_segment) {
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
-  args.batch = int(query.size(0));
-  args.q_heads = int(query.size(1));
-  args.kv_heads = int(key.size(1));
-  args.q_len = int(query.size(2));
-  args.kv_len = int(key.size(2));
-  args.head_dim = int(query.size(3));
   args.members = int(representatives.size(2));
-  args.q_offset = int(options.q_offset);
-  args.q_gap = int((options.q_stride - 1) * options.block_q);
   args.window_slashes = int(options.window_slashes);
   args.last_rows = int(std::min<int64_t>(options.last_rows, args.q_len));
   args.keep_sink = options.keep_sink;
@@ -67,7 +56,6 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   args.scale_log2 = args.scale * adaptive::kLog2E;
   args.whole_number = std::log2(float(kBlock - args.members + 1));
   args.tau_squared = float(options.tau) * float(options.tau);
-  args.dtype = data_type(query);
   args.mask_words = mask_words(args.n());
 
   args.item_count = args.items();

@@ -38,29 +38,17 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   std::optional<Tensor> const key_segment = contiguous(call.key_segment);
 
   budget::Arguments args{};
-  args.query = query.const_data_ptr();
-  args.key = key.const_data_ptr();
-  args.query_strides = strides_of(query);
-  args.key_strides = strides_of(key);
+  set_rows_and_keys(args, query, key, options);
   if (key_segment) {
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
-  args.batch = int(query.size(0));
-  args.q_heads = int(query.size(1));
-  args.kv_heads = int(key.size(1));
-  args.q_len = int(query.size(2));
-  args.kv_len = int(key.size(2));
-  args.head_dim = int(query.size(3));
-  args.q_offset = int(options.q_offset);
-  args.q_gap = int((options.q_stride - 1) * options.block_q);
   args.window_slashes = int(options.window_slashes);
   args.rows_log2 = std::countr_zero(uint64_t(rows_of_a_block<int64_t>(options.rows, args.kv_len, kBlock)));
   args.keep_sink = options.keep_sink;
   args.scale_log2 = float(options.scale * kLog2E);
   args.budget = float(options.budget);
   args.tau_squared = float(options.tau) * float(options.tau);
-  args.dtype = data_type(query);
   args.mask_words = mask_words(args.n());
   STD_TORCH_CHECK(args.n() <= budget::kMostKeyBlocks, "select_budget_sm90: 'key' has ", args.kv_len, " keys, at most ",
                   budget::kMostKeyBlocks * kBlock, " are allowed");

@@ -65,4 +65,22 @@ inline DataType data_type(Tensor const& tensor) {
   return tensor.scalar_type() == torch::headeronly::ScalarType::BFloat16 ? DataType::kBFloat16 : DataType::kFloat16;
 }
 
+// What the arguments of every kernel over query rows and keys have: pointers, strides, sizes, and where rows stand.
+template <class Arguments, class Options>
+void set_rows_and_keys(Arguments& args, Tensor const& query, Tensor const& key, Options const& options) {
+  args.query = query.const_data_ptr();
+  args.key = key.const_data_ptr();
+  args.query_strides = strides_of(query);
+  args.key_strides = strides_of(key);
+  args.batch = int(query.size(0));
+  args.q_heads = int(query.size(1));
+  args.kv_heads = int(key.size(1));
+  args.q_len = int(query.size(2));
+  args.kv_len = int(key.size(2));
+  args.head_dim = int(query.size(3));
+  args.q_offset = int(options.q_offset);
+  args.q_gap = int((options.q_stride - 1) * options.block_q);
+  args.dtype = data_type(query);
+}
+
 }  // namespace sampleattn
