@@ -3,8 +3,8 @@
 # Run from the repository's root, with sa_compile[eval] installed. A second call goes on where the first stopped
 # (--resume). A run itself is made once.
 #
-# FOLDER has to outlast the machine: results are read from there. smollm2 and gemma need what `fetch-model` and
-# `fetch-texts` write, in models/smollm2-135m, models/gemma3-270m and texts.
+# FOLDER has to outlast the machine: results are read from there. smollm2, gemma and example need what `fetch-texts
+# --collection b` writes, in textsb, and the first two what `fetch-model` does, in models/smollm2-135m and models/gemma3-270m.
 #
 #   RUN=smollm2 benchmarks/test_run.sh FOLDER [PROCESSES] [MINUTES A STAGE] [REVISION]
 set -euo pipefail
@@ -13,7 +13,8 @@ processes=${2:-8}
 minutes=${3:-30}
 revision=${4:-$(git rev-parse HEAD)}
 python=${PYTHON:-python}
-recall="--corpus texts --tasks recall_number recall_word recall_place"
+recall="--tasks recall_number recall_word recall_place"
+unseen="--split test --seed 61 --corpus textsb"
 retrieval="--tasks needle multikey kv vt0 vt1 vt2 babi1 --lengths 4096 8192 16384 32768 --texts 12"
 means="budget=1,means=1"  # blocks that are left out count by their mean: the default before
 others=""
@@ -21,24 +22,24 @@ sparsity=0
 case ${RUN:?"say which: smollm2, gemma, example, seventh or peers"} in
   smollm2)
     model=models/smollm2-135m
-    plan="--seed 52 --lengths 4096 8192 --count 90 --texts 8 $recall"
+    plan="$unseen --lengths 4096 8192 --count 150 --texts 16 $recall"
     claims=adaptive ;;
   gemma)
     model=models/gemma3-270m
-    plan="--seed 52 --lengths 8192 16384 32768 --count 60 --texts 6 $recall"
+    plan="$unseen --lengths 8192 16384 32768 --count 60 --texts 12 $recall"
     claims=adaptive ;;
   example)
     model=examples/model
-    plan="--seed 52 --lengths 4096 8192 16384 32768 --count 80 --texts 4"
+    plan="$unseen --lengths 4096 8192 16384 32768 --count 80 --texts 12"
     claims=adaptive ;;
   seventh)
     model=examples/model
-    plan="--seed 9 --count 800 $retrieval"
+    plan="--split test --seed 9 --count 800 $retrieval"
     sparsity=1
     claims="adaptive:$means adaptive:tau=0.5,landmarks=7,$means chunked" ;;
   peers)  # ours first, then the others
     model=examples/model
-    plan="--seed 3 --count 200 $retrieval"
+    plan="--split test --seed 3 --count 200 $retrieval"
     sparsity=1
     claims="chunked chunked:alpha=0.9 oracle:alpha=0.9 oracle:alpha=0.95 oracle:alpha=0.98
       xattention:tau=0.9+sink+w2+last128 xattention:tau=0.95+sink+w2+last128 xattention:tau=0.98+sink+w2+last128"
@@ -46,7 +47,7 @@ case ${RUN:?"say which: smollm2, gemma, example, seventh or peers"} in
     others="peers" ;;
   *) echo "RUN must be smollm2, gemma, example, seventh or peers, got '$RUN'" >&2; exit 2 ;;
 esac
-plan="--model $model --split test $plan"
+plan="--model $model $plan"
 export OMP_NUM_THREADS=1
 gpus=$(nvidia-smi --list-gpus | wc -l)
 

@@ -98,6 +98,12 @@ def add_commands(commands: Any) -> None:
     texts.add_argument(
         "--archives", type=Path, metavar="DIR", help="folder with the packages (default: pip downloads them)"
     )
+    texts.add_argument(
+        "--collection",
+        choices=("a", "b"),
+        default="a",
+        help="text of Django, Sphinx and Twisted (a), or of SQLAlchemy, pytest and ansible-core (b)",
+    )
     texts.set_defaults(run=_fetch_texts)
 
     documents = commands.add_parser(
@@ -254,7 +260,7 @@ def _fetch_model(arguments: argparse.Namespace) -> int:
 def _fetch_texts(arguments: argparse.Namespace) -> int:
     from sa_compile.lab.eval.tasks.corpus import fetch_texts
 
-    characters = fetch_texts(arguments.folder, arguments.archives)
+    characters = fetch_texts(arguments.folder, arguments.archives, arguments.collection)
     print(", ".join(f"{domain}: {count / 1e6:.1f} M characters" for domain, count in characters.items()))
     return 0
 

