@@ -15,13 +15,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
+
+import workers
 
 ROOT = Path(__file__).parents[2]
-# The engine runs in this process, where it can be counted, told other options and made to fail.
+# The engine runs in this process, where its scheduler is.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
@@ -34,52 +34,28 @@ class Engine:
         start = time.perf_counter()
         self.llm = LLM(**arguments)
         self.seconds = time.perf_counter() - start
-        core = self.llm.llm_engine.engine_core.engine_core
-        self.scheduler = core.scheduler
-        self.runner = core.model_executor.driver_worker.worker.model_runner
-        self.layers = self.llm.llm_engine.vllm_config.compilation_config.static_forward_context
+        self.scheduler = self.llm.llm_engine.engine_core.engine_core.scheduler
         self.sampled = arguments["attention_backend"] == "CUSTOM"
         self.prompts = 0
+        if density is not None:
+            self._in_workers(workers.attend_so_much, density)
 
     def started(self) -> dict[str, Any]:
         """How long it took, and what vLLM made of the arguments."""
-        import torch
-        import triton
-        import vllm
-
         config = self.llm.llm_engine.vllm_config
         return {
             "seconds": self.seconds,
             "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
             "compilation": str(config.compilation_config.mode),
             "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
-            "versions": {
-                "python": sys.version.split()[0],
-                "vllm": vllm.__version__,
-                "torch": torch.__version__,
-                "triton": triton.__version__,
-                "cuda": torch.version.cuda,
-            },
+            **self._in_workers(workers.about)[0],
         }
 
     def configure(self, chunk: int, options: dict[str, Any] | None = None) -> None:
         """Tokens of a step from now on, and the plug-in's options."""
-        from sa_compile.serving.vllm.backend import SampledBuilder
-        from sa_compile.serving.vllm.options import options_of
-
         self.scheduler.max_num_scheduled_tokens = chunk
-        if not self.sampled:
-            return
-        config = options_of({"sampleattn": options or {}})
-        for layer in self.layers.values():
-            if hasattr(getattr(layer, "impl", None), "not_sampled"):
-                layer.impl.config = config
-        for groups in self.runner.attn_groups:
-            for group in groups:
-                for builder in group.metadata_builders:
-                    if isinstance(builder, SampledBuilder):
-                        builder._config = config
+        if self.sampled:
+            self._in_workers(workers.configure, options)
 
     def first_token(self, length: int) -> float:
         """Seconds from a prompt of random tokens, or of text where there is a tokenizer, to a token."""
@@ -88,8 +64,21 @@ class Engine:
         self._generate([prompt], 1)
         return time.perf_counter() - start
 
+    def without_attention(self, length: int) -> float:
+        """:meth:`first_token` of a model whose attention gives its queries back: the rest of a prefill."""
+        self._in_workers(workers.give_queries_back)
+        try:
+            return self.first_token(length)
+        finally:
+            self._in_workers(workers.leave, "without attention")
+
+    def warm(self, sizes: list[tuple[int, int]]) -> None:
+        """Our attention of one layer for these rows and keys: what has to be compiled for them is."""
+        self._in_workers(workers.warm, sizes)
+
     def batch(self, lengths: list[int], new_tokens: int) -> dict[str, Any]:
-        """Prompts that come at once: seconds until all have their tokens, and how many have."""
+        """Prompts that come at once: seconds until all have their tokens, how many have, what was sampled."""
+        before = self.counted()
         prompts = [self._prompt(length) for length in lengths]
         start = time.perf_counter()
         outputs = self._generate(prompts, new_tokens)
@@ -97,7 +86,8 @@ class Engine:
         finished = sum(
             output.finished and len(output.outputs[0].token_ids) == new_tokens for output in outputs
         )
-        return {"requests": len(prompts), "finished": finished, "seconds": seconds}
+        counted = {name: self.counted()[name] - before[name] for name in ("prefills", "tokens", "failures")}
+        return {"requests": len(prompts), "finished": finished, "seconds": seconds, "sampled": counted}
 
     def answers(self, new_tokens: int) -> list[dict[str, Any]]:
         """Greedy tokens of texts of 100 to 12,000 tokens: alone, in one batch, cached, behind a cached one.
@@ -129,11 +119,12 @@ class Engine:
 
     def failing(self) -> dict[str, Any]:
         """Our attention raises for two requests of one step; then two others come."""
-        from sa_compile import prefill
-
         before = self.counted()
-        with mock.patch.object(prefill, "sampled", side_effect=RuntimeError("made to fail")):
+        self._in_workers(workers.fail)
+        try:
             outputs = self._generate([self._prompt(8000), self._prompt(200)], 8)
+        finally:
+            self._in_workers(workers.leave, "failing")
         between = self.counted()
         outputs += self._generate([self._prompt(8000), self._prompt(200)], 8)
         after = self.counted()
@@ -146,21 +137,17 @@ class Engine:
         }
 
     def counted(self) -> dict[str, Any]:
-        """The plug-in's counters, and the most memory that tensors took, in GiB."""
-        import torch
-
-        from sa_compile.serving.vllm import counted
-
-        counts = vars(counted())
-        if counts["density"] != counts["density"]:  # JSON has no NaN
-            counts = {**counts, "density": None}
-        return {**counts, "peak_gib": torch.cuda.max_memory_allocated() / 2**30}
+        """The plug-in's counters of the first rank, all ranks' failures, and the most GiB of one."""
+        ranks = self._in_workers(workers.counted)
+        failures = sum(rank["failures"] for rank in ranks)
+        return {**ranks[0], "failures": failures, "peak_gib": max(rank["peak_gib"] for rank in ranks)}
 
     def layer(self, sizes: list[tuple[int, int]], kernels_of: list[int]) -> dict[str, Any]:
         """The attention of one layer by the clock of the GPU, and the kernels it runs (layer_times.py)."""
-        import layer_times
+        return self._in_workers(workers.layer, sizes, kernels_of)[0]
 
-        return layer_times.measure(self.layers, self.runner.attn_groups, sizes, kernels_of)
+    def _in_workers(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        return self.llm.collective_rpc(function, args=arguments)
 
     def _generate(self, prompts: list[list[int]], new_tokens: int, **more: Any) -> list[Any]:
         from vllm import SamplingParams
@@ -207,25 +194,17 @@ def main() -> None:
         reply.flush()
 
     job = json.loads(sys.stdin.readline())
-    with ExitStack() as stack:
-        if job["density"] is not None:
-            import torch
-
-            from sa_compile.lab.bench.op_hooks import density_set
-
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            stack.enter_context(density_set(device, job["density"]))
+    try:
+        engine = Engine(job["arguments"], job["density"])
+        say({"is": engine.started()})
+    except Exception:
+        say({"error": traceback.format_exc()[-3000:]})
+        raise
+    for line in sys.stdin:
         try:
-            engine = Engine(job["arguments"], job["density"])
-            say({"is": engine.started()})
+            say({"is": _obey(engine, json.loads(line))})
         except Exception:
             say({"error": traceback.format_exc()[-3000:]})
-            raise
-        for line in sys.stdin:
-            try:
-                say({"is": _obey(engine, json.loads(line))})
-            except Exception:
-                say({"error": traceback.format_exc()[-3000:]})
 
 
 if __name__ == "__main__":

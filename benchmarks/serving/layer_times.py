@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 
 from sa_compile.serving.vllm import backend
 
-REPEAT, CALLS = 5, 4  # times taken, and calls in a row in each, as the layers of a model follow one another
+REPEAT, CALLS = 3, 4  # times taken, and calls in a row in each, as the layers of a model follow one another
 
 
 @torch.inference_mode()  # as the engine's cache was made
@@ -26,20 +27,37 @@ def measure(
     """``sizes``: rows and keys of one request; ``kernels_of``: whole prompts whose kernels are listed.
 
     Milliseconds of ``parent`` and ``sampleattn``; of ``gathered``, too, where the request is whole: as if its
-    keys were in pages alone.
+    keys were in pages alone; and of the host for a call of ``sampleattn``.
     """
-    layer = next(one for one in layers.values() if getattr(one, "impl", None) is not None)
-    builder = next(b for groups in attn_groups for group in groups for b in group.metadata_builders)
+    layer, builder = _first(layers, attn_groups)
     rows, kernels = [], {}
     for q_len, kv_len in sizes:
         step = _Step(layer, builder, q_len, kv_len)
-        row = {"rows": q_len, "keys": kv_len, "parent": step.parent, "sampleattn": step.ours}
+        runs = {"parent": step.parent, "sampleattn": step.ours}
         if q_len == kv_len:
-            row["gathered"] = step.gathered
-        rows.append({name: median_ms(run) if callable(run) else run for name, run in row.items()})
+            runs["gathered"] = step.gathered
+        times = {name: median_ms(run) for name, run in runs.items()}
+        rows.append({"rows": q_len, "keys": kv_len, **times, "host": host_ms(step.ours)})
     for length in kernels_of:
         kernels[length] = kernel_table(_Step(layer, builder, length, length).ours)
     return {"milliseconds": rows, "kernels": kernels}
+
+
+@torch.inference_mode()
+def run_once(layers: dict[str, Any], attn_groups: list[list[Any]], sizes: list[tuple[int, int]]) -> None:
+    """Our attention of one layer, once for each size."""
+    layer, builder = _first(layers, attn_groups)
+    for q_len, kv_len in sizes:
+        _Step(layer, builder, q_len, kv_len).ours()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _first(layers: dict[str, Any], attn_groups: list[list[Any]]) -> tuple[Any, Any]:
+    """A layer with attention, and the builder of its metadata."""
+    layer = next(one for one in layers.values() if getattr(one, "impl", None) is not None)
+    builder = next(b for groups in attn_groups for group in groups for b in group.metadata_builders)
+    return layer, builder
 
 
 class _Step:
@@ -70,14 +88,14 @@ class _Step:
             slot_mapping=torch.arange(q_len, device=device),
         )
         metadata = builder.build(0, common)
-        self.plan = metadata.sampleattn_plan
+        self.plan = getattr(metadata, "sampleattn_plan", None)  # None: too few rows to be sampled
         output = torch.empty((q_len, impl.num_heads, impl.head_size), device=device, dtype=layer.dtype)
         self.impl = impl
         self.call = (layer, query, key, value, cache, metadata, output)
 
     def ours(self) -> Any:
         out = self.impl.forward(*self.call)
-        if self.plan.failed:
+        if self.plan is not None and self.plan.failed:
             raise RuntimeError("our attention failed: the log says why")
         return out
 
@@ -101,6 +119,17 @@ def median_ms(run: Callable[[], Any]) -> float:
         end.synchronize()
         times.append(begin.elapsed_time(end) / CALLS)
     return statistics.median(times[1:])
+
+
+def host_ms(run: Callable[[], Any]) -> float:
+    """Milliseconds until a call comes back, of calls that do not wait for the device."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        run()
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return 1e3 * seconds / CALLS
 
 
 def kernel_table(run: Callable[[], Any]) -> list[tuple[str, int, float]]:

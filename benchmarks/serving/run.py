@@ -1,13 +1,13 @@
-"""The plug-in beside vLLM's own backend on one GPU: all of what docs/serving.md says it reaches.
+"""The plug-in beside vLLM's own backend: all of what docs/serving.md says it reaches on GPUs.
 
-    python benchmarks/serving/run.py --json FILE [--only SECTION ...] [--seconds N] [--eager]
+    python benchmarks/serving/run.py --json FILE [--only SECTION ...] [--seconds N] [--tensor-parallel N]
 
 Engines start together, each in a process of its own (engine.py), and then work in turn, so that what is
 compared was measured side by side: the shipped model, and the shape of Llama-3.1-8B with random weights, of
 which a tenth of the blocks is attended (selection runs all the same). One engine serves whole prompts and
 chunks: it is started for steps of 131,072 tokens, and the scheduler's budget is set to 16,384, vLLM's default
-on such a GPU, where chunks are measured. The file is written after each section; what takes too long, fails
-or comes after ``--seconds`` is missing in it, and ``errors`` says why.
+on such a GPU, where chunks are measured (8,192 for its server). The file is written after each answer; what
+takes too long, fails or comes after ``--seconds`` is missing in it, and ``errors`` says why.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ MODELS = {
     "example": "the shipped model (8 layers, 8 query heads on 2, head dim 64)",
     "llama": "Llama-3.1-8B's shape (32 layers, 32 query heads on 8, head dim 128), random weights",
 }
-WHOLE, CHUNK = 131072, 16384
+WHOLE, CHUNK, SERVERS_CHUNK = 131072, 16384, 8192
 LENGTHS = {"32K": 32768, "128K": 131072 - 64}
 EVERYTHING = {"tau": 0, "budget": 0}
 GIB = 1 << 30
@@ -105,6 +106,19 @@ class Engine:
         self._say({"do": do, "with": arguments})
         return self.answer(deadline)
 
+    def leave(self) -> None:
+        """Nothing more will be asked."""
+        with suppress(BrokenPipeError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+
+    def end(self, seconds: float) -> None:
+        """End the process, after so many seconds by force."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
 
 class Run:
     """The engines, the time that is left, and what was found."""
@@ -114,6 +128,7 @@ class Run:
         self.path: Path = arguments.json
         self.logs = self.path.parent
         self.eager: bool = arguments.eager
+        self.ranks: int = arguments.tensor_parallel
         self.engines: dict[str, Engine] = {}
         self.found: dict[str, Any] = {
             "benchmark": "vllm_engines",
@@ -131,6 +146,8 @@ class Run:
             arguments = {**_arguments_of(shape, self.logs), "attention_backend": backend}
             if self.eager:
                 arguments["enforce_eager"] = True
+            if self.ranks > 1:
+                arguments.update(tensor_parallel_size=self.ranks, disable_custom_all_reduce=True)
             density = 0.1 if (shape, backend) == ("llama", "CUSTOM") else None
             self.engines[name] = Engine(name, arguments, density, self.logs)
             noted = {**arguments, "model": MODELS[shape]}
@@ -164,11 +181,11 @@ class Run:
         except Exception as error:
             self.found["errors"][name] = f"{type(error).__name__}: {error}"
         found["took_s"] = round(time.monotonic() - started, 1)
-        self.write()
-        print(name, json.dumps(found)[:1500], self.found["errors"].get(name, "")[-1500:], flush=True)
+        self.count()
+        print(name, json.dumps(found)[:500], self.found["errors"].get(name, "")[-1000:], flush=True)
 
-    def write(self) -> None:
-        """The file, as far as we are."""
+    def count(self) -> None:
+        """What each engine has counted so far goes into the file."""
         for name, engine in self.engines.items():
             started = "started" in self.found["engines"][name] and engine.process.poll() is None
             if started and time.monotonic() < self.end - 2:
@@ -176,12 +193,21 @@ class Run:
                     self.found["engines"][name]["counted"] = self.ask(name, "counted", 10)
                 except RuntimeError as error:
                     self.found["errors"][f"counted {name}"] = str(error)
-        self.path.write_text(json.dumps(self.found, indent=1))
+        self.write()
+
+    def write(self) -> None:
+        """The file, as far as we are: whole at any time."""
+        new = self.path.with_suffix(".new")
+        new.write_text(json.dumps(self.found, indent=1))
+        new.replace(self.path)
 
     def stop(self) -> None:
-        """End what still runs."""
+        """End what still runs, with its ranks."""
         for engine in self.engines.values():
-            engine.process.kill()
+            engine.leave()
+        deadline = time.monotonic() + 5
+        for engine in self.engines.values():
+            engine.end(max(deadline - time.monotonic(), 0))
 
 
 def _arguments_of(shape: str, logs: Path) -> dict[str, Any]:
@@ -196,7 +222,7 @@ def _arguments_of(shape: str, logs: Path) -> dict[str, Any]:
         (folder / "config.json").write_text(json.dumps(LLAMA))
         return {
             **{"model": str(folder), "load_format": "dummy", "skip_tokenizer_init": True},
-            **{"max_num_seqs": 128, "kv_cache_memory_bytes": 22 * GIB, "enable_prefix_caching": False},
+            **{"max_num_seqs": 128, "kv_cache_memory_bytes": 24 * GIB, "enable_prefix_caching": False},
             **steps,
         }
     if not SMALL:
@@ -244,7 +270,9 @@ def failing(run: Run, found: dict[str, Any]) -> None:
     found.update(run.ask("example sampleattn", "failing"))
 
 
-def first_token(shape: str, length: int, chunk: int, rounds: int, methods: bool) -> Callable[..., None]:
+def first_token(
+    shape: str, length: int, chunk: int, rounds: int, methods: bool = False
+) -> Callable[[Run, dict[str, Any]], None]:
     """Seconds to the first token, engines in turn."""
 
     if SMALL:
@@ -256,19 +284,36 @@ def first_token(shape: str, length: int, chunk: int, rounds: int, methods: bool)
             of["sampleattn, method chunked"] = (f"{shape} sampleattn", {"method": "chunked"})
         seconds: dict[str, list[float]] = {name: [] for name in of}
         found.update(length=length, chunk=chunk, seconds=seconds)
-        # Round 0 warms up; FlashAttention needs none at lengths that take it ten seconds.
+        # Round 0 warms up. Prompts that take seconds do so in one layer, and vLLM's attention needs none.
         for turn in range(rounds + 1):
             for name, (engine, options) in of.items():
-                if turn == 0 and shape == "llama" and length > 100_000 and options is None:
-                    continue
                 run.ask(engine, "configure", chunk=chunk, options=options)
+                if turn == 0 and shape == "llama" and length > 100_000:
+                    if options is not None:
+                        run.ask(engine, "warm", sizes=_steps_of(length, chunk))
+                    continue
                 took = run.ask(engine, "first_token", length=length)
                 if turn > 0:
                     seconds[name].append(took)
+                    run.write()
         own = statistics.median(seconds["vLLM's"])
         found["times_sooner"] = {n: own / statistics.median(s) for n, s in seconds.items() if n != "vLLM's"}
 
     return measure
+
+
+def _steps_of(length: int, chunk: int) -> list[tuple[int, int]]:
+    """Rows and keys of each step that a prompt takes."""
+    return [(min(chunk, length - start), min(start + chunk, length)) for start in range(0, length, chunk)]
+
+
+def without_attention(run: Run, found: dict[str, Any]) -> None:
+    """What no attention can be faster than: the same prompts with one that copies its queries."""
+    engine = "example vLLM's" if SMALL else "llama vLLM's"
+    run.ask(engine, "configure", chunk=CHUNK if SMALL else WHOLE)
+    for name, length in {"6K": 6000}.items() if SMALL else LENGTHS.items():
+        found[name] = [run.ask(engine, "without_attention", length=length) for _ in range(3)][1:]
+        run.write()
 
 
 def _lengths(count: int, least: int, below: int) -> list[int]:
@@ -285,48 +330,59 @@ def short_requests(run: Run, found: dict[str, Any]) -> None:
     for turn in range(4):
         for engine, took in seconds.items():
             run.ask(engine, "configure", chunk=CHUNK)
-            done = run.ask(engine, "batch", lengths=lengths, new_tokens=64)
+            done = run.ask(engine, "batch", lengths=lengths if turn else lengths[:16], new_tokens=64)
             if turn > 0:
                 took.append(done["seconds"])
+                run.write()
     own, ours = (statistics.median(took) for took in seconds.values())
     found["throughput_of_vllms"] = own / ours
 
 
 def two_long_of_200(run: Run, found: dict[str, Any]) -> None:
     """200 requests at once, two of them long."""
-    lengths = _lengths(10 if SMALL else 200, 16, 4000)
-    lengths[2 if SMALL else 20], lengths[5 if SMALL else 120] = (6000, 5000) if SMALL else (90_000, 50_000)
-    engine = "example sampleattn" if SMALL else "llama sampleattn"
-    run.ask(engine, "configure", chunk=CHUNK)
-    found.update(run.ask(engine, "batch", 90, lengths=lengths, new_tokens=16))
+    lengths = _lengths(10 if SMALL else 200, 16, 2048)
+    long = (6000, 5000) if SMALL else tuple(LENGTHS.values())
+    lengths[2 if SMALL else 20], lengths[5 if SMALL else 120] = long
+    shape = "example" if SMALL else "llama"
+    found.update(long=long, prompt_tokens=sum(lengths))
+    for attention in ("sampleattn", "vLLM's"):
+        run.ask(f"{shape} {attention}", "configure", chunk=CHUNK)
+        found[attention] = run.ask(f"{shape} {attention}", "batch", 90, lengths=lengths, new_tokens=16)
+        run.write()
 
 
 def layer(run: Run, found: dict[str, Any]) -> None:
-    """One layer's attention, and its kernels."""
-    whole = [(n, n) for n in (4096, 8192, 16384, *LENGTHS.values())]
-    parts = [(1024, n) for n in (12288, 32768, 131072)] + [(4096, 32768), (CHUNK, 32768), (CHUNK, 131072)]
-    run.ask("llama sampleattn", "configure", chunk=CHUNK)
-    found.update(
-        run.ask("llama sampleattn", "layer", 90, sizes=whole + parts, kernels_of=list(LENGTHS.values()))
-    )
+    """One layer's attention, and its kernels, by method."""
+    whole = [(n, n) for n in (4096, *LENGTHS.values())]
+    parts = [(1024, 131072), (CHUNK, 32768), (CHUNK, 131072)]
+    engine, lengths = "llama sampleattn", list(LENGTHS.values())
+    run.ask(engine, "configure", chunk=CHUNK)
+    found["default"] = run.ask(engine, "layer", 90, sizes=whole + parts, kernels_of=lengths)
+    run.write()
+    run.ask(engine, "configure", chunk=CHUNK, options={"method": "chunked"})
+    found["method chunked"] = run.ask(engine, "layer", 90, sizes=[], kernels_of=lengths)
 
 
 LLAMA_SECTIONS: dict[str, Callable[..., None]] = {
-    "llama, 32K, whole": first_token("llama", LENGTHS["32K"], WHOLE, 3, True),
-    "llama, 32K, chunks": first_token("llama", LENGTHS["32K"], CHUNK, 3, False),
-    "llama, 128K, whole": first_token("llama", LENGTHS["128K"], WHOLE, 2, True),
-    "short requests": short_requests,
+    "llama, 32K, whole": first_token("llama", LENGTHS["32K"], WHOLE, 4, methods=True),
+    "llama, 32K, chunks": first_token("llama", LENGTHS["32K"], CHUNK, 4, methods=True),
+    "llama, 128K, chunks": first_token("llama", LENGTHS["128K"], CHUNK, 2, methods=True),
+    "llama, 128K, whole": first_token("llama", LENGTHS["128K"], WHOLE, 2, methods=True),
     "two long of 200": two_long_of_200,
+    "short requests": short_requests,
+    "without attention": without_attention,
     "layer": layer,
-    "llama, 128K, chunks": first_token("llama", LENGTHS["128K"], CHUNK, 2, False),
 }
 EXAMPLE_TIMES: dict[str, Callable[..., None]] = {
-    f"example, {name}, {way}": first_token("example", length, chunk, 10, False)
-    for name, length in LENGTHS.items()
+    f"example, {name}, {way}": first_token("example", length, chunk, rounds)
+    for name, length, rounds in (("32K", LENGTHS["32K"], 20), ("128K", LENGTHS["128K"], 6))
     for way, chunk in (("whole", WHOLE), ("chunks", CHUNK))
 }
+LAST_SECTIONS: dict[str, Callable[..., None]] = {
+    "llama, 128K, server's chunks": first_token("llama", LENGTHS["128K"], SERVERS_CHUNK, 1),
+}
 EXAMPLE_SECTIONS = {"answers": answers, "questions": questions, "failing": failing}
-SECTIONS = (*EXAMPLE_SECTIONS, *LLAMA_SECTIONS, *EXAMPLE_TIMES)
+SECTIONS = (*EXAMPLE_SECTIONS, *LLAMA_SECTIONS, *EXAMPLE_TIMES, *LAST_SECTIONS)
 
 
 def main() -> None:
@@ -338,6 +394,9 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, help="sections")
     parser.add_argument("--seconds", type=float, default=900, help="after which nothing more is begun")
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="GPUs, each a rank of both engines"
+    )
     parser.add_argument("--eager", action="store_true", help="no compilation and no CUDA graphs")
     parser.add_argument("--revision", default="", help="what to note as the commit")
     arguments = parser.parse_args()
@@ -347,8 +406,8 @@ def main() -> None:
     shapes = [
         shape
         for shape, sections in (
-            ("llama", {*LLAMA_SECTIONS} if not SMALL else ()),
-            ("example", {*EXAMPLE_SECTIONS, *EXAMPLE_TIMES, *(LLAMA_SECTIONS if SMALL else ())}),
+            ("llama", {*LLAMA_SECTIONS, *LAST_SECTIONS} if not SMALL else ()),
+            ("example", {*EXAMPLE_SECTIONS, *EXAMPLE_TIMES, *(SECTIONS if SMALL else ())}),
         )
         if wanted & set(sections)
     ]
@@ -361,7 +420,7 @@ def main() -> None:
                 run.section(name, EXAMPLE_SECTIONS[name])
         if "llama" in shapes:
             run.section("llama starts", lambda run, _: run.await_start("llama"))
-        for name, measure in {**EXAMPLE_TIMES, **LLAMA_SECTIONS}.items():
+        for name, measure in {**LLAMA_SECTIONS, **EXAMPLE_TIMES, **LAST_SECTIONS}.items():
             if name in wanted:
                 run.section(name, measure)
     finally:
