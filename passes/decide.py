@@ -51,6 +51,8 @@ from .graph.sizes import as_expr, fixed
 from .mask.predicate import LateMask, MaskPredicate, NotProven
 from .site import AttentionSite
 
+# Of SDPA's kernels on CUDA only FlashAttention and cuDNN know grouped heads; wider heads get a score matrix.
+_FLASH_HEAD_DIM = 256
 _DECLARED = "a length's range is declared (mark_dynamic with min and max)"
 
 
@@ -423,5 +425,6 @@ def _sdpa_is_fused(site: AttentionSite, device: str | None) -> bool:
         return bool(shape(site.query)[3] == shape(site.value)[3])
     if _native_heads(site):
         return True
+    head_dim, value_head_dim = shape(site.query)[3], shape(site.value)[3]
     half = value(site.query).dtype in (torch.bfloat16, torch.float16)
-    return half and bool(shape(site.query)[3] == shape(site.value)[3])
+    return half and bool(head_dim == value_head_dim) and bool(head_dim <= _FLASH_HEAD_DIM)

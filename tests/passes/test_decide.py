@@ -307,6 +307,15 @@ def test_sdpa_is_chosen_where_it_has_a_fused_kernel(tensors, form):
     assert decision.form == form
 
 
+@pytest.mark.parametrize("head_dim", [256, 512])
+def test_grouped_heads_wider_than_flash_attention_do_not_become_sdpa(head_dim):
+    tensors = [
+        torch.randn(1, heads, LENGTH, head_dim, dtype=torch.bfloat16) for heads in (HEADS, KV_HEADS, KV_HEADS)
+    ]
+    (decision,) = decisions_on_cuda(masked(allowed), *tensors)
+    assert (decision.form == "sdpa_causal") == (head_dim == 256)
+
+
 def test_nothing_is_sampled_where_the_op_has_no_fast_kernel(monkeypatch):
     long_enough = {"min_seq_len": 16}
     slow, fast = "pytorch", "cuda_sm90"
