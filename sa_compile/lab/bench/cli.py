@@ -95,7 +95,7 @@ def _ops(arguments: argparse.Namespace) -> int:
 
 def _add_report(benchmarks: Any) -> None:
     parser = benchmarks.add_parser(
-        "report", help="tables and plots from results of 'bench ops', 'ttft', 'breakdown' and 'lengths'"
+        "report", help="tables and plots from results of 'bench ops', 'ttft', 'models', 'breakdown' ..."
     )
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="JSON files")
     parser.add_argument(

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 BASELINES = {
-    "eager": "transformers' default, not compiled: SDPA, PyTorch chooses the kernel",
+    "eager": "transformers' default, not compiled: SDPA where the model has it, PyTorch chooses the kernel",
     "flash2": "the same with SDPA pinned to FlashAttention-2 (CUDA only)",
     "inductor": "torch.compile(model)",
     "flex": "attn_implementation='flex_attention', torch.compile(model)",
     "interface": "attn_implementation='sampleattn', not compiled",
+    "exact": "torch.compile(model, backend='sampleattn') with no prompt long enough to be sampled",
 }
 OURS = "sampleattn"
-COMPILED = ("inductor", "flex", OURS)
+COMPILED = ("inductor", "flex", "exact", OURS)
+_NEVER_SAMPLED = {"min_seq_len": 1 << 40}
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ def check(names: list[str], device: str) -> None:
 
 def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor:
     """The competitor ``name`` for a model; nothing is compiled before its first run."""
-    implementation = {"flex": "flex_attention", "interface": "sampleattn"}.get(name, "sdpa")
+    default = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
+    implementation = {"flex": "flex_attention", "interface": "sampleattn"}.get(name, default)
     if name == "interface":
         from sa_compile import hf
 
         hf.configure(model, {k: v for k, v in options.items() if k not in ("inner", "inductor", "trace")})
     forward = _forward(model)
-    if name == OURS:
-        forward = torch.compile(forward, backend="sampleattn", dynamic=False, options=dict(options))
+    if name in (OURS, "exact"):
+        options = {**options, **(_NEVER_SAMPLED if name == "exact" else {})}
+        forward = torch.compile(forward, backend="sampleattn", dynamic=False, options=options)
     elif name in COMPILED:
         forward = torch.compile(forward, dynamic=False)
 

@@ -1,4 +1,4 @@
-"""The benchmarks of whole models: ``bench ttft``, ``breakdown``, ``lengths``, ``memory``, ``compile``."""
+"""Benchmarks of whole models: ``bench ttft``, ``models``, ``breakdown``, ``lengths`` and others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def add_benchmarks(benchmarks: Any) -> None:
     )
     ttft.add_argument("--compile-time", action="store_true", help="also compile in two fresh processes each")
     ttft.set_defaults(run=_ttft)
+    _add_models(benchmarks)
     breakdown = benchmarks.add_parser(
         "breakdown", help="sampling, selection, attention and the rest by layer"
     )
@@ -46,6 +47,44 @@ def add_benchmarks(benchmarks: Any) -> None:
     _add_model(compile_time, baselines="inductor")
     compile_time.add_argument("--child", help=argparse.SUPPRESS)
     compile_time.set_defaults(run=_compile)
+
+
+def _add_models(benchmarks: Any) -> None:
+    models = benchmarks.add_parser(
+        "models", help="time to first token of models that people run, in every way"
+    )
+    models.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="models to measure, such as gpt-oss-20b or 'gemma*' (default: all; a wrong name lists them)",
+    )
+    models.add_argument(
+        "--lengths", type=_lengths, default=[32 << 10, 128 << 10], help="tokens (default 32K,128K)"
+    )
+    models.add_argument("--ways", default="eager,inductor,flex,exact,sampleattn", help="default: all five")
+    models.add_argument(
+        "--density", type=float, default=0.1, help="share of the causal blocks kept (default 0.1)"
+    )
+    models.add_argument("--rounds", type=int, default=3, help="timed calls of each (default 3)")
+    models.add_argument(
+        "--patience",
+        type=float,
+        default=float("inf"),
+        metavar="SECONDS",
+        help="one timed call of what takes longer the first time (default: no limit)",
+    )
+    models.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin nothing after so long (default: no limit)"
+    )
+    models.add_argument("--narrow", action="store_true", help="same layers and heads, but a tiny width")
+    models.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    models.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the backend")
+    models.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON, or add to them")
+    models.add_argument("--revision", help="the code's commit, where git cannot tell")
+    _add_device(models)
+    models.set_defaults(run=_models)
 
 
 def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
@@ -101,6 +140,12 @@ def _lengths(text: str) -> list[int]:
 
 def _ttft(arguments: argparse.Namespace) -> int:
     from sa_compile.lab.bench.ttft import run
+
+    return run(arguments)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from sa_compile.lab.bench.models import run
 
     return run(arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,18 @@ from torch import nn
 
 FOLDER = Path(__file__).parent / "shapes"
 _NARROW = {"head_dim": 16, "intermediate_size": 64, "vocab_size": 128}
+# Of mixtures of experts, low-rank attention and linear attention: only where the config has them.
+_NARROW_PARTS = {
+    **{"moe_intermediate_size": 32, "num_local_experts": 8, "num_experts": 8, "n_routed_experts": 16},
+    **{
+        "q_lora_rank": 32,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+    },
+    **{"linear_key_head_dim": 16, "linear_value_head_dim": 16, "sliding_window": 64},
+}
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,15 @@ def shipped() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def load_shape(model: str, *, layers: int | None = None, narrow: bool = False) -> Shape:
+def load_shape(
+    model: str, *, layers: int | None = None, narrow: bool = False, changed: Mapping[str, Any] | None = None
+) -> Shape:
     """The shape that ``--model`` names: one of :func:`shipped`, a config.json, or a model folder.
 
     A folder that holds safetensors gives its weights, everything else random ones. ``layers``: build only so
     many. ``narrow``: keep layers and heads, but head_dim 16 and a small MLP and vocabulary, for tests and for
-    compile times. Errors: ``OSError`` if there is no such file, ``ValueError`` for a bad number of layers.
+    compile times. ``changed``: settings of the config that the model is built with instead. Errors:
+    ``OSError`` if there is no such file, ``ValueError`` for a bad number of layers.
     """
     from transformers import AutoConfig
 
@@ -76,6 +92,8 @@ def load_shape(model: str, *, layers: int | None = None, narrow: bool = False) -
     config = copy.deepcopy(config)
     if narrow:
         config, weights = _narrowed(config), "random"
+    for setting, value in (changed or {}).items():
+        setattr(config, setting, value)
     all_layers = config.num_hidden_layers
     layers = all_layers if layers is None else layers
     if not 1 <= layers <= all_layers:
@@ -88,6 +106,9 @@ def load_shape(model: str, *, layers: int | None = None, narrow: bool = False) -
 
 def _narrowed(config: Any) -> Any:
     settings = config.to_dict()
+    settings |= {name: size for name, size in _NARROW_PARTS.items() if settings.get(name)}
     settings |= {**_NARROW, "hidden_size": _NARROW["head_dim"] * config.num_attention_heads}
     settings |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    if settings.pop("per_layer_config", None):  # Gemma 4: full layers have wider heads, as many again
+        settings |= {"global_head_dim": 2 * _NARROW["head_dim"]}
     return type(config).from_dict(settings)

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import ast
+import gc
 import json
+import re
 import statistics
+import textwrap
 import time
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -46,8 +50,9 @@ class Row:
     density: float | None  # None: dense
     density_source: str
     outcomes: dict[str, int]  # of the attentions, for a competitor that reports them
-    difference: float | None  # of the last token's logits from the first baseline's, relative, in the 2-norm
+    difference: float | None  # of the last token's logits from the first way's that ran, in the 2-norm
     error: str = ""
+    sites: dict[str, int] = field(default_factory=dict)  # what became of the attentions, in words
 
     @property
     def median(self) -> float:
@@ -103,11 +108,14 @@ def measure(
     set_density: float | None = None,
     density_source: str = "",
     options: dict[str, Any] | None = None,
+    recorded: tuple[type[Exception], ...] = (torch.OutOfMemoryError,),
+    patience: float = float("inf"),
 ) -> list[Row]:
     """A row for each of ``names`` (baselines, and "sampleattn") at one prompt length.
 
-    A competitor that runs out of memory gets a row that says so, and the others go on. ``rounds`` 0: the
-    first call is what is timed, with whatever it compiles.
+    A competitor that fails with one of ``recorded`` gets a row that says so, and the others go on.
+    ``rounds`` 0: the first call is what is timed, with whatever it compiles. A competitor whose first call
+    took more than ``patience`` seconds has one round, or, if it compiles nothing, that call alone.
     """
     torch._dynamo.reset()
     vocabulary = shape.config.vocab_size
@@ -118,28 +126,33 @@ def measure(
     times: dict[str, list[float]] = {name: [] for name in names}
     peaks: dict[str, int | None] = dict.fromkeys(names)
     logits: dict[str, Tensor] = {}
-    outcomes: dict[str, dict[str, int]] = {name: {} for name in names}
+    sites: dict[str, list[Any]] = {name: [] for name in names}
     errors: dict[str, str] = {}
     with density_set(device, set_density) as chosen:
         for attempt in range(rounds + 1):
             for name in names:
-                if name in errors:
+                slow = first.get(name, 0.0) > patience
+                if name in errors or slow and times[name]:
                     continue
                 try:
                     if attempt == 0:
-                        call, outcomes[name] = _first_call(clock, runs[name], inputs, model)
+                        call, sites[name] = _first_call(clock, runs[name], inputs, model)
                         first[name] = call[0]
-                        if rounds:
+                        counts = not rounds or call[0] > patience and name not in competitors.COMPILED
+                        if not counts:
                             continue
                     else:
                         call = clock.call(runs[name], inputs)
                     seconds, peaks[name], logits[name] = call
                     times[name].append(1e3 * seconds)
-                except torch.OutOfMemoryError:
-                    errors[name] = "out of memory"
+                except recorded as error:
+                    errors[name] = _in_words(error)
                     times[name].clear()
+                if name in errors:  # behind the handler: what failed holds its tensors until then
+                    gc.collect()
                     torch.cuda.empty_cache()
     kept = chosen.kept.get(length) if chosen else None
+    reference = next((name for name in names if name in logits), names[0])
     return [
         Row(
             name,
@@ -154,9 +167,10 @@ def measure(
             (density_source if kept is not None or not chosen else "nothing was sampled")
             if name in SPARSE
             else "dense",
-            outcomes[name],
-            _difference(logits, name, names[0]),
+            dict(Counter(site.outcome for site in sites[name])),
+            _difference(logits, name, reference),
             errors.get(name, ""),
+            dict(Counter(map(_site_in_words, sites[name]))),
         )
         for name in names
     ]
@@ -169,10 +183,24 @@ def _difference(logits: dict[str, Tensor], name: str, reference: str) -> float |
     return ((logits[name] - expected).norm() / expected.norm()).item()
 
 
+def _in_words(error: Exception) -> str:
+    """An error as a table has it. Dynamo and Inductor wrap what a kernel or the allocator raised."""
+    text = str(error).strip()
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text:
+        asked = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+        return f"out of memory (asked for {asked[1]})" if asked else "out of memory"
+    return textwrap.shorten(f"{type(error).__name__}: {text.partition(chr(10))[0]}", 120, placeholder=" ...")
+
+
+def _site_in_words(site: Any) -> str:
+    kernel = f", {site.kernel}" if site.kernel else ""
+    return f"{site.outcome} ({site.form or site.spelling}{kernel}), head dim {site.head_dim}: {site.reason}"
+
+
 def _first_call(
     clock: Clock, competitor: Competitor, inputs: dict[str, Any], model: nn.Module
-) -> tuple[tuple[float, int | None, Tensor], dict[str, int]]:
-    """The call that compiles, as ``Clock.call`` gives it, and how many attentions had which outcome."""
+) -> tuple[tuple[float, int | None, Tensor], list[Any]]:
+    """The call that compiles, as ``Clock.call`` gives it, and the report's sites."""
     from sa_compile import report
 
     with report.collect() as reports:
@@ -183,10 +211,7 @@ def _first_call(
 
         sites = list(hf.report(model).sites)
         hf.reset_report(model)
-    counts: dict[str, int] = {}
-    for site in sites:
-        counts[site.outcome] = counts.get(site.outcome, 0) + 1
-    return call, counts
+    return call, sites
 
 
 def parse_goals(texts: list[str], names: list[str], lengths: list[int]) -> dict[str, list[float]]:

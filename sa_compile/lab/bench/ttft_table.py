@@ -16,6 +16,7 @@ TITLES = {
     "inductor": "Inductor",
     "flex": "FlexAttention",
     "interface": "sampleattn, not compiled",
+    "exact": "exact forms alone",
     OURS: "sampleattn",
 }
 

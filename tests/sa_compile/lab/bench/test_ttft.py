@@ -14,14 +14,19 @@ from sa_compile.lab.bench.ttft_table import chart, table
 
 SHAPES = {  # layers, heads, KV heads, head_dim
     "chatglm2-6b": (28, 32, 2, 128),
+    "deepseek-v3": (61, 128, 128, 64),  # of its 192 the part that is rotated
+    "gemma-4-26b-a4b": (30, 16, 8, 256),
     "glm-4-9b": (40, 32, 2, 128),
+    "gpt-oss-20b": (24, 64, 8, 64),
     "internlm2-7b": (32, 32, 8, 128),
     "llama-3.1-8b": (32, 32, 8, 128),
     "mistral-7b": (32, 32, 8, 128),
     "qwen2.5-7b": (28, 28, 4, 128),
+    "qwen3.6-27b": (64, 24, 4, 256),
     "yi-9b": (48, 32, 4, 128),
 }
 MILLIONS = {"chatglm2-6b": 6244, "glm-4-9b": 9400, "internlm2-7b": 7738, "llama-3.1-8b": 8030}
+MILLIONS |= {"deepseek-v3": 671026, "gemma-4-26b-a4b": 25233, "gpt-oss-20b": 20915, "qwen3.6-27b": 26896}
 MILLIONS |= {"mistral-7b": 7242, "qwen2.5-7b": 7616, "yi-9b": 8829}
 SMALL = ["--narrow", "--layers", "2", "--device", "cpu", "--dtype", "float32", "--rounds", "1"]
 OPTIONS = ["--option", "min_seq_len=64", "--option", "block_q=16", "--option", "block_k=16"]
@@ -35,8 +40,9 @@ def test_the_shipped_shapes_are_the_published_ones(name):
     assert shipped() == sorted(SHAPES)
     shape = load_shape(name)
     config = shape.config
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    found = (config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads, head_dim)
+    sizes = config.to_dict()  # Gemma 4's config refuses to name a head dim that its layers do not share
+    head_dim = sizes.get("head_dim") or config.hidden_size // config.num_attention_heads
+    found = (config.num_hidden_layers, config.num_attention_heads, sizes["num_key_value_heads"], head_dim)
     assert found == SHAPES[name]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -259,7 +265,9 @@ def test_a_headline_needs_results_and_marks(model, text, message, result, tmp_pa
 def test_a_page_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "r.json").write_text('{"benchmark": "lunch"}')
     assert main(["bench", "report", str(tmp_path / "r.json"), "--out", str(tmp_path)]) == 2
-    assert "must be one of ops, ttft, breakdown, lengths, compile for a page" in capsys.readouterr().err
+    assert (
+        "must be one of ops, ttft, models, breakdown, lengths, compile for a page" in capsys.readouterr().err
+    )
 
 
 def test_an_exact_prefill_has_no_density(result):
