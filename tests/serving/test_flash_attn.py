@@ -248,6 +248,38 @@ def test_after_an_error_the_whole_step_is_the_parent_s(kernels):
     assert kernels.calls == [MIXED[0]] * 2
 
 
+def test_after_an_error_in_the_others_of_a_batch_the_whole_step_is_the_parent_s(kernels):
+    layer, builder = make(EVERYTHING)
+    b = batch(*MIXED)
+    metadata, failures = builder.build(0, b.common), counted().failures
+    metadata.sampleattn_plan.rest[1].metadata.block_table = None
+    torch.testing.assert_close(forward(layer, b, metadata), b.right, atol=2e-5, rtol=1e-5)
+    assert counted().failures == failures + 2
+
+
+@pytest.mark.parametrize("where", ["long_requests", "split_attn_metadata"])
+def test_a_step_that_cannot_be_planned_is_the_parent_s(kernels, where):
+    layer, builder = make(EVERYTHING)
+    b = batch(*MIXED)
+    failures = counted().failures
+    with mock.patch.object(backend, where, side_effect=RuntimeError("made to fail")):
+        metadata = builder.build(0, b.common)
+    torch.testing.assert_close(forward(layer, b, metadata), b.right, atol=2e-5, rtol=1e-5)
+    assert kernels.calls == [MIXED[0]]
+    assert counted().failures == failures + 1
+
+
+def test_a_group_of_layers_whose_plan_fails_has_not_that_of_another(kernels):
+    layer, builder = make(EVERYTHING)
+    b = batch(*MIXED)
+    elsewhere = b.common.replace(block_table_tensor=torch.zeros_like(b.common.block_table_tensor))
+    metadata = builder.build(0, elsewhere)
+    with mock.patch.object(backend, "Run", side_effect=RuntimeError("made to fail")):
+        updated = builder.update_block_table(metadata, b.common.block_table_tensor, b.common.slot_mapping)
+    torch.testing.assert_close(forward(layer, b, updated), b.right, atol=2e-5, rtol=1e-5)
+    assert kernels.calls == [MIXED[0]]
+
+
 def test_the_longest_prefills_are_rehearsed_once_while_memory_is_measured(kernels):
     layer, _ = make(EVERYTHING)
     b = batch(*MIXED)
@@ -283,7 +315,37 @@ def test_layers_that_are_not_sampled_say_why(kernels, arguments, reason):
 @pytest.mark.parametrize(
     "changes", [{"causal": False}, {"mm_req_doc_ranges": {1: [(3, 9)]}}, {"rswa_prefix_lens": torch.ones(6)}]
 )
-def test_a_batch_that_is_not_plain_causal_is_the_parent_s(kernels, changes):
+def test_a_batch_that_is_not_plain_causal_is_the_parent_s_and_the_log_says_so(kernels, changes):
     _, builder = make(EVERYTHING)
     common = batch(*MIXED).common.replace(**changes)
-    assert builder._plan(0, common, False) is None
+    with mock.patch.object(backend, "logger") as logger:
+        assert builder._plan(0, common, False) is None
+    ((text, why), _) = logger.info_once.call_args
+    assert text % why in {
+        f"sampleattn: steps with {what} are vLLM's own backend's"
+        for what in (
+            "attention that is not causal",
+            "images that are seen as a whole",
+            "reference sliding windows",
+        )
+    }
+
+
+def test_a_layer_whose_output_is_quantized_is_the_parent_s_and_the_log_says_so(kernels):
+    layer, builder = make(EVERYTHING)
+    b = batch(*MIXED)
+    arguments = (
+        layer,
+        b.query,
+        b.key,
+        b.value,
+        b.cache,
+        builder.build(0, b.common),
+        torch.empty_like(b.query),
+    )
+    with (
+        mock.patch.object(backend, "logger") as logger,
+        pytest.raises(NotImplementedError, match="fused output quantization"),
+    ):
+        layer.impl.forward(*arguments, torch.ones(1))
+    assert "quantized" in logger.warning_once.call_args.args[0]

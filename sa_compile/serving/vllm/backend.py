@@ -7,6 +7,8 @@ graphs and every request that is not sampled.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from sa_compile.passes.conditions.kernels import why_no_kernel, why_not_dtypes
 from sa_compile.prefill import CausalAttention
 from sa_compile.serving.vllm.counters import COUNTERS, allowed_blocks
 from sa_compile.serving.vllm.options import options_of
-from sa_compile.serving.vllm.plan import Long, Plan, Run, long_requests, rehearsal, runs_between
+from sa_compile.serving.vllm.plan import Long, Plan, Run, fewest_rows, long_requests, rehearsal, runs_between
 
 # A logger below vLLM's: others have no handler in its processes.
 logger = init_logger(f"vllm.plugins.{__name__}")
@@ -79,10 +81,16 @@ class SampledImpl(AttentionImpl):
             self._rehearse(query)
             return parent(*whole)
         plan: Plan | None = getattr(attn_metadata, _PLAN, None)
-        if plan is None or plan.failed or self.not_sampled is not None or output_scale is not None:
+        if plan is None or plan.failed or self.not_sampled is not None:
+            return parent(*whole)
+        if output_scale is not None or output_block_scale is not None:
+            logger.warning_once("sampleattn: attention's output is quantized in it: nothing is sampled there")
             return parent(*whole)
         try:
             self._sample(plan, query, (key, value), kv_cache, attn_metadata.block_table, output)
+            for run in plan.rest:
+                inputs = (x if x is None else x[run.tokens] for x in (query, key, value))
+                parent(layer, *inputs, kv_cache, run.metadata, output[run.tokens])
         except Exception:  # what leaves this method ends the engine, with every request in it
             plan.failed = True
             COUNTERS.failed(len(plan.long))
@@ -95,9 +103,6 @@ class SampledImpl(AttentionImpl):
             )
         if plan.failed:  # behind the except block: what the exception held of memory is free
             return parent(*whole)
-        for run in plan.rest:
-            inputs = (x if x is None else x[run.tokens] for x in (query, key, value))
-            parent(layer, *inputs, kv_cache, run.metadata, output[run.tokens])
         return output
 
     def _sample(
@@ -211,12 +216,14 @@ class SampledBuilder(AttentionMetadataBuilder):
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
         """The parent's metadata of the whole batch, with a plan where a request is sampled."""
-        plan = self._plan(common_prefix_len, common_attn_metadata, fast_build)
+        plan = None
+        if self._config is not None:
+            with _no_error_leaves():
+                plan = self._plan(common_prefix_len, common_attn_metadata, fast_build)
+                COUNTERS.say(lambda text: logger.info("sampleattn: %s", text))
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
         if plan is not None:
             setattr(metadata, _PLAN, plan)
-        if self._config is not None:
-            COUNTERS.say(lambda text: logger.info("sampleattn: %s", text))
         return metadata
 
     def update_block_table(self, metadata: Any, blk_table: Tensor, slot_mapping: Tensor) -> Any:
@@ -224,16 +231,25 @@ class SampledBuilder(AttentionMetadataBuilder):
         updated = super().update_block_table(metadata, blk_table, slot_mapping)
         plan: Plan | None = getattr(metadata, _PLAN, None)
         if plan is not None:
-            parent = super().update_block_table
-            rest = tuple(
-                Run(run.rows, run.tokens, parent(run.metadata, blk_table[run.rows], slot_mapping[run.tokens]))
-                for run in plan.rest
-            )
-            setattr(updated, _PLAN, Plan(plan.long, rest, plan.observed))
+            setattr(updated, _PLAN, None)  # not the one that may have been copied
+            with _no_error_leaves():
+                setattr(updated, _PLAN, self._elsewhere(plan, blk_table, slot_mapping))
         return updated
 
+    def _elsewhere(self, plan: Plan, blk_table: Tensor, slot_mapping: Tensor) -> Plan:
+        parent = super().update_block_table
+        rest = (
+            Run(run.rows, run.tokens, parent(run.metadata, blk_table[run.rows], slot_mapping[run.tokens]))
+            for run in plan.rest
+        )
+        return Plan(plan.long, tuple(rest), plan.observed)
+
     def _plan(self, common_prefix_len: int, common: Any, fast_build: bool) -> Plan | None:
-        if self._config is None or common.max_query_len < 2 or not _is_causal(common):
+        if self._config is None or common.max_query_len < fewest_rows(self._config):
+            return None
+        other = _why_not_causal(common)
+        if other is not None:
+            logger.info_once("sampleattn: steps with %s are vLLM's own backend's", other)
             return None
         starts = common.query_start_loc_cpu.tolist()
         if common.seq_lens_cpu_upper_bound is None:
@@ -275,11 +291,23 @@ def _runs_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
-def _is_causal(common: Any) -> bool:
-    """Plain causal attention: no request looks ahead, and none sees a window of its own."""
-    if common.causal is not True or common.rswa_prefix_lens is not None:
-        return False
-    return not any((common.mm_req_doc_ranges or {}).values())
+def _why_not_causal(common: Any) -> str | None:
+    """What a step has besides plain causal attention: who looks ahead, or sees a window of its own."""
+    if common.causal is not True:
+        return "attention that is not causal"
+    if common.rswa_prefix_lens is not None:
+        return "reference sliding windows"
+    return "images that are seen as a whole" if any((common.mm_req_doc_ranges or {}).values()) else None
+
+
+@contextmanager
+def _no_error_leaves() -> Iterator[None]:
+    """While a step is planned: what leaves a builder ends the engine, without a plan the step is vLLM's."""
+    try:
+        yield
+    except Exception:
+        COUNTERS.failed(1)
+        logger.exception("sampleattn failed to plan a step: vLLM's own backend computes all of it")
 
 
 def _why_not_sampled(impl: Any, vllm_config: Any) -> str | None:

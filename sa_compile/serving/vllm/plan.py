@@ -61,16 +61,21 @@ def long_requests(
     ``starts``: the first token of each request, and the end of the last; ``kv_lens``: keys that the last
     token of each sees; ``prefilling``: whether a request still reads its prompt, None if not known.
     """
-    fewest = min(CHUNK_ROWS, _least(config))
+    fewest = fewest_rows(config)
     found = []
     for row, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
         q_len = stop - start
-        if q_len < max(fewest, 2) or (prefilling is not None and not prefilling[row]):
+        if q_len < fewest or (prefilling is not None and not prefilling[row]):
             continue
         chosen = _settings(config, q_len, kv_lens[row])
         if chosen is not None:
             found.append(Long(row, slice(start, stop), kv_lens[row], chosen))
     return tuple(found)
+
+
+def fewest_rows(config: SampleAttentionConfig) -> int:
+    """No request with fewer rows in a step is sampled."""
+    return max(min(CHUNK_ROWS, _least(config)), 2)
 
 
 def runs_between(long: Sequence[Long], starts: Sequence[int]) -> tuple[Run, ...]:
