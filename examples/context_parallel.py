@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from quickstart import MODEL, reference_manual_prompt
-from tensor_parallel import join, leave
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sa_compile
 import sa_compile.hf
+from sa_compile.distributed.process import join, leave
 
 
 def main() -> None:

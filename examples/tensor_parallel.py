@@ -11,8 +11,6 @@ slowest), and the answer. NCCL where there are GPUs, gloo on CPUs.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -22,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import sa_compile
 from sa_compile import report
+from sa_compile.distributed.process import join, leave
 
 
 def main() -> None:
@@ -53,31 +52,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=8192, help="prompt length in tokens (default 8192)")
     parser.add_argument("--new-tokens", type=int, default=8, help="new tokens at most (default 8)")
     return parser.parse_args()
-
-
-def join() -> torch.device:
-    """Join the other ranks that torchrun started; the device of this one."""
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo")
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", device_id=device)
-    return device
-
-
-def leave() -> None:
-    """Part from the other ranks and end the process, when all of them are done.
-
-    At once, for now and then a thread below torch outlives the interpreter, which then ends with an abort
-    ("terminate called without an active exception") after all is printed.
-    """
-    dist.barrier()
-    dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 def load(folder: Path, device: torch.device) -> torch.nn.Module:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from trial import ALL, OPTIONS, Measured, build, in_place, largest_error, sites, step, tokens, trial
 
 from sa_compile import report
+from sa_compile.distributed.process import leave
 
 RANKS = 2
 
@@ -127,8 +128,7 @@ def main(what: str, name: str, result: str) -> None:
         heads = {str(s.q_heads) for graph in reports for s in graph.sites}
         note = f"{len(reports)} graphs, {' and '.join(sorted(heads))} query heads on a rank"
         Path(result).write_text(json.dumps({"sites": sites(reports), "error": error, "note": note}))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

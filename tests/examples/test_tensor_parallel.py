@@ -13,10 +13,11 @@ from support.sinks import tiny_gpt_oss
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
-import json, os, sys
+import json, sys
 import torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM
 from sa_compile import report
+from sa_compile.distributed.process import leave
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 folder, options = sys.argv[1], json.loads(sys.argv[2])
@@ -29,10 +30,7 @@ with torch.no_grad(), report.collect() as reports:
 if dist.get_rank() == 0:
     sites = [(site.outcome, site.q_heads, site.kv_heads) for graph in reports for site in graph.sites]
     torch.save({"logits": logits, "tokens": tokens, "sites": sites}, folder + "/result.pt")
-dist.barrier()
-dist.destroy_process_group()
-sys.stdout.flush()
-os._exit(0)  # a thread below torch may outlive the interpreter, see examples/tensor_parallel.py
+leave()
 """
 
 
