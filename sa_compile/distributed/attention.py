@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import sympy
 import torch
@@ -46,14 +48,20 @@ class Context:
         return Layout(length, self.ranks.size, self.config.block_q)
 
 
-_contexts: dict[str, Context] = {}
+_contexts: WeakValueDictionary[str, Context] = WeakValueDictionary()  # the wrapped models keep them
+_numbers = itertools.count()
 
 
 def register(context: Context) -> str:
-    """The name under which the op finds a context."""
-    name = f"context_parallel_{len(_contexts)}"
+    """The name under which the op finds a context, while its model lives."""
+    name = f"context_parallel_{next(_numbers)}"
     _contexts[name] = context
     return name
+
+
+def context_of(name: str) -> Context:
+    """The context that was registered under a name."""
+    return _contexts[name]
 
 
 def attend(
@@ -68,7 +76,7 @@ def attend(
     layer: int,
 ) -> Tensor:
     """The op ``context_attention`` (see ``ops``): out [B, Hq, Sq, Dv] in memory [B, Sq, Hq, Dv]."""
-    found = _contexts[context]
+    found = context_of(context)
     found.seen.add(layer)
     ranks, layout = found.ranks, found.layout(shard_mask.shape[-1])
     rank, length = ranks.rank, layout.length

@@ -7,11 +7,12 @@ Every rank runs every case, and rank r writes ``FOLDER/r.json``: of each case th
 
 from __future__ import annotations
 
+import gc
 import json
-import os
 import sys
 import time
 import traceback
+import weakref
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from support.sinks import tiny_gpt_oss
 
 import sa_compile
 import sa_compile.hf
+from sa_compile.distributed.attention import context_of
+from sa_compile.distributed.process import end
 
 OPTIONS = {**SMALL_BLOCKS, "tau": 0.5, "budget": 0.3, "budget_tau": 1.0, "last_rows": 20}
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
@@ -196,6 +199,18 @@ def other_prompts():
     assert model(tokens(1, 100)).logits.shape == (1, 1, 96)
 
 
+def forgotten():
+    """With the model goes what the op knows of it."""
+    for compile in (False, True):
+        model = on_ranks(tiny_llama, {**OPTIONS, "inner": "eager"}, compile)
+        model(tokens(1, 100))
+        context = weakref.ref(context_of(model.model.layers[0].self_attn._sampleattn_context))
+        assert context() is not None
+        del model
+        gc.collect()
+        assert context() is None, f"compile={compile}: {gc.get_referrers(context())}"
+
+
 class LocallyCausal(torch.nn.Module):
     """Attention that is causal in the order of the rows it is given, and nothing more."""
 
@@ -269,7 +284,7 @@ def main():
             found[name] = traceback.format_exc()
         print(name, found[name] or "ok", flush=True)
     Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
-    os._exit(0)  # a thread below torch may outlive the interpreter, see examples/tensor_parallel.py
+    end()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ ON_TWO = (
         "soft_caps",
         "other_prompts",
         "local_order",
+        "forgotten",
         "failure",
     ),
 )
