@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 LOOK_EVERY = 0.2  # seconds between two looks into the store
+AHEAD = 16  # gathers, about three layers
 _count = itertools.count()
 # The name of newer torch, which warns of the older one.
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
@@ -30,6 +32,7 @@ class Ranks:
     group: dist.ProcessGroup
     name: str = field(default_factory=lambda: f"sampleattn/context_parallel/{next(_count)}")
     calls: int = 0  # that the ranks began together: a failure is one call's
+    _begun: deque[torch.cuda.Event] = field(default_factory=deque, init=False)
 
     @property
     def key(self) -> str:
@@ -72,6 +75,7 @@ class Ranks:
         def wait() -> Tensor:
             if x.is_cuda:
                 work.wait()  # of the stream: the process itself goes on
+                self._stay_near()
             else:
                 self._wait(work.is_completed)
                 try:
@@ -85,7 +89,9 @@ class Ranks:
 
     def agree(self, numbers: list[int], what: str, device: torch.device) -> None:
         """Raise ValueError on all ranks unless all have the same numbers."""
-        found = self.gather(torch.tensor([numbers], device=device))().flatten(0, 1).tolist()
+        gathered = self.gather(torch.tensor([numbers], device=device))()
+        self.synchronise(device)  # to read them is to wait, which must not be for a rank that raised
+        found = gathered.flatten(0, 1).tolist()
         if any(other != found[0] for other in found):
             raise ValueError(
                 f"context_parallel: all ranks must be given the same {what}, got {found} (by rank)"
@@ -103,6 +109,15 @@ class Ranks:
         if not isinstance(error, FailedElsewhere):
             said = f"rank {self.rank} of {self.size} raised {type(error).__name__}: {error}"
             self.group.get_group_store().set(self.key, said)
+
+    def _stay_near(self) -> None:
+        """Let the process run ahead of the GPU by a few gathers: one that waits for a full queue, as it may
+        when a rank is gone, sees nothing."""
+        done = torch.cuda.Event()
+        done.record()
+        self._begun.append(done)
+        if len(self._begun) > AHEAD:
+            self._wait(self._begun.popleft().query)
 
     def _wait(self, is_done: Callable[[], bool], at_most: float = float("inf")) -> None:
         store, begin = self.group.get_group_store(), time.monotonic()
