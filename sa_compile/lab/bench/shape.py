@@ -49,12 +49,13 @@ class Shape:
         from transformers import AutoModelForCausalLM
 
         torch.manual_seed(0)
+        config = copy.deepcopy(self.config)  # a model's own: what is set in it is not another's
         model: Any
         with torch.device(device):
             if self.weights != "random":
-                model = AutoModelForCausalLM.from_pretrained(self.weights, config=self.config, dtype=dtype)
+                model = AutoModelForCausalLM.from_pretrained(self.weights, config=config, dtype=dtype)
             else:
-                model = AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         return model.to(device).eval()
 
 
