@@ -5,12 +5,14 @@ ALPHA = 0.95
 # Method C.
 ADAPTIVE_TAU = 0.2
 ADAPTIVE_LANDMARKS = 15
-BUDGET = 0.025
-BUDGET_TAU = 0.08
+BUDGET = 0.02
+BUDGET_TAU = 0.06
 BUDGET_ROWS = 32
 MEANS = False
 # What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
 BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
+# The first defaults of the budget.
+FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08}
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.fingerprint import Fingerprint
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, FIRST_BUDGET
 
 FORMAT = "sa_compile profile"
-VERSION = 2
+VERSION = 3
+# Files leave out options at their defaults: what those of method 'adaptive' were in older versions.
+_DEFAULTS_OF: dict[int, Mapping[str, Any]] = {1: BEFORE_THE_BUDGET, 2: FIRST_BUDGET, VERSION: {}}
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ def load_profile(path: str) -> Profile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path!r} is no profile: 'format' must be {FORMAT!r}")
     version = data.get("version")
-    if version not in (1, VERSION):
+    if version not in _DEFAULTS_OF:
         raise ValueError(
-            f"profile {path!r} has format version {version!r}, this sa_compile reads 1 and {VERSION}: "
+            f"profile {path!r} has format version {version!r}, this sa_compile reads 1 to {VERSION}: "
             "tune again"
         )
     try:
@@ -84,9 +86,9 @@ def load_profile(path: str) -> Profile:
 
 
 def _options(options: Any, version: int) -> Any:
-    """A range's options as this version means them; those of version 1 are from before the budget."""
-    if version == 1 and isinstance(options, Mapping) and options.get("method", "adaptive") == "adaptive":
-        return {**BEFORE_THE_BUDGET, **options}
+    """A range's options as this version means them."""
+    if isinstance(options, Mapping) and options.get("method", "adaptive") == "adaptive":
+        return {**_DEFAULTS_OF[version], **options}
     return options
 
 

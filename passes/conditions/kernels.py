@@ -10,7 +10,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels import ops
 
 SUPPORTED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 512
 
 
 def why_not_dtypes(dtypes: Iterable[torch.dtype]) -> str | None:

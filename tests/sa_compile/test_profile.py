@@ -123,8 +123,8 @@ def test_settings_of_a_range_may_change_the_block_sizes(llama, tmp_path, known):
     assert 0 < report.stats().density < 1
 
 
-@pytest.mark.parametrize("version, budget, means", [(1, 1.0, True), (2, 0.025, False)])
-def test_a_file_from_before_the_budget_means_what_it_meant(version, budget, means, known, tmp_path):
+@pytest.mark.parametrize("version, budget, means", [(1, 1.0, True), (2, 0.025, False), (3, 0.02, False)])
+def test_a_file_of_other_defaults_means_what_it_meant(version, budget, means, known, tmp_path):
     data = profile_data(known, [(32, 63, {"tau": 0.3}), (64, None, {"method": "stride"})])
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({**data, "version": version}))
@@ -143,7 +143,7 @@ BAD_FILES = [
     pytest.param("{", ValueError, "is not JSON", id="not-json"),
     pytest.param({"format": "other"}, ValueError, "is no profile", id="another-format"),
     pytest.param(
-        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 and 2", id="version"
+        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 3", id="version"
     ),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),
     pytest.param({"ranges": []}, ValueError, "has no ranges", id="no-ranges"),
