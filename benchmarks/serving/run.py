@@ -295,9 +295,13 @@ def first_token(
                 took = run.ask(engine, "first_token", length=length)
                 if turn > 0:
                     seconds[name].append(took)
+                    of_vllms = {
+                        n: statistics.median(seconds["vLLM's"]) / statistics.median(s)
+                        for n, s in seconds.items()
+                        if s
+                    }
+                    found["times_sooner"] = {n: times for n, times in of_vllms.items() if n != "vLLM's"}
                     run.write()
-        own = statistics.median(seconds["vLLM's"])
-        found["times_sooner"] = {n: own / statistics.median(s) for n, s in seconds.items() if n != "vLLM's"}
 
     return measure
 
@@ -312,7 +316,8 @@ def without_attention(run: Run, found: dict[str, Any]) -> None:
     engine = "example vLLM's" if SMALL else "llama vLLM's"
     run.ask(engine, "configure", chunk=CHUNK if SMALL else WHOLE)
     for name, length in {"6K": 6000}.items() if SMALL else LENGTHS.items():
-        found[name] = [run.ask(engine, "without_attention", length=length) for _ in range(3)][1:]
+        times = 2 if length > 100_000 else 4
+        found[name] = [run.ask(engine, "without_attention", length=length) for _ in range(times)][1:]
         run.write()
 
 
@@ -334,8 +339,9 @@ def short_requests(run: Run, found: dict[str, Any]) -> None:
             if turn > 0:
                 took.append(done["seconds"])
                 run.write()
-    own, ours = (statistics.median(took) for took in seconds.values())
-    found["throughput_of_vllms"] = own / ours
+        if turn > 0:
+            own, ours = (statistics.median(took) for took in seconds.values())
+            found["throughput_of_vllms"] = own / ours
 
 
 def two_long_of_200(run: Run, found: dict[str, Any]) -> None:
