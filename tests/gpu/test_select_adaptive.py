@@ -17,6 +17,8 @@ from sa_compile.kernels.shared import blocks
 
 # Squares are kept in bfloat16 until a row's total is known: a squared share is off by 2^-9 at most.
 NEAR_TAU = 0.008
+# Of millions of numbers some lie so near to the middle of two bytes that fp32 and float64 round them apart.
+NEAR_TAU_OF_MILLIONS = 0.016
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,13 @@ def kernel(cuda: str, request: pytest.FixtureRequest):
         yield cuda
 
 
-def compare(given: Arguments, squares: Tensor, expected: dict[float, Tensor]) -> None:
+def compare(given: Arguments, squares: Tensor, expected: dict[float, Tensor], near: float = NEAR_TAU) -> None:
     for tau, exact in expected.items():
         bits = ops.select_adaptive_op(*given._replace(tau=tau))
         kept = blocks.unpack_bits(bits, exact.shape[-1])
-        near_tau = (squares - tau**2).abs() <= NEAR_TAU * tau**2
-        assert torch.equal(kept | near_tau, exact | near_tau), f"tau {tau}"
+        near_tau = (squares - tau**2).abs() <= near * tau**2
+        wrong = (kept != exact) & ~near_tau
+        assert not wrong.any(), f"tau {tau}: {wrong.nonzero()}, of tau squared {squares[wrong] / tau**2}"
         assert near_tau.float().mean() < 0.15 or tau == 0
         unused = blocks.unpack_bits(bits, 32 * bits.shape[-1])[..., exact.shape[-1] :]
         assert not unused.any()
@@ -231,4 +234,4 @@ def test_long_prompts_equal_pytorch(landmarks: int, dim: int, kernel: str) -> No
     squares = found.squared_shares().double()
     causal = torch.ones(127, 127, dtype=torch.bool, device="cuda").tril()
     expected = {tau: (found.forced | (squares >= tau**2)) & causal for tau in (0.02, 0.1, 0.2)}
-    compare(given, squares, expected)
+    compare(given, squares, expected, NEAR_TAU_OF_MILLIONS)
