@@ -37,10 +37,10 @@ CUTE_DEVICE void transpose_in_quad(uint32_t (&word)[4]) {
   }
 }
 
-// row: the thread's first row of the tile (the second is 8 further down).
+// row: the thread's first row of the tile (the second is 8 further down); column: the accumulator's first.
 template <class C, class Tensor>
 CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Arguments const& args,
-                            QueryTile const& tile, int row) {
+                            QueryTile const& tile, int row, int column = 0) {
   int const batch = tile.head / args.q_heads, head = tile.head % args.q_heads;
   row += tile.row;
   // Hides where the row comes from: the compiler would compute the addresses in every step of the main loop.
@@ -54,14 +54,14 @@ CUTE_DEVICE void write_tile(Tensor& accumulator, SoftmaxState const& state, Argu
     float const sum = quad_sum(state.sum[r]);
     float const inverse = sum == 0.f ? 0.f : 1.f / (sum + exp2_approximate(sink - state.offset[r]));
     bool const inside = index < args.q_len;
-    if (inside && lane == 0) {
+    if (inside && lane == 0 && column == 0) {
       float const lse = sum == 0.f ? -INFINITY : state.offset[r] * 0.6931471805599453f + logf(sum);
       args.lse[int64_t(tile.head) * args.q_len + index] = lse;
     }
     auto* out = static_cast<typename C::Element*>(args.out) +
-                ((int64_t(batch) * args.q_len + index) * args.q_heads + head) * C::kHeadDimV;
+                ((int64_t(batch) * args.q_len + index) * args.q_heads + head) * C::kHeadDimV + column;
     CUTE_UNROLL
-    for (int group = 0; group < C::kHeadDimV / 32; ++group) {
+    for (int group = 0; group < size<1>(rows) / 8; ++group) {
       uint32_t word[4];
       CUTE_UNROLL
       for (int j = 0; j < 4; ++j) {

@@ -1,36 +1,16 @@
 // The producer warp: takes tiles off the work list, walks their mask bits and keeps the stages filled.
 #pragma once
 
-#include "block_sparse_attention/cuda/tile.h"
 #include "block_sparse_attention/sm90/config.h"
-#include "cute/arch/copy_sm90_tma.hpp"
+#include "block_sparse_attention/sm90/walk.h"
 
 namespace sampleattn::sm90 {
-
-struct TensorMaps {
-  CUtensorMap query, key, value;
-  CUtensorMap mean_key, mean_value;  // of kernels that take means
-};
-
-// Loads `rows` x kColumns as chunks of kChunk columns; all chunks of a tile of kTile rows lie one after another.
-template <int kColumns, int kChunk, int kTile, class Element>
-CUTE_DEVICE void load_rows(CUtensorMap const& map, TMA::CacheHintSm90 hint, uint64_t* barrier, Element* shared, int row,
-                           int head, int batch) {
-  CUTE_UNROLL
-  for (int column = 0; column < kColumns; column += kChunk) {
-    SM90_TMA_LOAD_4D::copy(&map, barrier, static_cast<uint64_t>(hint), shared + column * kTile, column, row, head,
-                           batch);
-  }
-}
 
 // A tile to work on, or tile < 0 if there is none left; `ascending`: the direction in which its keys are walked.
 struct Assignment {
   int tile, blocks;
   bool ascending;
 };
-
-// Index of the highest set bit, or the lowest if `ascending`.
-CUTE_DEVICE int next_bit(uint32_t bits, bool ascending) { return ascending ? __ffs(bits) - 1 : 31 - __clz(bits); }
 
 template <class C>
 struct Producer {
@@ -114,40 +94,8 @@ struct Producer {
   }
 
   CUTE_DEVICE void produce_kept(Tile const& tile, bool ascending) {
-    BlockRange const range = allowed_blocks(args, tile);
-    uint32_t const* row = mask_row(args, tile);
-    constexpr int kRunsPerBlock = C::kBlockK / kKeyRun, kRunsPerTile = C::kKeys / kKeyRun;
-    open.enter(args, tile);
-
-    int unpaired = kNoRun;
-    int const first_chunk = range.first / 1024, chunks = range.last / 1024 - first_chunk + 1;
-    for (int i = 0; i < chunks; ++i) {
-      int const chunk = first_chunk + (ascending ? i : chunks - 1 - i);
-      uint32_t const own = allowed_word(row, range, chunk * 32 + lane);
-      uint32_t words = __ballot_sync(0xffffffffu, own != 0);
-      while (words) {
-        int const word = next_bit(words, ascending);
-        words ^= 1u << word;
-        uint32_t bits = __shfl_sync(0xffffffffu, own, word);
-        while (bits) {
-          int const bit = next_bit(bits, ascending);
-          bits ^= 1u << bit;
-          int const key = ((chunk * 32 + word) * 32 + bit) * C::kBlockK;
-          if constexpr (kRunsPerBlock == kRunsPerTile) {
-            produce_keys(key, key + kKeyRun);
-          } else if constexpr (kRunsPerTile == 1) {
-            produce_keys(ascending ? key : key + kKeyRun, kNoRun);
-            produce_keys(ascending ? key + kKeyRun : key, kNoRun);
-          } else if (unpaired == kNoRun) {
-            unpaired = key;
-          } else {
-            produce_keys(unpaired, key);
-            unpaired = kNoRun;
-          }
-        }
-      }
-    }
-    if (unpaired != kNoRun) produce_keys(unpaired, kNoRun);
+    walk_kept<C>(args, tile, ascending, lane, open,
+                 [this](int first_run, int second_run) { produce_keys(first_run, second_run); });
   }
 
   CUTE_DEVICE void produce_keys(int first_run, int second_run) {
