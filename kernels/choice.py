@@ -21,7 +21,7 @@ import torch
 ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
 DEFAULT = ("cuda_sm90", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
-CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
+CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256), (512, 512))
 # Of ``block_representatives`` and ``select_adaptive``, which have no values: both times that of queries and
 # keys; and the representatives of a key block, the mean included.
 CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))

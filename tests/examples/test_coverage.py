@@ -113,7 +113,9 @@ def test_tiny_models_have_the_head_dims_of_their_default_configs(name, model_typ
 def test_kernels_are_named_by_head_dims_without_a_gpu():
     assert kernels_of(128, 128) == "sm90"
     assert kernels_of(80, 80) == "triton"
-    assert kernels_of(464, 464) == "none"
+    assert kernels_of(512, 512) == "sm90 / triton"
+    assert kernels_of(464, 464) == "triton"
+    assert kernels_of(576, 576) == "none"
 
 
 def test_an_encoder_is_measured_not_to_be_causal():

@@ -7,11 +7,14 @@ from support.query_stride import Ops, check
 from sa_compile.kernels import choice
 
 
+@pytest.mark.parametrize("dim", [128, 512])
 @pytest.mark.parametrize("segments", ["none", "left_padding", "right_padding"])
 @pytest.mark.parametrize(
     "kernels", [("cuda_sm90", "triton", "pytorch"), ("triton", "pytorch")], ids=["cuda", "triton"]
 )
-def test_a_ranks_blocks_are_those_of_all(kernels: tuple[str, ...], segments: str, cuda: str) -> None:
+def test_a_ranks_blocks_are_those_of_all(
+    kernels: tuple[str, ...], segments: str, dim: int, cuda: str
+) -> None:
     with choice.preferring(*kernels):
         check(
             Ops(),
@@ -23,5 +26,5 @@ def test_a_ranks_blocks_are_those_of_all(kernels: tuple[str, ...], segments: str
             tolerance=2e-2,
             flips=2e-3,
             q_len=1500,
-            dim=128,
+            dim=dim,
         )

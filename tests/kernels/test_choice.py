@@ -84,7 +84,16 @@ def test_hoppers_kernels_are_named_without_a_gpu():
         pytest.param(adaptive(head_dim=192), {}, "cuda_sm90", id="adaptive head dim 192"),
         pytest.param(adaptive(head_dim=256), {}, "cuda_sm90", id="adaptive head dim 256"),
         pytest.param(adaptive(head_dim=512), {}, "triton", id="adaptive head dim 512"),
-        pytest.param(attention(head_dims=(512, 512)), {}, "triton", id="head dim 512"),
+        pytest.param(attention(head_dims=(512, 512)), {}, "cuda_sm90", id="head dim 512"),
+        pytest.param(
+            attention(head_dims=(512, 512), block_k=64), {}, "cuda_sm90", id="512, narrow key blocks"
+        ),
+        pytest.param(attention(head_dims=(512, 512), block_q=64), {}, "triton", id="512, short query blocks"),
+        pytest.param(attention(head_dims=(512, 256)), {}, "triton", id="head dim 512, values of 256"),
+        pytest.param(attention(head_dims=(384, 384)), {}, "triton", id="head dim 384"),
+        pytest.param(attention(torch.float32, (512, 512)), {}, "pytorch", id="head dim 512 in fp32"),
+        pytest.param(attention(head_dims=(512, 512)), {"capability": (8, 0)}, "triton", id="512 on ampere"),
+        pytest.param(mean_attention((512, 512)), {}, "triton", id="attention with means, head dim 512"),
         pytest.param(adaptive(block_k=64), {}, "triton", id="adaptive narrow key blocks"),
         pytest.param(adaptive(representatives=17), {}, "triton", id="adaptive other landmarks"),
         pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),

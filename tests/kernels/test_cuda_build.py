@@ -14,13 +14,14 @@ from sa_compile.kernels import choice
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "cmake" / "check_ptxas.py"
 CLEAN = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
-# Bindings, work list and one kernel of attention and of selection; all kernels take several minutes.
+# Bindings, work list and one source of each kind of kernel; all kernels take several minutes.
 OBJECTS = (
     "_C_cuda.dir/kernels/csrc/block_sparse_attention/cuda_binding.cu.o",
     "_C_cuda.dir/kernels/csrc/block_sparse_attention/cuda/schedule.cu.o",
     "_C_cuda.dir/kernels/csrc/shared/cuda/visible_blocks.cu.o",
     "_C_cuda.dir/kernels/csrc/select_adaptive/cuda_binding.cu.o",
     "_C_cuda.dir/csrc/block_sparse_attention/head_dim_128_128.cu.o",
+    "_C_cuda.dir/csrc/block_sparse_attention/head_dim_512_512.cu.o",
     "_C_cuda.dir/csrc/select_adaptive/head_dim_128_128.cu.o",
     "_C_cuda.dir/kernels/csrc/select_budget/cuda_binding.cu.o",
     "_C_cuda.dir/kernels/csrc/select_budget/cuda/bits.cu.o",

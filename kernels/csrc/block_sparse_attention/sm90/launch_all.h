@@ -3,6 +3,7 @@
 
 #include "block_sparse_attention/sm90/forward.h"
 #include "block_sparse_attention/sm90/launch.h"
+#include "block_sparse_attention/sm90/wide_launch.h"
 
 namespace sampleattn::sm90 {
 
@@ -25,18 +26,28 @@ using ConfigOf = Config<Element, kHeadDim, kHeadDimV, kBlockK, tiling(kHeadDim, 
                         tiling(kHeadDim, kHeadDimV).query_stages, tiling(kHeadDim, kHeadDimV).key_stages,
                         tiling(kHeadDim, kHeadDimV).value_stages>;
 
+template <class Element, int kHeadDim, int kHeadDimV, int kBlockK>
+Error launch_one(Arguments const& args, int multiprocessors, cudaStream_t stream) {
+  if constexpr (kHeadDim <= 256) {
+    return launch<ConfigOf<Element, kHeadDim, kHeadDimV, kBlockK>>(args, multiprocessors, stream);
+  } else {
+    static_assert(kHeadDim == 512 && kHeadDimV == 512);
+    return launch_wide<WideConfig<Element, kBlockK>>(args, multiprocessors, stream);
+  }
+}
+
 template <int kHeadDim, int kHeadDimV>
 Error forward(Arguments const& args, int multiprocessors, cudaStream_t stream) {
   using BFloat16 = cutlass::bfloat16_t;
   using Float16 = cutlass::half_t;
   if (args.block_k == 128) {
     return args.dtype == DataType::kBFloat16
-               ? launch<ConfigOf<BFloat16, kHeadDim, kHeadDimV, 128>>(args, multiprocessors, stream)
-               : launch<ConfigOf<Float16, kHeadDim, kHeadDimV, 128>>(args, multiprocessors, stream);
+               ? launch_one<BFloat16, kHeadDim, kHeadDimV, 128>(args, multiprocessors, stream)
+               : launch_one<Float16, kHeadDim, kHeadDimV, 128>(args, multiprocessors, stream);
   }
   return args.dtype == DataType::kBFloat16
-             ? launch<ConfigOf<BFloat16, kHeadDim, kHeadDimV, 64>>(args, multiprocessors, stream)
-             : launch<ConfigOf<Float16, kHeadDim, kHeadDimV, 64>>(args, multiprocessors, stream);
+             ? launch_one<BFloat16, kHeadDim, kHeadDimV, 64>(args, multiprocessors, stream)
+             : launch_one<Float16, kHeadDim, kHeadDimV, 64>(args, multiprocessors, stream);
 }
 
 // Key blocks of 128 only.

@@ -87,7 +87,7 @@ def key_blocks(shape: Shape, density: float, against: tuple[str, ...], device: s
 
 
 def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """The same random blocks for every head dim that has a kernel."""
+    """The same random blocks for every head dim up to 256 that has a kernel; :func:`wide_heads` has 512."""
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     runs = {}
     for head_dim, value_head_dim in HEAD_DIMS:
@@ -98,13 +98,18 @@ def head_dims(shape: Shape, density: float, against: tuple[str, ...], device: st
 
 
 def wide_heads(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Random blocks at head dims of 128 to 512, with as many columns of all heads: ``shape`` says of 128."""
+    """Random blocks at head dims of 128 to 512, with as many columns of all heads: ``shape`` says of 128.
+
+    512 once more in Triton, which every device without the CUDA library runs.
+    """
     kept = inputs.random_blocks(shape.heads, shape.length, density, device)
     runs = {}
     for head_dim in (128, 256, 512):
         own = _with_head_dim(shape, head_dim)
         mask = blocks.pack_bits(kept[:, : own.heads])
         runs[str(head_dim)] = _attention(*inputs.qkv(own, device), mask, own)
+    widest = runs["512"]
+    runs[f"512{IN_TRITON}"] = Run(partial(_on, "triton", widest.function), widest.flops)
     return Problem(runs, _share(blocks.pack_bits(kept), shape))
 
 
