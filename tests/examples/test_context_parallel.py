@@ -2,7 +2,7 @@
 
 import re
 
-from examples.test_tensor_parallel import torchrun
+from support.ranks import torchrun
 
 
 def test_the_example_answers_and_says_how_uneven_the_ranks_are():

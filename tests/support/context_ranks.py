@@ -1,24 +1,18 @@
-"""Run under torchrun: cases of context parallel, each beside one rank; what failed is written to a file.
-
-    torchrun --nproc-per-node N tests/support/context_ranks.py FOLDER CASE [CASE ..]
-
-Every rank runs every case, and rank r writes ``FOLDER/r.json``: of each case the error, or "".
-"""
+"""Cases of context parallel on several ranks (see ``ranks``), each beside one rank."""
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import time
-import traceback
 import weakref
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from support.models import SHAPE, SMALL_BLOCKS, tiny_llama
+from support.sinks import tiny_gpt_oss
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import (
     AutoModelForCausalLM,
@@ -28,14 +22,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.models import SHAPE, SMALL_BLOCKS, tiny_llama
-from support.sinks import tiny_gpt_oss
-
 import sa_compile
 import sa_compile.hf
 from sa_compile.distributed.attention import context_of
-from sa_compile.distributed.process import end
 
 OPTIONS = {**SMALL_BLOCKS, "tau": 0.5, "budget": 0.3, "budget_tau": 1.0, "last_rows": 20}
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
@@ -269,23 +258,3 @@ def tensor_parallel_inside():
     found = model(inputs, logits_to_keep=0).logits
     torch.testing.assert_close(found, single(inputs).logits, rtol=1e-4, atol=1e-5)
     assert torch.equal(model.generate(inputs, **GREEDY), single.generate(inputs, **GREEDY))
-
-
-@torch.no_grad()
-def main():
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    found = {}
-    for name in sys.argv[2:]:
-        try:
-            globals()[name]()
-            found[name] = ""
-        except Exception:
-            found[name] = traceback.format_exc()
-        print(name, found[name] or "ok", flush=True)
-    Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
-    end()
-
-
-if __name__ == "__main__":
-    main()
