@@ -187,7 +187,7 @@ they are (`inner="eager"`). *Sites* are attentions of the language model, summed
 towers are bidirectional and stay.
 
 *Head dims* are those of query and key, and of value where they differ. *Kernels* says what computes them in
-bf16 on an H200, attention / selection if these differ: sm90 (written for Hopper), triton, or none (above 256:
+bf16 on an H200, attention / selection if these differ: sm90 (written for Hopper), triton, or none (above 512:
 not sampled on any device).
 
 *Plain causal* is softmax(scale q k^T + mask) v, or that with one sink a head, under a mask of positions and
