@@ -83,7 +83,7 @@ serving: $(SERVING)/.installed
 
 GPU_RESULTS := $(wildcard benchmarks/results/h200_ops.json benchmarks/results/h200_ttft_*.json \
   benchmarks/results/h200_breakdown_*.json benchmarks/results/h200_lengths_*.json \
-  benchmarks/results/h200_compile_*.json benchmarks/results/h200_ops_adaptive.json)
+  benchmarks/results/h200_compile_*.json benchmarks/results/h200_ops_adaptive.json benchmarks/results/h200_models.json)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sa_compile bench report $(GPU_RESULTS) --out docs/gpu --headline glm-4-9b README.md

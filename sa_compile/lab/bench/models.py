@@ -40,7 +40,7 @@ _TITLE = """# bench models
 Milliseconds of a prefill with a new KV cache and the last token's logits, batch 1, of the layers that were
 built. eager: transformers' default, not compiled; Inductor: `torch.compile(model)`; FlexAttention:
 `attn_implementation="flex_attention"`, compiled; exact forms alone: sampleattn with `min_seq_len` above every
-prompt; sampleattn: its default. Every way runs the same model object; medians of calls in turn."""
+prompt; sampleattn: its default. Every way runs the same weights; medians of calls."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Case:
 
 
 CASES = (
-    Case("gpt-oss-20b", 4, "128-wide sliding and full layers in turn, attention sinks, head dim 64"),
+    Case("gpt-oss-20b", 2, "a 128-wide sliding layer and a full one, attention sinks, head dim 64"),
     Case("gemma-4-26b-a4b", 6, "five 1024-wide sliding layers of head dim 256, one full layer of 512"),
     Case("qwen3.6-27b", 4, "three gated DeltaNet layers, one full layer of head dim 256"),
     Case(
@@ -219,6 +219,11 @@ def _times_faster(row: Result, ours: Result | None) -> str:
     return f"{row['median_ms'] / ours['median_ms']:.2f}"
 
 
+def _commit(one: Result) -> str:
+    # A file that was put together otherwise than by :func:`run` says how.
+    return f"Commit {one['revision']}{f'; {how}' if (how := one.get('how')) else ''}."
+
+
 def page(results: Sequence[Result]) -> str:
     """Markdown: a section a model, with the command and the commit of each of its runs."""
     runs = [one for result in results for one in result["runs"]]
@@ -233,5 +238,5 @@ def page(results: Sequence[Result]) -> str:
             for text in row["sites"]
         )
         parts += ["\n".join(sites)] if sites else []
-        parts += dict.fromkeys(f"    {one['command']}\n\nCommit {one['revision']}." for one in mine)
+        parts += dict.fromkeys(f"    {one['command']}\n\n{_commit(one)}" for one in mine)
     return "\n\n".join(parts) + "\n"
