@@ -68,7 +68,7 @@ def load_profile(path: str) -> Profile:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ValueError(f"{path!r} is no profile: 'format' must be {FORMAT!r}")
     version = data.get("version")
-    if version not in _DEFAULTS_OF:
+    if version not in tuple(_DEFAULTS_OF):  # of a list or an object a dict would ask for a hash
         raise ValueError(
             f"profile {path!r} has format version {version!r}, this sa_compile reads 1 to {VERSION}: "
             "tune again"

@@ -145,6 +145,7 @@ BAD_FILES = [
     pytest.param(
         {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 3", id="version"
     ),
+    pytest.param({"version": [3]}, ValueError, r"format version \[3\], this", id="version-in-a-list"),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),
     pytest.param({"ranges": []}, ValueError, "has no ranges", id="no-ranges"),
     pytest.param(
