@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ BLOCK = 128
 # A set density knows no last rows that are kept whole, which context parallel would add to it.
 OPTIONS = {"last_rows": 0}
 NAMES = ("one", "cp", "tp", "tp_dense")
+UNSAID = ("json", "revision")  # arguments that do not decide the result
 LONG = 5.0  # seconds: what takes longer, and is not compiled first, is run once
 
 
@@ -69,47 +70,46 @@ class _Bench:
 
     def __init__(self, shape: Shape, device: torch.device, arguments: argparse.Namespace) -> None:
         self.shape, self.device, self.repeats = shape, device, arguments.repeats
-        self.compiled = arguments.compiled
+        self.compiled, self.chunked_mlp = arguments.compiled, arguments.chunked_mlp
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.ranks = Ranks.of(init_device_mesh(device.type, (dist.get_world_size(),)))
         ours = competitors.OURS if arguments.compiled else "interface"
         names = arguments.only
         self.runs: dict[str, Callable[..., Tensor]] = {}
         if "one" in names:
-            self.runs["one"] = competitors.build(ours, self._model(arguments), OPTIONS).run
+            self.runs["one"] = competitors.build(ours, self._model(), OPTIONS).run
         if "cp" in names:
-            self.shared = self._model(arguments)
+            self.shared = self._model()
             context_parallel(self.shared, self.ranks.group, OPTIONS, compile=arguments.compiled)
             self.runs["cp"] = lambda **inputs: self.shared(**inputs).logits
         if "tp" in names or "tp_dense" in names:
-            split = self._split_model(arguments)
+            split = self._split_model()
             dense = "inductor" if arguments.compiled else "flash2" if device.type == "cuda" else "eager"
             for name, way in (("tp", ours), ("tp_dense", dense)):
                 if name in names:
                     self.runs[name] = competitors.build(way, split, OPTIONS).run
 
-    def _model(self, arguments: argparse.Namespace) -> Any:
+    def _model(self) -> Any:
         """On every rank, with the same weights."""
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        model = self.shape.build(str(self.device), dtype)
-        if arguments.chunked_mlp:
-            chunk_mlps(model, arguments.chunked_mlp)
-        return model
+        return self._chunked(self.shape.build(str(self.device), self.dtype))
 
-    def _split_model(self, arguments: argparse.Namespace) -> Any:
+    def _split_model(self) -> Any:
         """This rank's part of it."""
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         with tempfile.TemporaryDirectory() as folder:
             places: list[Any] = [folder]
             dist.broadcast_object_list(places)
             if dist.get_rank() == 0:
-                whole: Any = self.shape.build(str(self.device), dtype)
+                whole: Any = self.shape.build(str(self.device), self.dtype)
                 whole.save_pretrained(places[0])
                 del whole
             dist.barrier()
-            model = AutoModelForCausalLM.from_pretrained(places[0], dtype=dtype, tp_plan="auto").eval()
+            model = AutoModelForCausalLM.from_pretrained(places[0], dtype=self.dtype, tp_plan="auto").eval()
             dist.barrier()
-        if arguments.chunked_mlp:
-            chunk_mlps(model, arguments.chunked_mlp)
+        return self._chunked(model)
+
+    def _chunked(self, model: Any) -> Any:
+        if self.chunked_mlp:
+            chunk_mlps(model, self.chunked_mlp)
         return model
 
     def measured(self, length: int, density: float) -> dict[str, Any]:
@@ -283,7 +283,8 @@ def _described(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Of the command line; ``said`` is what of it decides the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -298,12 +299,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="timed turns (default 3)")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--revision", help="the code's commit where git can not tell")
-    found = parser.parse_args()
-    given = vars(found)
-    names = ("model", "layers", "lengths", "density", "only", "repeats", "chunked_mlp")
-    shown = ((name, given[name] if isinstance(given[name], list) else [given[name]]) for name in names)
-    said = [f"--{name.replace('_', '-')} {' '.join(map(str, values))}" for name, values in shown if values[0]]
-    found.said = " ".join([*said, *(["--compiled"] if found.compiled else [])])
+    found = parser.parse_args(given)
+    if len(found.lengths) != len(found.density):
+        parser.error(
+            f"--density must be as many numbers as --lengths ({len(found.lengths)}), got {len(found.density)}"
+        )
+    if not all(0 < density <= 1 for density in found.density):
+        parser.error(f"--density must be in (0, 1], got {' '.join(map(str, found.density))}")
+    if found.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {found.repeats}")
+    said = []
+    for name, value in vars(found).items():
+        if name not in UNSAID and value is not None and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            said += [f"--{name.replace('_', '-')}", *map(str, values)]
+    found.said = " ".join(said)
     return found
 
 

@@ -6,7 +6,7 @@ import torch
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels.shared.blocks import causal_blocks, pack_bits
 from sa_compile.lab.bench import rank_shares
-from sa_compile.lab.bench.ranks import imbalances
+from sa_compile.lab.bench.ranks import _arguments, imbalances
 
 
 def test_rows_in_turn_keep_causal_work_even():
@@ -23,3 +23,29 @@ def test_the_shares_of_ranks_are_measured_at_the_density_asked_for():
     found = rank_shares.measured(512, 0.5, torch.device("cpu"), config)
     assert len(found["2"]) == 2 and len(found["4"]) == 4 and found["one"] > 0
     assert found["density"] == pytest.approx(0.5, abs=0.1)
+
+
+GIVEN = ["--lengths", "64", "128", "--density", "0.5", "0.1"]
+
+
+def test_the_command_of_a_result_says_all_that_decides_it():
+    said = "--model llama-3.1-8b --layers 2 --narrow --lengths 64 128 --density 0.5 0.1 --only cp --compiled"
+    given = [*GIVEN, "--only", "cp", "--narrow", "--compiled", "--json", "x.json"]
+    assert _arguments(given).said == f"{said} --repeats 3"
+    assert "--narrow" not in _arguments(GIVEN).said and "--chunked-mlp" not in _arguments(GIVEN).said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        pytest.param(
+            ["--density", "0.5"], "--density must be as many numbers as --lengths (2), got 1", id="few"
+        ),
+        pytest.param(["--density", "0.5", "1.5"], "--density must be in (0, 1], got 0.5 1.5", id="density"),
+        pytest.param(["--repeats", "0"], "--repeats must be at least 1, got 0", id="repeats"),
+    ],
+)
+def test_bad_arguments_are_named(given, message, capsys):
+    with pytest.raises(SystemExit):
+        _arguments([*GIVEN, *given])
+    assert message in capsys.readouterr().err
