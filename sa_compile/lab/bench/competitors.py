@@ -31,13 +31,13 @@ class Competitor:
     run: Callable[..., Any]
 
 
-def check(names: list[str], device: str) -> None:
-    """Raise ``ValueError`` for a baseline that does not exist, or cannot run on ``device``."""
+def check(names: list[str], device: str, argument: str = "--baselines") -> None:
+    """Raise ``ValueError`` for a baseline of ``argument`` that is unknown or cannot run on ``device``."""
     for name in names:
         if name not in BASELINES:
-            raise ValueError(f"--baselines: unknown baseline {name!r}; known: {', '.join(BASELINES)}")
+            raise ValueError(f"{argument}: unknown baseline {name!r}; known: {', '.join(BASELINES)}")
     if "flash2" in names and torch.device(device).type != "cuda":
-        raise ValueError(f"--baselines: flash2 needs a CUDA device, got --device {device}")
+        raise ValueError(f"{argument}: flash2 needs a CUDA device, got --device {device}")
 
 
 def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor:

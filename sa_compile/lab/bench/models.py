@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,6 @@ from sa_compile.lab.bench.ttft_table import TITLES, length_text
 from sa_compile.provenance import provenance
 
 BENCHMARK = "models"
-WAYS = ("eager", "inductor", "flex", "exact", OURS)
 # A way may leave a model's layers to Dynamo one by one, where the model breaks its graph in each.
 _RECOMPILES = {"recompile_limit": 256, "accumulated_recompile_limit": 4096}
 Result = dict[str, Any]
@@ -81,13 +81,19 @@ def chosen(patterns: Sequence[str]) -> list[Case]:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print each table and write the JSON anew after it; returns the exit status."""
     ways = [way for way in arguments.ways.split(",") if way]
-    competitors.check([way for way in ways if way != OURS], arguments.device)
+    if not ways:
+        raise ValueError(f"--ways must name at least one of {', '.join((*competitors.BASELINES, OURS))}")
+    competitors.check([way for way in ways if way != OURS], arguments.device, "--ways")
     if not 0 < arguments.density <= 1:
         raise ValueError(f"--density must be in (0, 1], got {arguments.density}")
+    if arguments.rounds < 0:
+        raise ValueError(f"--rounds must not be negative, got {arguments.rounds}")
     options = parse_options(arguments.option)
     result: Result = {"benchmark": BENCHMARK, "runs": [], "skipped": []}
     if arguments.json and arguments.json.exists():
         result = json.loads(arguments.json.read_text())
+        if result.get("benchmark") != BENCHMARK:
+            raise ValueError(f"--json: {arguments.json} is there and holds no result of 'bench models'")
         result["skipped"] = []
     begin = time.monotonic()
     for case in chosen(arguments.only):
@@ -136,14 +142,19 @@ def run(arguments: argparse.Namespace) -> int:
             one["rows"] = [row.to_dict() for row in rows]
             result["runs"] = [old for old in result["runs"] if _place(old) != _place(one)] + [one]
             print(f"{caption(one)}\n\n{table([one])}\n", flush=True)
-            if arguments.json:
-                arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+            _write(result, arguments.json)
         del model
         gc.collect()
         torch.cuda.empty_cache()
     if result["skipped"]:
+        _write(result, arguments.json)
         print(f"skipped after {arguments.minutes:g} minutes: {', '.join(result['skipped'])}")
     return 0
+
+
+def _write(result: Result, file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _place(one: Result) -> tuple[Any, ...]:
@@ -232,7 +243,7 @@ def page(results: Sequence[Result]) -> str:
     parts = [_TITLE]
     for model in dict.fromkeys(one["model"] for one in runs):
         mine = sorted((one for one in runs if one["model"] == model), key=lambda one: one["length"])
-        parts += [f"## {model}", caption(mine[0]), table(mine)]
+        parts += [f"## {model}", *dict.fromkeys(map(caption, mine)), table(mine)]
         sites = dict.fromkeys(
             f"- {TITLES[row['competitor']]}: {text}"
             for one in mine

@@ -46,6 +46,7 @@ def test_what_fails_is_a_result_and_what_is_there_is_not_measured_again(tmp_path
     arguments = ["--only", "qwen*", "--lengths", "64,80", "--ways", "eager,flex", "--json", str(out)]
     assert bench(*arguments, "--minutes", "0") == 0
     assert "skipped after 0 minutes: qwen3.6-27b 64, qwen3.6-27b 80" in capsys.readouterr().out
+    assert json.loads(out.read_text())["skipped"] == ["qwen3.6-27b 64", "qwen3.6-27b 80"]
     assert bench(*arguments) == 0
     result = json.loads(out.read_text())
     assert [one["length"] for one in result["runs"]] == [64, 80] and result["skipped"] == []
@@ -91,13 +92,23 @@ def test_memory_that_was_asked_for_is_named():
     ("arguments", "message"),
     [
         pytest.param(["--only", "gpt5"], "--only: no model 'gpt5'; models: gpt-oss-20b, gemma", id="only"),
-        pytest.param(["--ways", "magic"], "unknown baseline 'magic'", id="way"),
+        pytest.param(["--ways", "magic"], "--ways: unknown baseline 'magic'", id="way"),
+        pytest.param(["--ways", ","], "--ways must name at least one of eager, ", id="no way"),
+        pytest.param(["--rounds", "-1"], "--rounds must not be negative, got -1", id="rounds"),
         pytest.param(["--density", "0"], "--density must be in (0, 1], got 0.0", id="density"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message, capsys):
     assert bench("--lengths", "64", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_file_of_another_benchmark_is_left_alone(tmp_path, capsys):
+    out = tmp_path / "ttft.json"
+    out.write_text('{"benchmark": "ttft"}')
+    assert bench("--lengths", "64", "--json", str(out)) == 2
+    assert "holds no result of 'bench models'" in capsys.readouterr().err
+    assert out.read_text() == '{"benchmark": "ttft"}'
 
 
 def test_the_layers_that_are_built_have_the_whole_models_mix():
