@@ -1,14 +1,11 @@
 """Two GPUs: what ranks compute over NCCL in bf16, beside one; each case of ``support.ranks_on_gpus``."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from support.ranks import TESTS, torchrun
 
-ROOT = Path(__file__).resolve().parents[2]
 CASES = ("attention_over_ranks", "context_parallel", "tensor_parallel", "failure")
 
 
@@ -18,10 +15,10 @@ def found(tmp_path_factory):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     folder = tmp_path_factory.mktemp("ranks")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command = [*launch, str(ROOT / "tests" / "support" / "ranks_on_gpus.py"), str(folder), *CASES]
-    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    done = torchrun(2, str(TESTS / "support" / "ranks_on_gpus.py"), str(folder), *CASES)
+    written = [folder / f"{rank}.json" for rank in range(2)]
+    assert all(file.exists() for file in written), done.stderr[-20000:]
+    return [json.loads(file.read_text()) for file in written]
 
 
 @pytest.mark.parametrize("case", CASES)
