@@ -313,22 +313,20 @@ def test_layers_that_are_not_sampled_say_why(kernels, arguments, reason):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"causal": False}, {"mm_req_doc_ranges": {1: [(3, 9)]}}, {"rswa_prefix_lens": torch.ones(6)}]
+    "changes, what",
+    [
+        ({"causal": False}, "attention that is not causal"),
+        ({"mm_req_doc_ranges": {1: [(3, 9)]}}, "images that are seen as a whole"),
+        ({"rswa_prefix_lens": torch.ones(6)}, "reference sliding windows"),
+    ],
 )
-def test_a_batch_that_is_not_plain_causal_is_the_parent_s_and_the_log_says_so(kernels, changes):
+def test_a_batch_that_is_not_plain_causal_is_the_parent_s_and_the_log_says_so(kernels, changes, what):
     _, builder = make(EVERYTHING)
     common = batch(*MIXED).common.replace(**changes)
     with mock.patch.object(backend, "logger") as logger:
         assert builder._plan(0, common, False) is None
     ((text, why), _) = logger.info_once.call_args
-    assert text % why in {
-        f"sampleattn: steps with {what} are vLLM's own backend's"
-        for what in (
-            "attention that is not causal",
-            "images that are seen as a whole",
-            "reference sliding windows",
-        )
-    }
+    assert text % why == f"sampleattn: steps with {what} are vLLM's own backend's"
 
 
 def test_a_layer_whose_output_is_quantized_is_the_parent_s_and_the_log_says_so(kernels):
