@@ -86,7 +86,8 @@ class Engine:
         finished = sum(
             output.finished and len(output.outputs[0].token_ids) == new_tokens for output in outputs
         )
-        counted = {name: self.counted()[name] - before[name] for name in ("prefills", "tokens", "failures")}
+        after = self.counted()
+        counted = {name: after[name] - before[name] for name in ("prefills", "tokens", "failures")}
         return {"requests": len(prompts), "finished": finished, "seconds": seconds, "sampled": counted}
 
     def answers(self, new_tokens: int) -> list[dict[str, Any]]:
