@@ -26,8 +26,14 @@ def merged(files: list[dict[str, Any]]) -> dict[str, Any]:
         revision = file.get("revision")
         these = file.get("runs") or {revision: {part: file[part] for part in PARTS if part in file}}
         for name, one in these.items():
-            if runs.setdefault(name, one)["command"] != one["command"]:
-                raise ValueError(f"two runs of revision {name!r}: {runs[name]['command']}, {one['command']}")
+            before = runs.get(name, one)
+            if before["command"] != one["command"]:
+                raise ValueError(f"two runs of revision {name!r}: {before['command']}, {one['command']}")
+            again = {
+                n for n, s in file["sections"].items() if s.get("revision", revision) == name and _measured(s)
+            }
+            errors = {section: text for section, text in _errors(before).items() if section not in again}
+            runs[name] = {**one, "errors": {**errors, **_errors(one)}}
         for name, found in file["sections"].items():
             if _measured(found):
                 sections[name] = {"revision": revision, **found}
@@ -36,7 +42,7 @@ def merged(files: list[dict[str, Any]]) -> dict[str, Any]:
         "benchmark": "vllm_engines",
         "sections": {name: sections[name] for name in run.SECTIONS if name in sections},
         "missing": [name for name in run.SECTIONS if name not in sections],
-        "runs": {name: _without_logs(one) for name, one in runs.items() if name in used},
+        "runs": {name: one for name, one in runs.items() if name in used},
     }
 
 
@@ -45,14 +51,13 @@ def _measured(found: dict[str, Any]) -> bool:
     return any(found["seconds"].values()) if "seconds" in found else bool(set(found) - {"took_s", "revision"})
 
 
-def _without_logs(one: dict[str, Any]) -> dict[str, Any]:
-    """A run without what it says of sections that it has not reached, and without its engines' logs."""
-    errors = {
+def _errors(one: dict[str, Any]) -> dict[str, str]:
+    """Those of a run, without what it says of sections that it has not reached, and its engines' logs."""
+    return {
         name: text.split("\n")[0].split(": INFO ")[0][:300]
         for name, text in one["errors"].items()
         if "no time was left" not in text
     }
-    return {**one, "errors": errors}
 
 
 def main() -> None:

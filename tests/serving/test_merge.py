@@ -47,6 +47,15 @@ def test_a_revision_that_nothing_is_left_of_is_gone():
     assert list(merged([_run("older", failing={"failures": 0}), NEW, OLD])["runs"]) == ["old"]
 
 
+def test_a_run_that_is_repeated_keeps_the_errors_that_still_hold():
+    lost = _run("old", {"failing": "Lost: it ended", "layer": "Lost: too late"}, failing={"failures": 1})
+    assert merged([lost, OLD])["runs"]["old"]["errors"] == {}
+    assert merged([OLD, lost])["runs"]["old"]["errors"] == lost["errors"]
+    again = _run("old", {"layer": "TimeoutError: no time was left"}, failing={"failures": 0})
+    assert merged([lost, again])["runs"]["old"]["errors"] == {"layer": "Lost: too late"}
+    assert merged([merged([lost]), again]) == merged([lost, again])
+
+
 def test_two_commands_at_one_revision_are_refused():
     with pytest.raises(ValueError, match="two runs of revision 'old'"):
         merged([OLD, {**OLD, "command": "another"}])
