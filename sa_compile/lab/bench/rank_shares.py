@@ -12,7 +12,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,32 @@ def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
     return statistics.median(times[1:])
 
 
-def _arguments() -> argparse.Namespace:
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """Arguments: prompt lengths, and the density of each."""
+    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="prompt lengths in tokens")
+    parser.add_argument("--density", type=float, nargs="+", required=True, help="set density, one a length")
+
+
+def check_lengths(parser: argparse.ArgumentParser, found: argparse.Namespace) -> None:
+    """End the program, with the argument's name, unless each length has a density in (0, 1]."""
+    if len(found.lengths) != len(found.density):
+        parser.error(
+            f"--density must be as many numbers as --lengths ({len(found.lengths)}), got {len(found.density)}"
+        )
+    if not all(0 < density <= 1 for density in found.density):
+        parser.error(f"--density must be in (0, 1], got {' '.join(map(str, found.density))}")
+
+
+def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="prompt lengths in tokens")
-    parser.add_argument("--density", type=float, nargs="+", required=True, help="set density, one a length")
+    add_lengths(parser)
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--revision", help="the code's commit where git can not tell")
-    return parser.parse_args()
+    found = parser.parse_args(given)
+    check_lengths(parser, found)
+    return found
 
 
 if __name__ == "__main__":

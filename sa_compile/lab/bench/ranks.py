@@ -38,6 +38,7 @@ from sa_compile.distributed.ranks import Ranks
 from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.lab.bench import competitors
 from sa_compile.lab.bench.op_hooks import density_set, random_strips
+from sa_compile.lab.bench.rank_shares import add_lengths, check_lengths
 from sa_compile.lab.bench.shape import Shape, load_shape
 from sa_compile.provenance import provenance
 
@@ -291,8 +292,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="llama-3.1-8b", help="a shape (default llama-3.1-8b)")
     parser.add_argument("--layers", type=int, default=2, help="layers that are built (default 2)")
     parser.add_argument("--narrow", action="store_true", help="small heads, MLP and vocabulary, for tests")
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="prompt lengths in tokens")
-    parser.add_argument("--density", type=float, nargs="+", required=True, help="set density, one a length")
+    add_lengths(parser)
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES), help="what is measured")
     parser.add_argument("--compiled", action="store_true", help="compile the models")
     parser.add_argument("--chunked-mlp", type=int, help="run MLPs so many rows at a time")
@@ -300,12 +300,7 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--revision", help="the code's commit where git can not tell")
     found = parser.parse_args(given)
-    if len(found.lengths) != len(found.density):
-        parser.error(
-            f"--density must be as many numbers as --lengths ({len(found.lengths)}), got {len(found.density)}"
-        )
-    if not all(0 < density <= 1 for density in found.density):
-        parser.error(f"--density must be in (0, 1], got {' '.join(map(str, found.density))}")
+    check_lengths(parser, found)
     if found.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {found.repeats}")
     said = []

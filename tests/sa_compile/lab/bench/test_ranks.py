@@ -46,6 +46,7 @@ def test_the_command_of_a_result_says_all_that_decides_it():
     ],
 )
 def test_bad_arguments_are_named(given, message, capsys):
-    with pytest.raises(SystemExit):
-        _arguments([*GIVEN, *given])
-    assert message in capsys.readouterr().err
+    for of in (_arguments, *([rank_shares._arguments] if "--density" in given else [])):
+        with pytest.raises(SystemExit):
+            of([*GIVEN, *given])
+        assert message in capsys.readouterr().err
