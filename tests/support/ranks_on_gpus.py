@@ -112,7 +112,8 @@ def _compare(name, model, **more):
     expected, greedy = (x.generate(tokens, **GREEDY)[0, tokens.shape[1] :].tolist() for x in (one, model))
     say(name, difference=difference, of_bf16_from_fp32=rounding, tokens=greedy, expected=expected, **more)
     assert greedy == expected
-    assert difference <= 2 * rounding + 1e-4
+    # In fp32, where the first is 0, sums over ranks round otherwise.
+    assert difference <= 2 * rounding + 1e-5 * far.abs().max().item()
 
 
 def context_parallel():
