@@ -211,6 +211,17 @@ def test_a_model_counts_as_rewritten_only_if_every_site_is():
     assert not total.passed
 
 
+def test_a_model_that_is_kept_as_eager_alone_is_rewritten_as_it_runs_by_default():
+    kept = [result(sites=[KEPT])]
+    records = [
+        record(),
+        record(attn="eager", results=kept),
+        record("GPTNeoForCausalLM", "eager", results=kept),
+    ]
+    total = table.totals(records)
+    assert (len(total.plain), total.rewritten, total.as_run) == (2, [], ["LlamaForCausalLM"])
+
+
 def test_what_the_time_did_not_reach_is_named_and_not_counted():
     late = {"model": "LateForCausalLM", "attn": "eager", "status": table.NOT_RUN, "reason": "time"}
     records = [record(), late]

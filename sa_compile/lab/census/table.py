@@ -57,7 +57,9 @@ class Totals:
     """The census in numbers; ``plain`` and ``rewritten`` count models (classes), not records.
 
     Both are of language models, alone or beside a tower; ``classifiers`` and ``classifiers_rewritten`` are
-    the same of sequence classifiers. ``shown``: classes that were compared with an image or a sound.
+    the same of sequence classifiers. ``as_run``: of ``plain``, those rewritten at every site in the
+    implementation of attention that a class runs unless told otherwise, SDPA where it has that. ``shown``:
+    classes that were compared with an image or a sound.
     """
 
     classes: int
@@ -70,6 +72,7 @@ class Totals:
     least_reach: float
     plain: list[str]
     rewritten: list[str]
+    as_run: list[str]
     classifiers: list[str]
     classifiers_rewritten: list[str]
     shown: list[str]
@@ -78,6 +81,11 @@ class Totals:
     def share(self) -> float:
         """Of the models with plain causal attention: the share of which every site was sampled or exact."""
         return len(self.rewritten) / len(self.plain) if self.plain else 1.0
+
+    @property
+    def share_as_run(self) -> float:
+        """The same of attention as it runs by default."""
+        return len(self.as_run) / len(self.plain) if self.plain else 1.0
 
     @property
     def all_rewritten(self) -> set[str]:
@@ -102,7 +110,7 @@ def totals(records: Sequence[Record]) -> Totals:
     plain_ones = sorted(name for name in plain if plain[name] in _LANGUAGE_MODELS)
     classifiers = sorted(name for name in plain if plain[name] == CLASSIFICATION)
     measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
-    untouched = {record["model"] for record in measured if outcomes(record)["kept"] or not outcomes(record)}
+    untouched = _untouched(measured)
     return Totals(
         classes=len({record["model"] for record in records if record["status"] != NOT_RUN}),
         records=sum(record["status"] == "run" for record in records),
@@ -118,10 +126,22 @@ def totals(records: Sequence[Record]) -> Totals:
         least_reach=min((record["reach"] for record in measured if "reach" in record), default=0.0),
         plain=plain_ones,
         rewritten=[model for model in plain_ones if model not in untouched],
+        as_run=[model for model in plain_ones if model not in _untouched(_as_run(measured))],
         classifiers=classifiers,
         classifiers_rewritten=[model for model in classifiers if model not in untouched],
         shown=sorted({record["model"] for record, result in checked if result["variant"].startswith(_SHOWN)}),
     )
+
+
+def _untouched(records: Sequence[Record]) -> set[str]:
+    """The models of which a record has a site that was kept, or no site."""
+    return {record["model"] for record in records if outcomes(record)["kept"] or not outcomes(record)}
+
+
+def _as_run(records: Sequence[Record]) -> list[Record]:
+    """Of each model the record of SDPA, or of eager attention where it has no other."""
+    with_sdpa = {record["model"] for record in records if record["attn"] == "sdpa"}
+    return [record for record in records if record["attn"] == "sdpa" or record["model"] not in with_sdpa]
 
 
 _SHOWN = "image or sound"
@@ -214,7 +234,14 @@ def summary(total: Totals) -> str:
         ("least change of the logits by a token eight places before", f"{total.least_reach:.1e}"),
         ("wrong outputs, crashes, leftover score matrices", len(total.failures)),
         ("language models, alone or with a tower, with plain causal attention", len(total.plain)),
-        ("of these, rewritten at every site", f"{len(total.rewritten)} ({total.share:.1%})"),
+        (
+            "of these, rewritten at every site, as SDPA and as eager",
+            f"{len(total.rewritten)} ({total.share:.1%})",
+        ),
+        (
+            "of these, rewritten at every site as they run by default",
+            f"{len(total.as_run)} ({total.share_as_run:.1%})",
+        ),
         ("sequence classifiers with plain causal attention", len(total.classifiers)),
         ("of these, rewritten at every site", len(total.classifiers_rewritten)),
     ]
