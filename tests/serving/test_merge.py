@@ -1,13 +1,21 @@
 """benchmarks/serving/merge.py: each section is that of the last run which measured it."""
 
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "serving"))
+FOLDER = Path(__file__).parents[2] / "benchmarks" / "serving"
 
-from merge import merged
+
+@pytest.fixture(scope="module")
+def merged():
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("merge").merged
+    sys.path.remove(str(FOLDER))
+    for name in ("merge", "run"):  # other folders have files of these names
+        sys.modules.pop(name, None)
 
 
 def _run(revision, errors=None, **sections):
@@ -26,7 +34,7 @@ NEW = _run(
 )
 
 
-def test_sections_are_those_of_the_last_run_that_measured_them():
+def test_sections_are_those_of_the_last_run_that_measured_them(merged):
     found = merged([OLD, NEW])
     assert found["sections"] == {
         "failing": {"revision": "new", "failures": 2, "took_s": 1.0},
@@ -37,17 +45,17 @@ def test_sections_are_those_of_the_last_run_that_measured_them():
     assert list(found["runs"]) == ["old", "new"]
 
 
-def test_what_was_merged_is_a_run_too():
+def test_what_was_merged_is_a_run_too(merged):
     one_by_one = merged([merged([OLD]), NEW])
     assert one_by_one == merged([OLD, NEW])
     assert merged([one_by_one]) == one_by_one
 
 
-def test_a_revision_that_nothing_is_left_of_is_gone():
+def test_a_revision_that_nothing_is_left_of_is_gone(merged):
     assert list(merged([_run("older", failing={"failures": 0}), NEW, OLD])["runs"]) == ["old"]
 
 
-def test_a_run_that_is_repeated_keeps_the_errors_that_still_hold():
+def test_a_run_that_is_repeated_keeps_the_errors_that_still_hold(merged):
     lost = _run("old", {"failing": "Lost: it ended", "layer": "Lost: too late"}, failing={"failures": 1})
     assert merged([lost, OLD])["runs"]["old"]["errors"] == {}
     assert merged([OLD, lost])["runs"]["old"]["errors"] == lost["errors"]
@@ -56,6 +64,6 @@ def test_a_run_that_is_repeated_keeps_the_errors_that_still_hold():
     assert merged([merged([lost]), again]) == merged([lost, again])
 
 
-def test_two_commands_at_one_revision_are_refused():
+def test_two_commands_at_one_revision_are_refused(merged):
     with pytest.raises(ValueError, match="two runs of revision 'old'"):
         merged([OLD, {**OLD, "command": "another"}])
