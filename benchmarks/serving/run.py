@@ -20,6 +20,7 @@ import select
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,7 +62,7 @@ class Engine:
         environment = {
             **os.environ,
             **{"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            "VLLM_CACHE_ROOT": f"/tmp/vllm_cache/{plain}",
+            "VLLM_CACHE_ROOT": str(Path(tempfile.gettempdir(), "vllm_cache", plain)),
         }
         here, there = os.pipe()
         with open(self.log, "w") as log:
