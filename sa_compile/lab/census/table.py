@@ -12,6 +12,7 @@ from tabulate import tabulate
 from sa_compile.lab.census.classes import CAUSAL, CLASSIFICATION, KINDS, MULTIMODAL
 from sa_compile.lab.census.head_dims import kernels_of
 from sa_compile.lab.census.plain import why_not_plain
+from sa_compile.passes.conditions.kernels import MAX_HEAD_DIM
 
 OUTCOMES = ("sampled", "exact", "kept")
 REQUIRED_SHARE = 0.95
@@ -110,7 +111,7 @@ def totals(records: Sequence[Record]) -> Totals:
     plain_ones = sorted(name for name in plain if plain[name] in _LANGUAGE_MODELS)
     classifiers = sorted(name for name in plain if plain[name] == CLASSIFICATION)
     measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
-    untouched = _untouched(measured)
+    untouched, untouched_as_run = _untouched(measured), _untouched(_as_run(measured))
     return Totals(
         classes=len({record["model"] for record in records if record["status"] != NOT_RUN}),
         records=sum(record["status"] == "run" for record in records),
@@ -126,7 +127,7 @@ def totals(records: Sequence[Record]) -> Totals:
         least_reach=min((record["reach"] for record in measured if "reach" in record), default=0.0),
         plain=plain_ones,
         rewritten=[model for model in plain_ones if model not in untouched],
-        as_run=[model for model in plain_ones if model not in _untouched(_as_run(measured))],
+        as_run=[model for model in plain_ones if model not in untouched_as_run],
         classifiers=classifiers,
         classifiers_rewritten=[model for model in classifiers if model not in untouched],
         shown=sorted({record["model"] for record, result in checked if result["variant"].startswith(_SHOWN)}),
@@ -167,6 +168,7 @@ def markdown(census: dict[str, Any]) -> str:
         _INTRODUCTION.format(
             command=census["command"],
             commit=census["revision"],
+            widest=MAX_HEAD_DIM,
             versions=", ".join(f"{name} {version}" for name, version in census["versions"].items()),
         ),
         summary(totals(default)),
@@ -207,8 +209,8 @@ they are (`inner="eager"`). *Sites* are attentions of the language model, summed
 towers are bidirectional and stay.
 
 *Head dims* are those of query and key, and of value where they differ. *Kernels* says what computes them in
-bf16 on an H200, attention / selection if these differ: sm90 (written for Hopper), triton, or none (above 512:
-not sampled on any device).
+bf16 on an H200, attention / selection if these differ: sm90 (written for Hopper), triton, or none (above
+{widest}: not sampled on any device).
 
 *Plain causal* is softmax(scale q k^T + mask) v, or that with one sink a head, under a mask of positions and
 padding. Whether a model is causal is measured: nothing before a token changes with it. A table below has the
