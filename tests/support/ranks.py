@@ -35,21 +35,30 @@ def launched(ranks, cases, folder):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
-@torch.no_grad()
-def main():
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+def run_cases(names, run, folder):
+    """On a rank: run every case, and write what is found after each."""
     found = {}
-    for name in sys.argv[2:]:
-        file, case = name.split(".")
+    for name in names:
         try:
-            getattr(importlib.import_module(f"support.{file}"), case)()
+            run(name)
             found[name] = ""
         except Exception:
             found[name] = traceback.format_exc()
         print(name, found[name] or "ok", flush=True)
-    Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
+        Path(folder, f"{dist.get_rank()}.json").write_text(json.dumps(found))
+
+
+@torch.no_grad()
+def main():
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    run_cases(sys.argv[2:], _run, sys.argv[1])
     end()
+
+
+def _run(name):
+    file, case = name.split(".")
+    getattr(importlib.import_module(f"support.{file}"), case)()
 
 
 if __name__ == "__main__":

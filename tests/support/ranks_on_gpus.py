@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 from quickstart import MODEL, reference_manual_prompt
+from support.ranks import run_cases
 
 import sa_compile
 import sa_compile.hf
@@ -162,15 +162,7 @@ def failure():
 
 @torch.no_grad()
 def main():
-    found = {}
-    for name in sys.argv[2:]:
-        try:
-            globals()[name]()
-            found[name] = ""
-        except Exception:
-            found[name] = traceback.format_exc()
-            print(name, found[name], flush=True)
-        Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    run_cases(sys.argv[2:], lambda name: globals()[name](), sys.argv[1])
     end()
 
 
