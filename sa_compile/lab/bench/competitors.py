@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from sa_compile.lab.bench import parts
+
 BASELINES = {
     "eager": "transformers' default, not compiled: SDPA where the model has it, PyTorch chooses the kernel",
     "flash2": "the same with SDPA pinned to FlashAttention-2 (CUDA only)",
     "inductor": "torch.compile(model)",
     "flex": "attn_implementation='flex_attention', torch.compile(model)",
+    "rest": "torch.compile(model) with attentions that return their queries: all that is not attention",
     "interface": "attn_implementation='sampleattn', not compiled",
     "exact": "torch.compile(model, backend='sampleattn') with no prompt long enough to be sampled",
 }
 OURS = "sampleattn"
-COMPILED = ("inductor", "flex", "exact", OURS)
+COMPILED = ("inductor", "flex", "rest", "exact", OURS)
 _NEVER_SAMPLED = {"min_seq_len": 1 << 40}
 
 
@@ -43,7 +46,10 @@ def check(names: list[str], device: str, argument: str = "--baselines") -> None:
 def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor:
     """The competitor ``name`` for a model; nothing is compiled before its first run."""
     default = "sdpa" if getattr(model, "_supports_sdpa", True) else "eager"
-    implementation = {"flex": "flex_attention", "interface": "sampleattn"}.get(name, default)
+    implementations = {"flex": "flex_attention", "interface": "sampleattn", "rest": parts.NO_ATTENTION}
+    implementation = implementations.get(name, default)
+    if name == "rest":
+        parts.register_no_attention()
     if name == "interface":
         from sa_compile import hf
 
@@ -54,11 +60,18 @@ def build(name: str, model: nn.Module, options: Mapping[str, Any]) -> Competitor
         forward = torch.compile(forward, backend="sampleattn", dynamic=False, options=options)
     elif name in COMPILED:
         forward = torch.compile(forward, dynamic=False)
+    from transformers import DynamicCache
+
+    arounds = {"flash2": _pinned_to_flash, "flex": parts.block_mask_in_one_graph}
+    around = arounds.get(name, nullcontext)
 
     def run(**inputs: Any) -> Any:
         if model.config._attn_implementation != implementation:  # type: ignore[union-attr]
             model.set_attn_implementation(implementation)  # type: ignore[operator]
-        with _pinned_to_flash() if name == "flash2" else _nothing():
+        if name == "flex" and inputs.get("use_cache"):
+            # Dynamo loses the attributes of a cache that a graph with FlexAttention makes for itself.
+            inputs["past_key_values"] = DynamicCache(config=model.config)  # type: ignore[arg-type]
+        with around():
             return forward(**inputs)
 
     return Competitor(name, run)
@@ -81,8 +94,3 @@ def _pinned_to_flash() -> Iterator[None]:
 
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         yield
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

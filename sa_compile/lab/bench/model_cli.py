@@ -63,7 +63,9 @@ def _add_models(benchmarks: Any) -> None:
     models.add_argument(
         "--lengths", type=_lengths, default=[32 << 10, 128 << 10], help="tokens (default 32K,128K)"
     )
-    models.add_argument("--ways", default="eager,inductor,flex,exact,sampleattn", help="default: all five")
+    models.add_argument(
+        "--ways", default="eager,inductor,flex,rest,exact,sampleattn", help="default: %(default)s"
+    )
     models.add_argument(
         "--density", type=float, default=0.1, help="share of the causal blocks kept (default 0.1)"
     )

@@ -15,6 +15,7 @@ TITLES = {
     "flash2": "FlashAttention-2",
     "inductor": "Inductor",
     "flex": "FlexAttention",
+    "rest": "without attention",
     "interface": "sampleattn, not compiled",
     "exact": "exact forms alone",
     OURS: "sampleattn",

@@ -1,12 +1,15 @@
 """bench models: every case on the CPU, narrow, at a few tokens."""
 
 import json
+import sys
+from types import ModuleType
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from sa_compile.cli import main
-from sa_compile.lab.bench import models
+from sa_compile.lab.bench import competitors, models, parts
 from sa_compile.lab.bench.report import write
 from sa_compile.lab.bench.shape import load_shape
 
@@ -66,6 +69,63 @@ def test_what_fails_is_a_result_and_what_is_there_is_not_measured_again(tmp_path
     out.write_text(json.dumps(result))
     (page,) = write([out], tmp_path / "pages")
     assert "; a process for each way." in page.read_text()
+
+
+def test_attention_is_what_the_rest_of_the_model_leaves(tmp_path):
+    out = tmp_path / "models.json"
+    arguments = ["--only", "gpt*", "--lengths", "64", "--ways", "eager,rest", "--json", str(out)]
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        assert bench(*arguments) == 0
+    result = json.loads(out.read_text())
+    eager, rest = result["runs"][0]["rows"]
+    assert eager["error"] == rest["error"] == "" and rest["difference"] > 0.01
+    eager["median_ms"], rest["median_ms"] = 100.0, 40.0
+    result["runs"][0]["rows"].append(eager | {"competitor": "sampleattn", "median_ms": 50.0})
+    header, _, *lines = (line.split("|")[1:-1] for line in models.table(result["runs"]).splitlines())
+    columns = [[cell.strip() for cell in line] for line in zip(header, *lines, strict=True)]
+    assert ["attention (ms)", "60.0", "-", "10.0"] in columns
+    assert ["attention: faster by", "6.00", "-", "-"] in columns
+    assert ["sampleattn is faster by", "2.00", "-", "-"] in columns
+
+
+def run_in_one_graph(way, model):
+    """Logits of a narrow model in a way that compiles, and of how many graphs and breaks it became."""
+    counters.clear()
+    tokens = torch.randint(0, 128, (1, 128), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.compiler.set_stance("default", force_backend="eager"):
+        out = competitors.build(way, model, {}).run(input_ids=tokens, use_cache=True, logits_to_keep=1)
+    return out, counters["stats"]["unique_graphs"], len(counters["graph_break"])
+
+
+def narrow(model):
+    case = next(case for case in models.CASES if case.shape == model)
+    shape = load_shape(case.shape, layers=case.layers, narrow=True, changed=case.changed)
+    return shape.build("cpu", torch.float32)
+
+
+@pytest.mark.parametrize("model", ["gemma-4-26b-a4b", "deepseek-v3"])
+def test_a_model_with_flex_attention_is_one_graph(model):
+    _, graphs, breaks = run_in_one_graph("flex", narrow(model))
+    assert (graphs, breaks) == (1, 0)
+
+
+def test_the_delta_rule_that_keeps_dynamo_out_is_one_operator(monkeypatch):
+    model = narrow("qwen3.6-27b")
+    module = sys.modules[type(model).__module__]
+    expected, graphs, _ = run_in_one_graph("inductor", model)
+    assert graphs == 1
+    # As flash-linear-attention has it.
+    rule = torch.compiler.disable(module.torch_chunk_gated_delta_rule.__wrapped__)
+    monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", lambda *args, **kwargs: rule(*args, **kwargs))
+    with parts.delta_rule_as_one_op(model) as there:
+        assert not there
+        assert run_in_one_graph("inductor", model)[1] > 4
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", ModuleType("fla"))
+    with parts.delta_rule_as_one_op(model) as there:
+        assert there
+        out, graphs, breaks = run_in_one_graph("inductor", model)
+    assert (graphs, breaks) == (1, 0)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_slow_way_is_timed_once(tmp_path):
