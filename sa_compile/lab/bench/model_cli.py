@@ -64,7 +64,7 @@ def _add_models(benchmarks: Any) -> None:
         "--lengths", type=_lengths, default=[32 << 10, 128 << 10], help="tokens (default 32K,128K)"
     )
     models.add_argument(
-        "--ways", default="eager,inductor,flex,rest,exact,sampleattn", help="default: %(default)s"
+        "--ways", default="eager,inductor,flex,exact,sampleattn,rest", help="default: %(default)s"
     )
     models.add_argument(
         "--density", type=float, default=0.1, help="share of the causal blocks kept (default 0.1)"
