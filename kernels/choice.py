@@ -35,9 +35,9 @@ _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
 _SELECTION = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
-    "select_budget",
+    *("select_budget", "select_budget_rest"),
 )
-_ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention")
+_ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", "block_rest_attention")
 Capability = tuple[int, int]
 HOPPER: Capability = (9, 0)
 
@@ -127,6 +127,15 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             block_k=(128,),
             capability=HOPPER,
             library_op="select_budget_sm90",
+        ),
+        Kernel(
+            ("select_budget_rest",),
+            _HALF,
+            CUDA_HEAD_DIMS[:-1],
+            block_q=(128,),
+            block_k=(128,),
+            capability=HOPPER,
+            library_op="select_budget_rest_sm90",
         ),
         Kernel(
             ("block_mean_attention",),

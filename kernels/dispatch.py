@@ -20,12 +20,14 @@ from . import choice
 from .attention_mass import op as attention_mass
 from .block_mean_attention import op as block_mean_attention
 from .block_representatives import op as block_representatives
+from .block_rest_attention import op as block_rest_attention
 from .block_sparse_attention import op as block_sparse_attention
 from .mask_blocks import op as mask_blocks
 from .sample_scores import op as sample_scores
 from .select_adaptive import op as select_adaptive
 from .select_blocks import op as select_blocks
 from .select_budget import op as select_budget
+from .select_budget_rest import op as select_budget_rest
 from .shared.record import schema
 
 NAMESPACE = "sampleattn"
@@ -39,6 +41,8 @@ OPS: tuple[Any, ...] = (
     block_representatives,
     select_adaptive,
     select_budget,
+    select_budget_rest,
+    block_rest_attention,
 )
 
 SCHEMAS = {op.NAME: schema(op.Arguments, op.RETURNS) for op in OPS}
@@ -120,6 +124,6 @@ for _op in OPS:
     _register(_op, "CompositeExplicitAutograd", implementation(_op.NAME, "eager"))
     if torch.version.cuda is not None and hasattr(_op, "kernel"):
         _register(_op, "CUDA", on_cuda(_op))
-for _op in (block_sparse_attention, block_mean_attention):
+for _op in (block_sparse_attention, block_mean_attention, block_rest_attention):
     refuse_backward(_op.NAME, _library)
 HAS_CPU_LIBRARY = load_cpu_library()

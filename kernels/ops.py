@@ -21,6 +21,7 @@ from . import choice
 from .attention_mass.op import attention_mass
 from .block_mean_attention.op import block_mean_attention
 from .block_representatives.op import block_representatives
+from .block_rest_attention.op import block_rest_attention
 from .block_sparse_attention.op import block_sparse_attention
 from .dispatch import HAS_CPU_LIBRARY, NAMESPACE, SCHEMAS
 from .mask_blocks.op import mask_blocks
@@ -28,6 +29,7 @@ from .sample_scores.op import sample_scores
 from .select_adaptive.op import select_adaptive
 from .select_blocks.op import select_blocks
 from .select_budget.op import select_budget
+from .select_budget_rest.op import select_budget_rest
 
 __all__ = [
     "NAMESPACE",
@@ -51,6 +53,10 @@ __all__ = [
     "select_adaptive_op",
     "select_budget",
     "select_budget_op",
+    "select_budget_rest",
+    "select_budget_rest_op",
+    "block_rest_attention",
+    "block_rest_attention_op",
 ]
 
 
@@ -77,6 +83,8 @@ attention_mass_op = torch.ops.sampleattn.attention_mass.default
 block_representatives_op = torch.ops.sampleattn.block_representatives.default
 select_adaptive_op = torch.ops.sampleattn.select_adaptive.default
 select_budget_op = torch.ops.sampleattn.select_budget.default
+select_budget_rest_op = torch.ops.sampleattn.select_budget_rest.default
+block_rest_attention_op = torch.ops.sampleattn.block_rest_attention.default
 
 
 def declare_to_inductor() -> None:

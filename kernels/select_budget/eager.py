@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,16 +20,21 @@ from .op import Arguments, first_row, rows_of_a_block
 
 
 def select_budget(a: Arguments) -> Tensor:
+    kept, allowed, _ = kept_blocks(a)
+    return pack_bits(kept & allowed)
+
+
+def kept_blocks(a: Arguments) -> tuple[Tensor, Tensor, Sampled]:
+    """Bool [B, Hq, n_query_blocks, n_key_blocks]: what is kept of what is allowed, and that; the shares."""
     grid, device = Grid.of(a), a.query.device
     visible = visible_blocks(a.key_segment, a.block_k)
     rows = torch.full((1,), a.query.shape[2], device=device)
     allowed = allowed_blocks(grid, visible, block_stops(rows, grid.q_len, grid.block_q))
     forced = forced_blocks(grid, a.forced, visible, None, device)
-    share, squares = block_shares(a)
+    sampled = block_shares(a)
     candidate = (allowed & ~forced)[:, None]
-    kept = forced[:, None] | (growths(torch.where(candidate, share, 0.0)) >= a.budget * a.budget)
-    kept = kept | (squares >= a.tau * a.tau)
-    return pack_bits(kept & allowed[:, None])
+    kept = forced[:, None] | (growths(torch.where(candidate, sampled.share, 0.0)) >= a.budget * a.budget)
+    return kept | (sampled.squares >= a.tau * a.tau), allowed[:, None], sampled
 
 
 def growths(share: Tensor) -> Tensor:
@@ -37,12 +44,16 @@ def growths(share: Tensor) -> Tensor:
     return torch.zeros_like(before).scatter(-1, order, ordered * (ordered + 2 * before))
 
 
-def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
-    """Shares of attention that the sampled rows give each block, averaged over those that see a key.
+class Sampled(NamedTuple):
+    """What the sampled rows that see a key give, fp32."""
 
-    And the squares of its keys' shares, as they would sum up over ``block_q`` rows like those. Both fp32
-    [B, Hq, n_query_blocks, n_key_blocks].
-    """
+    share: Tensor  # of attention, averaged over the rows, [B, Hq, n_query_blocks, n_key_blocks]
+    squares: Tensor  # of the keys' shares, as they would sum up over block_q rows like those, likewise
+    level: Tensor  # the mean of the rows' log-sum-exp, [B, Hq, n_query_blocks]; -inf where no row sees a key
+
+
+def block_shares(a: Arguments) -> Sampled:
+    """Of each query block what its sampled rows give each block of keys."""
     batch, heads, q_len, _ = a.query.shape
     grid, kv_len, block_q = Grid.of(a), a.key.shape[2], a.block_q
     n_query_blocks, n_key_blocks = grid.n_query_blocks, grid.n_key_blocks
@@ -54,7 +65,7 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
     sampled = sampled + step * torch.arange(count, device=a.query.device)
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     at_a_time = max(shared.SCORE_BYTES // (4 * batch * heads * max(kv_len, 1) * count), 1)
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
@@ -66,15 +77,17 @@ def block_shares(a: Arguments) -> tuple[Tensor, Tensor]:
         reached = a._replace(key=a.key[:, :, seen], key_segment=segment)
         chosen = sampled[begin:end].flatten()[None]
         valid = torch.ones_like(chosen, dtype=torch.bool)
-        weights = row_weights(reached, chosen, grid.positions(chosen), valid)
+        weights, highest = row_weights(reached, chosen, grid.positions(chosen), valid)
         total = weights.sum(-1, keepdim=True)
         shares = weights / torch.where(total > 0, total, 1)
-        sees = (total > 0).unflatten(2, (end - begin, count)).sum(3).clamp(min=1)  # [B, Hq, blocks, 1]
+        sees = (total > 0).unflatten(2, (end - begin, count))
+        rows = sees.sum(3)  # [B, Hq, blocks, 1]
         for part, x, number in ((parts[0], shares, 1), (parts[1], shares.square(), block_q)):
             by_block = blocks_of_keys(x, a.block_k).sum(-1).unflatten(2, (end - begin, count))
-            part.append(F.pad(by_block.sum(3) * number / sees, (0, n_key_blocks - blocks)))
+            part.append(F.pad(by_block.sum(3) * number / rows.clamp(min=1), (0, n_key_blocks - blocks)))
+        lse = torch.where(sees, (highest + total.log()).unflatten(2, (end - begin, count)), 0).sum(3)
+        parts[2].append(torch.where(rows > 0, lse / rows.clamp(min=1), -torch.inf).squeeze(-1))
     if not parts[0]:
         empty = a.query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)
-        return empty, empty
-    share, squares = (torch.cat(part, 2) for part in parts)
-    return share, squares
+        return Sampled(empty, empty, empty[..., 0])
+    return Sampled(*(torch.cat(part, 2) for part in parts))

@@ -23,17 +23,13 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grown = torch.zeros(shape, dtype=torch.float64, device=device)
     squares = torch.zeros_like(grown)
     forced, allowed = torch.zeros_like(grown, dtype=torch.bool), torch.zeros_like(grown, dtype=torch.bool)
-    count = rows_of_a_block(a.rows, kv_len, block_q)
-    step = block_q // count
     for b in range(batch):
         for i in range(grid.n_query_blocks):
             rows = range(i * block_q, min((i + 1) * block_q, q_len))
             visible_blocks, near = blocks_of_rows(grid, a.forced, a.key_segment, b, rows, q_len)
             allowed[b, :, i, visible_blocks] = True
             forced[b, :, i, near] = True
-            number = grid.positions(rows.start) // block_q
-            sampled = rows.start + first_row(number, step) + step * torch.arange(count, device=device)
-            sampled = sampled.clamp(max=rows.stop - 1)
+            sampled = sampled_rows(a, i)
             visible = causal_entries(a, b, sampled)[0]
             for h in range(heads):
                 keys = a.key[b, h // group].double().nan_to_num()
@@ -48,6 +44,15 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                     smaller = [k for k in set(visible_blocks) - set(near) if share[k] < share[j]]
                     grown[b, h, i, j] = share[j] * (share[j] + 2 * share[smaller].sum())
     return grown, squares, forced, allowed
+
+
+def sampled_rows(a: Arguments, query_block: int) -> Tensor:
+    """The rows of a query block whose attention is looked at; past a prompt's end its last row, once more."""
+    count = rows_of_a_block(a.rows, a.key.shape[2], a.block_q)
+    begin, step = query_block * a.block_q, a.block_q // count
+    number = Grid.of(a).positions(begin) // a.block_q
+    rows = begin + first_row(number, step) + step * torch.arange(count, device=a.query.device)
+    return rows.clamp(max=min(begin + a.block_q, a.query.shape[2]) - 1)
 
 
 def select_budget(a: Arguments) -> Tensor:

@@ -105,6 +105,17 @@ def check_block_mask(
     _check_size(op, "block_mask", block_mask, 3, (n_words(ceil_div(kv_len, block_k)),))
 
 
+def check_float32(op: str, name: str, tensor: Tensor, shape: Sequence[int], query: Tensor) -> None:
+    """A float32 tensor of this shape on query's device."""
+    if tensor.dim() != len(shape) or tensor.dtype != torch.float32:
+        raise ValueError(
+            f"{op}: {name!r} must be a float32 tensor of {len(shape)} dimensions, got {_describe(tensor)}"
+        )
+    _check_device(op, name, tensor, query)
+    for dim, size in enumerate(shape):
+        _check_size(op, name, tensor, dim, (size,))
+
+
 def check_scores(op: str, column_scores: Tensor, slash_scores: Tensor, kv_len: int, block_k: int) -> None:
     """Both scores are float32 [B, Hq, ceil(Sk / block_k)]."""
     for name, scores in (("column_scores", column_scores), ("slash_scores", slash_scores)):

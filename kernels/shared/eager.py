@@ -46,18 +46,21 @@ def block_mass(a: CausalRows, block_k: int, rows: Tensor, valid: Tensor) -> Tens
 
     ``rows`` int64 and ``valid`` bool [B|1, R].
     """
-    weights = row_weights(a, rows, rows + a.q_offset, valid)
+    weights, _ = row_weights(a, rows, rows + a.q_offset, valid)
     mass = blocks_of_keys(weights, block_k).sum(-1)
     total = mass.sum(-1, keepdim=True)
     return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
 
 
-def row_weights(a: CausalRows, rows: Tensor, position: Tensor, valid: Tensor) -> Tensor:
-    """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk]; 0 where nothing is seen."""
+def row_weights(a: CausalRows, rows: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk], 0 where nothing is seen; and
+    the largest, [B, Hq, R, 1]."""
     kv_len = a.key.shape[2]
     allowed = (allowed_entries(position, kv_len, True, 0) & valid[..., None])[:, None]
     if a.key_segment is not None:
         allowed = allowed & (a.key_segment == 0)[:, None, None]
     scores = torch.where(allowed, scaled_scores(rows_of(a.query, rows), a.key, a.scale), -torch.inf)
-    row_max = scores.amax(-1, keepdim=True) if kv_len else scores.new_zeros(())
-    return torch.where(allowed, torch.exp(scores - row_max), 0)
+    row_max = (
+        scores.amax(-1, keepdim=True) if kv_len else scores.new_full((*scores.shape[:-1], 1), -torch.inf)
+    )
+    return torch.where(allowed, torch.exp(scores - row_max), 0), row_max

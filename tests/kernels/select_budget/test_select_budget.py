@@ -74,7 +74,7 @@ def test_the_share_that_is_left_out_is_bounded_and_shrinks_with_the_budget(q_len
     kept = unpacked(eager.select_budget(given), case)
     less = unpacked(eager.select_budget(given._replace(budget=budget / 2)), case)
     assert not (kept & ~less).any()
-    share, _ = eager.block_shares(given)
+    share = eager.block_shares(given).share
     *_, allowed = reference.growths(given)
     out = torch.where(allowed & ~kept, share, 0).double()
     count = (out > 0).sum(-1)

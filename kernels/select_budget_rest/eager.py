@@ -1,0 +1,23 @@
+"""The op in plain PyTorch, fp32; no host synchronisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..block_mean_attention.eager import block_means
+from ..select_budget.eager import kept_blocks
+from ..shared.blocks import pack_bits, unpack_bits
+from .op import Arguments
+
+
+def select_budget_rest(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    kept, allowed, sampled = kept_blocks(a.of_budget)
+    kept = (kept | unpack_bits(a.block_mask, kept.shape[-1])) & allowed
+    left_out = torch.where(allowed & ~kept, sampled.share, 0.0)
+    mean_value = block_means(a.key, a.value, a.key_segment, a.block_k)[1]
+    mean_value = torch.where(mean_value.isfinite(), mean_value, 0.0)
+    share = left_out.sum(-1)
+    level = sampled.level + torch.log1p(-share)
+    group = a.query.shape[1] // a.key.shape[1]
+    return pack_bits(kept), left_out @ mean_value.repeat_interleave(group, 1), share, level
