@@ -8,11 +8,13 @@ ADAPTIVE_LANDMARKS = 15
 BUDGET = 0.02
 BUDGET_TAU = 0.06
 BUDGET_ROWS = 32
+REST = 0.5
 MEANS = False
 # What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
-BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
-# The first defaults of the budget.
-FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08}
+BEFORE_THE_BUDGET = {"budget": 1.0, "means": True, "rest": 0.0}
+# The first defaults of the budget, and what left-out blocks counted for before there was a setting of it.
+FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08, "rest": 0.0}
+BEFORE_THE_REST = {"rest": 0.0}
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

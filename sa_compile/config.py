@@ -148,11 +148,6 @@ class SampleAttentionConfig(StrideOptions, SharedOptions, AdaptiveOptions, Chunk
                 )
 
     @property
-    def means_dropped(self) -> bool:
-        """Is a dropped block taken by its mean key and value, instead of not at all?"""
-        return method_of(self).means_dropped(self)
-
-    @property
     def tuned(self) -> Profile | None:
         """The profile as read when this config was made."""
         return self._tuned  # type: ignore[attr-defined, no-any-return]

@@ -14,7 +14,7 @@ from sa_compile.kernels import ops
 from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.kernels.shared.grid import Grid
-from sa_compile.methods import ON_TENSORS, Attention, Calls, Forced, kept_mass, method_of
+from sa_compile.methods import ON_TENSORS, Attention, Calls, Forced, Kept, kept_mass, method_of
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,20 @@ def select(
     attention = Attention.of_tensors(
         query, key, config, scale=scale, q_offset=q_offset, key_segment=key_segment
     )
-    return _select(attention, config)
+    method, forced = method_of(config), Forced.of(config)
+    return method.select(ON_TENSORS, config, attention, forced)
 
 
-def select_for(attention: CausalAttention, config: SampleAttentionConfig, run: Calls) -> Tensor:
-    """:func:`select` for an attention, whose values are not looked at; ``run`` calls the ops."""
-    return _select(_seen(attention, config), config, run)
+def keep(attention: CausalAttention, config: SampleAttentionConfig, run: Calls = ON_TENSORS) -> Kept:
+    """:func:`select` for an attention, and what its method wants to know of the blocks that are left out;
+    ``run`` calls the ops."""
+    a, method, forced = _seen(attention, config), method_of(config), Forced.of(config)
+    if a.q_stride == 1 or not forced.last_rows:
+        return method.keep(run, config, a, forced, attention.value)
+    # An op counts the last of its own rows: which of a prompt's are here, positions say.
+    kept = method.keep(run, config, a, replace(forced, last_rows=0), attention.value)
+    last = _blocks_of_last_rows(a, forced.last_rows)
+    return Kept(kept.block_mask | last, _without_rest(kept, (last != 0).any(-1)))
 
 
 def sampled(
@@ -87,28 +95,28 @@ def sampled(
     config: SampleAttentionConfig,
     observe: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """:func:`select`, then :func:`over_blocks`; ``observe`` is shown the block mask.
+    """:func:`keep`, then :func:`over_blocks`; ``observe`` is shown the block mask.
 
     The attention must have no window. Raises ValueError for tensors that do not fit.
     """
     a = attention
     checks.check_qkv("sampled", a.query, a.key, a.value)
-    block_mask = _select(_seen(a, config), config)
+    kept = keep(a, config)
     if observe is not None:
-        observe(block_mask)
-    return over_blocks(a, config, block_mask)
+        observe(kept.block_mask)
+    return over_blocks(a, config, kept)
 
 
 def over_blocks(
-    attention: CausalAttention, config: SampleAttentionConfig, block_mask: Tensor
+    attention: CausalAttention, config: SampleAttentionConfig, kept: Kept
 ) -> tuple[Tensor, Tensor | None]:
-    """The attention of ``config.method`` over the kept blocks: out [B, Hq, Sq, Dv], and its stats.
+    """The attention of ``config.method`` over what it keeps: out [B, Hq, Sq, Dv], and its stats.
 
     The stats are those of ``passes.rewrite.stats``, fp32 [Hq, 3], if ``config.stats``, else None.
     """
     a, seen = attention, _seen(attention, config)
-    stats = _stats(a, config, seen, block_mask) if config.stats else None
-    return method_of(config).attend(ON_TENSORS, config, seen, a.value, block_mask)[0], stats
+    stats = _stats(a, config, seen, kept.block_mask) if config.stats else None
+    return method_of(config).attend(ON_TENSORS, config, seen, a.value, kept)[0], stats
 
 
 def _seen(a: CausalAttention, config: SampleAttentionConfig) -> Attention:
@@ -137,13 +145,12 @@ def exact(attention: CausalAttention, config: SampleAttentionConfig) -> Tensor:
     return out
 
 
-def _select(attention: Attention, config: SampleAttentionConfig, run: Calls = ON_TENSORS) -> Tensor:
-    method, forced = method_of(config), Forced.of(config)
-    if attention.q_stride == 1 or not forced.last_rows:
-        return method.select(run, config, attention, forced)
-    # An op counts the last of its own rows: which of a prompt's are here, positions say.
-    kept = method.select(run, config, attention, replace(forced, last_rows=0))
-    return kept | _blocks_of_last_rows(attention, forced.last_rows)
+def _without_rest(kept: Kept, whole: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``kept.rest`` where query blocks keep every block: ``whole`` bool [B|1, 1, n_query_blocks]."""
+    if kept.rest is None:
+        return None
+    value, share, level = kept.rest
+    return value.masked_fill(whole[..., None], 0), share.masked_fill(whole, 0), level
 
 
 def _blocks_of_last_rows(a: Attention, last_rows: int) -> Tensor:

@@ -16,12 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.fingerprint import Fingerprint
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, FIRST_BUDGET
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_REST, FIRST_BUDGET
 
 FORMAT = "sa_compile profile"
-VERSION = 3
+VERSION = 4
 # Files leave out options at their defaults: what those of method 'adaptive' were in older versions.
-_DEFAULTS_OF: dict[int, Mapping[str, Any]] = {1: BEFORE_THE_BUDGET, 2: FIRST_BUDGET, VERSION: {}}
+_DEFAULTS_OF: dict[int, Mapping[str, Any]] = {
+    1: BEFORE_THE_BUDGET,
+    2: FIRST_BUDGET,
+    3: BEFORE_THE_REST,
+    VERSION: {},
+}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n_key_blocks], and two bool of that shape: forced, allowed.
     """
     (batch, heads, q_len, _), device = a.query.shape, a.query.device
-    kv_len, group, block_q = a.key.shape[2], heads // a.key.shape[1], a.block_q
+    group, block_q = heads // a.key.shape[1], a.block_q
     grid = Grid.of(a)
     shape = (batch, heads, grid.n_query_blocks, grid.n_key_blocks)
     grown = torch.zeros(shape, dtype=torch.float64, device=device)

@@ -46,4 +46,5 @@ def rest_of(a: Arguments, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                     value[b, h, i] += weights[part].sum().cpu() * torch.where(mean.isfinite(), mean, 0).cpu()
                     share[b, h, i] += weights[part].sum().cpu()
                 level[b, h, i] = scores[sees].logsumexp(-1).mean().cpu() + torch.log1p(-share[b, h, i])
-    return tuple(x.to(a.query.device) for x in (value, share, level))
+    device = a.query.device
+    return value.to(device), share.to(device), level.to(device)

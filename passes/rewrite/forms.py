@@ -6,9 +6,8 @@ Sampled, before and after, with the method "adaptive"::
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
     %looked_for = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, ...)
-    %used = sampleattn.select_budget(%q, %k, %key_segment, scale, q_offset, block_q, block_k, budget, ...)
-    %bits = bitwise_or(%looked_for, %used)
-    %attention = sampleattn.block_sparse_attention(%q, %k, %v, %bits, None, %key_segment, scale, True, ...)
+    %kept = sampleattn.select_budget_rest(%q, %k, %v, %looked_for, %key_segment, scale, q_offset, ...)
+    %attention = sampleattn.block_rest_attention(%q, %k, %v, %kept[0], %kept[1], %kept[2], %kept[3], ...)
 
 Which ops choose the blocks, and which attention reads them, is the method's (``sa_compile.methods``).
 What computed the mask and the repeated heads has no reader any more; ``dead_code.py`` removes it.
@@ -127,12 +126,12 @@ class _Writer:
     def sampled(self) -> fx.Node:
         """The ops that the method chooses blocks by, then its attention over them."""
         config, method, seen = self.config, method_of(self.config), self._seen_by_methods()
-        block_mask = method.select(self, config, seen, Forced.of(config))
+        kept = method.keep(self, config, seen, Forced.of(config), self.site.value)
         if self.collect_stats:
             allowed = self._shared_mask_blocks()
-            mass = kept_mass(self, method, config, seen, block_mask)
-            self.stats = emit_stats(self.emitter, block_mask, allowed, mass)
-        return self._output_of(method.attend(self, config, seen, self.site.value, block_mask))
+            mass = kept_mass(self, method, config, seen, kept.block_mask)
+            self.stats = emit_stats(self.emitter, kept.block_mask, allowed, mass)
+        return self._output_of(method.attend(self, config, seen, self.site.value, kept))
 
     def late(self) -> fx.Node:
         """The same at an offset, under a mask or in blocks that are read when the graph runs."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -87,26 +89,30 @@ def attend(
     def in_prompt(parts: Tensor) -> Tensor:
         return in_order(parts, 2, layout.run)[:, :, :length]
 
+    @cache
+    def values() -> Tensor:  # they arrive while blocks are selected
+        return in_prompt(parts_of_values())
+
     site = site_of(found.modules[layer])
     chosen = settings_for(found.config, sympy.Integer(length), bool)
     sampling = not (window or chosen.exact)
-    run = _Gathering(ranks, layout, key, valid) if sampling else ON_TENSORS
+    not_yet = value[:, :, :0]
+    run = _Gathering(ranks, layout, key, valid, not_yet, values) if sampling else ON_TENSORS
     if isinstance(run, _Gathering):
         run.begin(chosen.config)
     keys = in_prompt(parts_of_keys())
     where = (scale, rank * layout.run, window, valid, sinks, layout.ranks)
-    a = CausalAttention(query[:, :, :rows], keys, value[:, :, :0], *where)
+    a = CausalAttention(query[:, :, :rows], keys, not_yet, *where)
     reason = f"rank {rank} of {ranks.size}; " + (f"window {window}" if window else chosen.reason)
     record = _record(a, length, "sampled" if sampling else "exact", reason, chosen.config)
     site.note(record)
     if sampling:
-        block_mask = prefill.select_for(a, chosen.config, run)
-        a = replace(a, value=in_prompt(parts_of_values()))  # they arrived while blocks were selected
-        out, stats = prefill.over_blocks(a, chosen.config, block_mask)
+        kept = prefill.keep(a, chosen.config, run)
+        out, stats = prefill.over_blocks(replace(a, value=values()), chosen.config, kept)
         if stats is not None and rows:
             site.add_stats(record, stats)
     else:
-        out = prefill.exact(replace(a, value=in_prompt(parts_of_values())), chosen.config)
+        out = prefill.exact(replace(a, value=values()), chosen.config)
     missing = query.shape[2] - rows
     return F.pad(out.transpose(1, 2), (0, 0, 0, 0, 0, missing)).contiguous().transpose(1, 2)
 
@@ -114,11 +120,21 @@ def attend(
 class _Gathering(OnTensors):
     """Calls ops at once, but for the representatives of all keys: each rank makes those of its own.
 
-    That is done by :meth:`begin`, so that it happens, and the results travel, while keys do.
+    That is done by :meth:`begin`, so that it happens, and the results travel, while keys do. An op that takes
+    ``not_yet`` for the values gets ``values()``, which waits for them.
     """
 
-    def __init__(self, ranks: Ranks, layout: Layout, key: Tensor, valid: Tensor | None) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        layout: Layout,
+        key: Tensor,
+        valid: Tensor | None,
+        not_yet: Tensor,
+        values: Callable[[], Tensor],
+    ) -> None:
         self.ranks, self.layout, self.key, self.valid = ranks, layout, key, valid
+        self.not_yet, self.values = not_yet, values
 
     def begin(self, options: Any) -> None:
         """Make the representatives of this rank's keys, and send them."""
@@ -131,7 +147,8 @@ class _Gathering(OnTensors):
 
     def call(self, op: Any, *arguments: Any) -> Any:
         if op is not ops.block_representatives_op:
-            return super().call(op, *arguments)
+            given = (self.values() if x is self.not_yet else x for x in arguments)
+            return super().call(op, *given)
         block_k = arguments[2]
         n = ceil_div(self.layout.length, block_k)
         return tuple(

@@ -13,6 +13,7 @@ from .base import ON_TENSORS as ON_TENSORS
 from .base import Attention as Attention
 from .base import Calls as Calls
 from .base import Forced as Forced
+from .base import Kept as Kept
 from .base import Method as Method
 from .base import OnTensors as OnTensors
 from .base import kept_mass as kept_mass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from sa_compile.kernels.defaults import (
     BUDGET_ROWS,
     BUDGET_TAU,
     MEANS,
+    REST,
 )
 
-from .base import Attention, Calls, Forced, Method, axis
+from .base import Attention, Calls, Forced, Kept, Method, axis
 from .options import flag, int_up_to, number_in, option, power_of_two
 
 _share = number_in(0, 1)
@@ -74,6 +76,18 @@ class AdaptiveOptions:
         "trained for retrieval, several times worse on pretrained ones (docs/pretrained.md).",
         flag,
     )
+    rest: float = option(
+        REST,
+        "The part of what the rows that 'budget' samples get, on average, from the blocks that are left out, "
+        "that every row of their query block gets (method 'adaptive'): mean values by exact shares of "
+        "attention; in [0, 1]. With 'means', or without a budget, it is not looked at (docs/pretrained.md).",
+        _share,
+    )
+
+
+def rest_counts(options: Any) -> bool:
+    """Does what is left out count by the sampled rows' shares?"""
+    return bool(options.rest > 0 and options.budget < 1 and not options.means)
 
 
 class Adaptive(Method):
@@ -92,7 +106,20 @@ class Adaptive(Method):
         looked_for = self._looked_for(run, options, attention, forced)
         if options.budget >= 1:
             return looked_for
-        return run.call(torch.bitwise_or, looked_for, self._used(run, options, attention, forced))
+        where, sampled = self._sampled(options, attention, forced)
+        used = run.call(ops.select_budget_op, attention.query, attention.key, *where, *sampled)
+        return run.call(torch.bitwise_or, looked_for, used)
+
+    def keep(self, run: Calls, options: Any, attention: Attention, forced: Forced, value: Any) -> Kept:
+        """The same blocks, and what the sampled rows get from the others."""
+        if not rest_counts(options):
+            return super().keep(run, options, attention, forced, value)
+        looked_for = self._looked_for(run, options, attention, forced)
+        where, sampled = self._sampled(options, attention, forced)
+        tensors = (attention.query, attention.key, value, looked_for)
+        found = run.call(ops.select_budget_rest_op, *tensors, *where, *sampled)
+        block_mask, *rest = (run.item(found, number) for number in range(4))
+        return Kept(block_mask, (rest[0], rest[1], rest[2]))
 
     def _looked_for(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
         a = attention
@@ -103,31 +130,42 @@ class Adaptive(Method):
             ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
         )
 
-    def _used(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
+    def _sampled(
+        self, options: Any, attention: Attention, forced: Forced
+    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """What both ops that sample rows take behind the tensors."""
         a = attention
         sampled = (options.budget, options.budget_tau, options.budget_rows)
         kept = (forced.keep_sink, forced.window_slashes, *a.apart)
-        return run.call(ops.select_budget_op, a.query, a.key, *a.where, a.block_q, a.block_k, *sampled, *kept)
+        return (*a.where, a.block_q, a.block_k), (*sampled, *kept)
 
-    def attend(self, run: Calls, options: Any, attention: Attention, value: Any, block_mask: Any) -> Any:
-        if not options.means:
-            return super().attend(run, options, attention, value, block_mask)
-        a = attention
-        kept = (a.query, a.key, value, block_mask, a.key_segment, a.sinks)
-        return run.call(ops.block_mean_attention_op, *kept, a.scale, a.q_offset, a.block_q, a.block_k)
+    def attend(self, run: Calls, options: Any, attention: Attention, value: Any, kept: Kept) -> Any:
+        a, rest = attention, kept.rest
+        if rest is None and not options.means:
+            return super().attend(run, options, attention, value, kept)
+        tensors, segment = (a.query, a.key, value, kept.block_mask), (a.key_segment, a.sinks, a.scale)
+        where = (a.q_offset, a.block_q, a.block_k)
+        if rest is None:
+            return run.call(ops.block_mean_attention_op, *tensors, *segment, *where)
+        found = (*tensors, *rest, *segment, options.rest)
+        return run.call(ops.block_rest_attention_op, *found, *where, *a.apart)
 
-    def means_dropped(self, options: Any) -> bool:
-        return bool(options.means)
+    def counts_left_out(self, options: Any) -> bool:
+        return bool(options.means) or rest_counts(options)
 
     def timed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The landmarks, and how many rows a budget samples. Settings that are older than it have none, and
-        take what is left out by its means."""
+        """The landmarks, how many rows a budget samples, and whether they tell what is left out.
+
+        Settings that are older than a budget have none, and take what is left out by its means.
+        """
         settings = {**BEFORE_THE_BUDGET, **settings}
         found = {"landmarks": settings["landmarks"]}
         if settings["budget"] < 1:
             found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]
         if settings["means"] != ("rows" not in found):
             found["means"] = settings["means"]
+        if rest_counts(SimpleNamespace(**settings)):
+            found["rest"] = True
         return found
 
     def rule_settings(self, options: Any) -> dict[str, Any]:

@@ -147,6 +147,18 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a method keeps of an attention: tensors, or the nodes that hold them.
+
+    ``block_mask`` int32 [B|1, Hq|1, n_query_blocks, n_words]; ``rest`` None, or what its ``attend`` knows of
+    the blocks that are left out: the results of ``select_budget_rest`` behind its block_mask.
+    """
+
+    block_mask: Any
+    rest: tuple[Any, Any, Any] | None = None
+
+
+@dataclass(frozen=True)
 class Forced:
     """Blocks that are kept whatever a method finds: the sink, block diagonals (in key blocks), last rows."""
 
@@ -179,15 +191,20 @@ class Method(ABC):
     def select(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
         """The blocks to keep, a block_mask int32 [B|1, Hq|1, n_query_blocks, n_words]."""
 
-    def attend(self, run: Calls, options: Any, attention: Attention, value: Any, block_mask: Any) -> Any:
+    def keep(self, run: Calls, options: Any, attention: Attention, forced: Forced, value: Any) -> Kept:
+        """:meth:`select`, and what ``attend`` wants to know beside; value is [B, Hkv, Sk, Dv]."""
+        return Kept(self.select(run, options, attention, forced))
+
+    def attend(self, run: Calls, options: Any, attention: Attention, value: Any, kept: Kept) -> Any:
         """Attention over what was kept, two results: out [B, Hq, Sq, Dv] and lse [B, Hq, Sq]."""
         a = attention
-        kept = (a.query, a.key, value, block_mask, None, a.key_segment, a.sinks)
+        tensors = (a.query, a.key, value, kept.block_mask, None, a.key_segment, a.sinks)
         where = (a.scale, True, a.q_offset, 0, a.block_q, a.block_k, *a.apart)
-        return run.call(ops.block_sparse_attention_op, *kept, *where)
+        return run.call(ops.block_sparse_attention_op, *tensors, *where)
 
-    def means_dropped(self, options: Any) -> bool:
-        """Is a dropped block taken by its mean key and value, instead of not at all?"""
+    def counts_left_out(self, options: Any) -> bool:
+        """Does ``attend`` count blocks that are left out for something, and so do more than attend to what is
+        kept?"""
         return False
 
     def measured_rows(self, run: Calls, options: Any, attention: Attention) -> tuple[Any, int]:

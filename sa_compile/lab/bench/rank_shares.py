@@ -22,7 +22,6 @@ from torch import Tensor
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.lab.bench.op_hooks import density_set
-from sa_compile.methods import ON_TENSORS
 from sa_compile.prefill import CausalAttention
 from sa_compile.provenance import provenance
 
@@ -61,8 +60,7 @@ def measured(
     owner = torch.arange(length, device=device) // config.block_q
 
     def run(attention: CausalAttention) -> Tensor:
-        block_mask = prefill.select_for(attention, config, ON_TENSORS)
-        return prefill.over_blocks(attention, config, block_mask)[0]
+        return prefill.over_blocks(attention, config, prefill.keep(attention, config))[0]
 
     found: dict[str, Any] = {"length": length}
     with density_set(device.type, density) as chosen:

@@ -1,7 +1,7 @@
 """Runs a Hugging Face model with a selection rule in every full attention layer's prefill.
 
-The rule's blocks go to the same ops that compiled models run: block-sparse attention, with the means of
-dropped blocks if the rule's method has them. Layers with a sliding window are exact, as in compiled models,
+The rule's blocks go to the same ops that compiled models run: block-sparse attention, with what the rule's
+method counts of left-out blocks. Layers with a sliding window are exact, as in compiled models,
 and count for nothing in what is measured. Decoding (one query row) stays dense.
 """
 
@@ -78,7 +78,8 @@ class SparsePrefill:
             "block_q": self.block_q,
             "block_k": self.block_k,
         }
-        mask = self.rule.select(query, key, scale=scale, **blocks)
+        kept = self.rule.keep(query, key, value, scale=scale, **blocks)
+        mask = kept.block_mask
         self.masks.append(mask.expand(*query.shape[:2], -1, -1))
         self._lengths.append((q_len, kv_len))
         if self.cra_chunks:
@@ -91,9 +92,7 @@ class SparsePrefill:
             self.bounds.append(bound)
         if self.sparsity:
             self.sds.append(exact.sparsity(query, key, scale=scale, q_offset=blocks["q_offset"]))
-        attention = ops.block_mean_attention if self.rule.means_dropped else ops.block_sparse_attention
-        out, _ = attention(query, key, value, mask, scale=scale, **blocks)
-        return out
+        return self.rule.attend(query, key, value, kept, scale=scale, **blocks)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What attention costs on this machine, measured op by op, and the prediction made of it.
 
 The time of one attention is ``selection + density * block``: ``selection`` is the time of the sampling and
-selection ops and, for a method that takes dropped blocks by their means, what these add where no block is
+selection ops and, for a method that counts left-out blocks for something, what that adds where no block is
 kept; ``block`` that of the block-sparse op with every causal block kept. Both are measured per length, block
 sizes and kind of attention; dense SDPA beside them, as the time that is to be beaten.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sa_compile import prefill
+from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.kernels import ops
 from sa_compile.lab.bench.ops import timing
 from sa_compile.lab.tune.space import Candidate, blocks_text
+from sa_compile.methods import method_of
 
 _REPEATS = 5
 
@@ -67,25 +69,26 @@ def measure_costs(
             attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
             costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
         for name, candidate in distinct.items():
-            spent = timed(partial(prefill.select, query, key, candidate.config))
-            if candidate.config.means_dropped:
-                means, nothing = (timed(run) for run in _with_and_without_means(query, key, value, candidate))
-                spent += max(means - nothing, 0.0)
+            attention = prefill.CausalAttention(query, key, value, query.shape[-1] ** -0.5)
+            spent = timed(partial(prefill.keep, attention, candidate.config))
+            if method_of(candidate.config).counts_left_out(candidate.config):
+                something, nothing = (timed(run) for run in _over_no_block(attention, candidate.config))
+                spent += max(something - nothing, 0.0)
             costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + spent
     costs.seconds = time.monotonic() - begin
     return costs
 
 
-def _with_and_without_means(
-    query: Tensor, key: Tensor, value: Tensor, candidate: Candidate
+def _over_no_block(
+    attention: prefill.CausalAttention, config: SampleAttentionConfig
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Attention that keeps no block, with the means of all of them and without."""
-    blocks: dict[str, Any] = {"block_q": candidate.blocks[0], "block_k": candidate.blocks[1]}
-    none = torch.zeros_like(ops.mask_blocks(query, key, **blocks)).expand(1, query.shape[1], -1, -1)
-    arguments = (query, key, value, none.contiguous())
+    """Attention that keeps no block, with what the method counts of those that are left out and without."""
+    kept = prefill.keep(attention, config)
+    none = torch.zeros_like(kept.block_mask)
+    tensors, blocks = (attention.query, attention.key, attention.value), (config.block_q, config.block_k)
     return (
-        lambda: ops.block_mean_attention(*arguments, **blocks)[0],
-        lambda: ops.block_sparse_attention(*arguments, **blocks)[0],
+        lambda: prefill.over_blocks(attention, config, replace(kept, block_mask=none))[0],
+        lambda: ops.block_sparse_attention(*tensors, none, block_q=blocks[0], block_k=blocks[1])[0],
     )
 
 

@@ -7,15 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sa_compile.kernels import ops
 from sa_compile.kernels.shared import checks
 from sa_compile.kernels.shared.blocks import causal_blocks, pack_bits
 from sa_compile.kernels.shared.rows import blocks_of_last_rows, row_ends
 from sa_compile.kernels.shared.shapes import ceil_div, query_block_positions
+from sa_compile.methods import Kept
 
 # Scores held at a time; rows are processed in chunks, so that 32K tokens fit wherever the model does. Of a
 # chunk, keys behind its last row are left out.
@@ -190,9 +192,14 @@ class Rule(ABC):
     """
 
     name: ClassVar[str]
-    means_dropped: ClassVar[bool] = False  # attention takes dropped blocks by their means
 
-    def select(
+    def select(self, query: Tensor, key: Tensor, **where: Any) -> Tensor:
+        """block_mask int32 [B|1, Hq|1, n_query_blocks, n_words] for one attention; arguments as of
+        :meth:`problem`."""
+        problem = self.problem(query, key, **where)
+        return pack_bits(self.blocks(problem) & problem.allowed)
+
+    def problem(
         self,
         query: Tensor,
         key: Tensor,
@@ -202,10 +209,8 @@ class Rule(ABC):
         key_segment: Tensor | None = None,
         block_q: int = 128,
         block_k: int = 128,
-    ) -> Tensor:
-        """block_mask int32 [B|1, Hq|1, n_query_blocks, n_words] for one attention.
-
-        query is [B, Hq, Sq, D], key [B, Hkv, Sk, D], float32, bfloat16 or float16.
+    ) -> Problem:
+        """What rules see of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D] in float32, bfloat16 or float16.
 
         ``scale`` None is 1/sqrt(D); ``key_segment`` int32 [B|1, Sk] holds 0 for valid keys and -1 for
         padding. Raises ValueError for tensors or block sizes that do not fit.
@@ -214,8 +219,15 @@ class Rule(ABC):
         checks.check_segment(self.name, "key_segment", key_segment, query.shape[0], key.shape[2], query)
         checks.check_block_size(self.name, block_q=block_q, block_k=block_k)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        problem = Problem(query, key, scale, q_offset, key_segment, block_q, block_k)
-        return pack_bits(self.blocks(problem) & problem.allowed)
+        return Problem(query, key, scale, q_offset, key_segment, block_q, block_k)
+
+    def keep(self, query: Tensor, key: Tensor, value: Tensor, **where: Any) -> Kept:
+        """:meth:`select`, and what :meth:`attend` wants to know of the blocks that are left out."""
+        return Kept(self.select(query, key, **where))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
+        """Attention over what was kept, [B, Hq, Sq, Dv]; ``where`` as of :meth:`select`."""
+        return ops.block_sparse_attention(query, key, value, kept.block_mask, **where)[0]
 
     @abstractmethod
     def blocks(self, problem: Problem) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
+
+from sa_compile.methods import Kept
 
 from .base import Problem, Rule
 
@@ -27,9 +29,16 @@ class Forced(Rule):
             kept = kept | problem.window(self.window_blocks)
         return kept | problem.first_blocks if self.sink else kept
 
-    @property
-    def means_dropped(self) -> bool:  # type: ignore[override]
-        return self.rule.means_dropped
+    def keep(self, query: Tensor, key: Tensor, value: Tensor, **where: Any) -> Kept:
+        if self.rule.keep(query, key, value, **where).rest is not None:
+            raise ValueError(
+                f"rule {self.spec!r}: blocks cannot be added to a rule that counts what it leaves out; "
+                "give it rest=0"
+            )
+        return super().keep(query, key, value, **where)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
+        return self.rule.attend(query, key, value, kept, **where)
 
     @property
     def spec(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import sympy
 import torch.nn.functional as F
@@ -21,10 +21,11 @@ from sa_compile.kernels.defaults import (
     BUDGET_TAU,
     LAST_ROWS,
     MEANS,
+    REST,
 )
 from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.kernels.shared.shapes import ceil_div
-from sa_compile.methods import METHODS, ON_TENSORS, Attention, Forced, Method
+from sa_compile.methods import METHODS, ON_TENSORS, Attention, Forced, Kept, Method
 from sa_compile.methods.adaptive import AdaptiveOptions
 from sa_compile.methods.chunked import ChunkedOptions, sampled_scores, strips
 
@@ -47,6 +48,17 @@ class MethodRule(Rule):
         attention = _attention(problem, problem.q_len, problem.kv_len)
         bits = METHODS[self.name].select(ON_TENSORS, self.options(problem), attention, self.forced)
         return unpack_bits(bits, problem.n_key_blocks)
+
+    def keep(self, query: Tensor, key: Tensor, value: Tensor, **where: Any) -> Kept:
+        problem = self.problem(query, key, **where)
+        attention = _attention(problem, problem.q_len, problem.kv_len)
+        return METHODS[self.name].keep(ON_TENSORS, self.options(problem), attention, self.forced, value)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
+        problem = self.problem(query, key, **where)
+        attention, options = _attention(problem, problem.q_len, problem.kv_len), self.options(problem)
+        out, _ = METHODS[self.name].attend(ON_TENSORS, options, attention, value, kept)
+        return cast(Tensor, out)
 
 
 def _attention(problem: Problem, q_len: int, kv_len: int) -> Attention:
@@ -158,8 +170,8 @@ class Adaptive(MethodRule):
     different directions, and the mean of the others; or if ``rows`` sampled rows give it more than may be
     left out within ``budget`` (1: sampled rows are not looked at), or its keys shares that reach ``rows_tau``
     in their 2-norm. The sink block (``sink``) and ``window`` block diagonals are kept, as are all blocks of
-    the last ``last`` rows. With ``means`` the others count by their mean key and value. Source: ours;
-    docs/pretrained.md.
+    the last ``last`` rows. With ``means`` the others count by their mean key and value, else by ``rest`` of
+    what the sampled rows get from them. Source: ours; docs/pretrained.md.
     """
 
     name: ClassVar[str] = "adaptive"
@@ -172,18 +184,16 @@ class Adaptive(MethodRule):
     rows_tau: float = BUDGET_TAU
     rows: int = BUDGET_ROWS
     means: bool = MEANS
+    rest: float = REST
 
     def options(self, problem: Problem) -> AdaptiveOptions:
         landmarks = min(self.landmarks, problem.block_k)
-        return AdaptiveOptions(self.tau, landmarks, self.budget, self.rows_tau, self.rows, self.means)
+        sampled = (self.budget, self.rows_tau, self.rows)
+        return AdaptiveOptions(self.tau, landmarks, *sampled, self.means, self.rest)
 
     @property
     def forced(self) -> Forced:
         return Forced(self.sink, self.window, self.last)
-
-    @property
-    def means_dropped(self) -> bool:  # type: ignore[override]
-        return self.means
 
 
 class _Registered(MethodRule):
@@ -199,10 +209,6 @@ class _Registered(MethodRule):
     @property
     def forced(self) -> Forced:
         return Forced(self.sink, self.window, self.last)
-
-    @property
-    def means_dropped(self) -> bool:  # type: ignore[override]
-        return METHODS[self.name].means_dropped(self)
 
 
 @cache
