@@ -11,7 +11,7 @@ BUDGET_ROWS = 32
 REST = 0.5
 MEANS = False
 # What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
-BEFORE_THE_BUDGET = {"budget": 1.0, "means": True, "rest": 0.0}
+BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
 # The first defaults of the budget, and what left-out blocks counted for before there was a setting of it.
 FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08, "rest": 0.0}
 BEFORE_THE_REST = {"rest": 0.0}

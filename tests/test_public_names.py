@@ -22,10 +22,12 @@ OPS = {
     "select_adaptive",
     "select_blocks",
     "select_budget",
+    "select_budget_rest",
+    "block_rest_attention",
 }
 OPTIONS = [
     *("method", "alpha_c", "alpha_s", "chunk_n", "sample_rows"),
-    *("tau", "landmarks", "budget", "budget_tau", "budget_rows", "means"),
+    *("tau", "landmarks", "budget", "budget_tau", "budget_rows", "means", "rest"),
     *("block_q", "block_k", "min_seq_len", "keep_sink", "window_blocks", "last_rows", "r_w", "r_row"),
     *("profile", "trace", "stats", "inner", "inductor"),
 ]

@@ -104,7 +104,7 @@ def select_budget_rest(
     """
     scale = scale_or_default(scale, query)
     where = (key_segment, scale, q_offset, block_q, block_k)
-    tensors = (query, key, value, block_mask)
-    a = Arguments(*tensors, *where, budget, tau, rows, keep_sink, window_slashes, q_stride)
+    kept = (keep_sink, window_slashes, q_stride)
+    a = Arguments(query, key, value, block_mask, *where, budget, tau, rows, *kept)
     check(a)
     return torch.ops.sampleattn.select_budget_rest.default(*a)

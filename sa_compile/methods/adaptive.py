@@ -14,6 +14,7 @@ from sa_compile.kernels.defaults import (
     ADAPTIVE_LANDMARKS,
     ADAPTIVE_TAU,
     BEFORE_THE_BUDGET,
+    BEFORE_THE_REST,
     BUDGET,
     BUDGET_ROWS,
     BUDGET_TAU,
@@ -158,7 +159,7 @@ class Adaptive(Method):
 
         Settings that are older than a budget have none, and take what is left out by its means.
         """
-        settings = {**BEFORE_THE_BUDGET, **settings}
+        settings = {**BEFORE_THE_REST, **BEFORE_THE_BUDGET, **settings}
         found = {"landmarks": settings["landmarks"]}
         if settings["budget"] < 1:
             found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]

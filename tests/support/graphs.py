@@ -19,14 +19,15 @@ from sa_compile.passes.rewrite.score_tensors import score_shaped_nodes
 from sa_compile.passes.site_record import SiteRecord
 
 SAMPLED_OPS = {
-    **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
-    "block_sparse_attention": 1,
+    **{"block_representatives": 1, "select_adaptive": 1, "select_budget_rest": 1},
+    "block_rest_attention": 1,
 }
 BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}
 SDPA_OPS = {"scaled_dot_product_attention": 1}
 _ATTENTION_OPS = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive", "select_budget"),
-    *("mask_blocks", "block_sparse_attention", "block_mean_attention"),
+    *("mask_blocks", "block_sparse_attention", "block_mean_attention", "block_rest_attention"),
+    "select_budget_rest",
     *("scaled_dot_product_attention", "softmax", "matmul", "bmm", "einsum"),
 )
 

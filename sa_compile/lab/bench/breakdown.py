@@ -28,9 +28,11 @@ PARTS = {
     "block_representatives": "sampling",
     "select_adaptive": "selection",
     "select_budget": "selection",
+    "select_budget_rest": "selection",
     "mask_blocks": "mask blocks",
     "block_sparse_attention": "attention",
     "block_mean_attention": "attention",
+    "block_rest_attention": "attention",
 }
 REST = "rest"
 

@@ -23,6 +23,7 @@ Kernel = Callable[..., Any]
 TIMED = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive", "select_budget"),
     *("mask_blocks", "block_sparse_attention", "block_mean_attention"),
+    *("select_budget_rest", "block_rest_attention"),
 )
 
 
@@ -101,15 +102,25 @@ class SetDensity:
         """For :func:`replaced`, of one of the ops that choose blocks."""
 
         def wrap(kernel: Kernel) -> Kernel:
-            def select(*arguments: Any) -> Tensor:
-                selected = kernel(*arguments)
+            def strips(shape: Sequence[int], arguments: Sequence[Any]) -> Tensor:
                 sizes, stride = _SIZES[op](*arguments), _stride(op, arguments)
-                heads, device = selected.shape[1], selected.device
+                heads, device = shape[1], arguments[0].device
                 key = (heads, *sizes, stride, device)
                 if key not in self._masks:
                     self._masks[key] = self._strips(heads, sizes, stride, device)
                 # A copy: compiled code may write over an op's output once nothing reads it any more.
-                return self._masks[key].expand(selected.shape).clone(memory_format=torch.contiguous_format)
+                return self._masks[key].expand(shape).clone(memory_format=torch.contiguous_format)
+
+            def select(*arguments: Any) -> Any:
+                if op == "select_budget_rest":
+                    # Beside the strips everything is left out, and counted as such.
+                    names = _names(op)
+                    given = dict(zip(names, arguments, strict=False))
+                    mask = strips(given["block_mask"].shape, arguments)
+                    found = kernel(*{**given, "block_mask": mask, "budget": 1.0, "tau": 1.0}.values())
+                    return mask, *found[1:]
+                selected = kernel(*arguments)
+                return strips(selected.shape, arguments)
 
             return select
 
@@ -143,6 +154,10 @@ def _sizes_by_sample(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
     return _sizes_behind(rest[2:5], query, key)
 
 
+def _sizes_with_rest(query: Tensor, key: Tensor, *rest: Any) -> Sizes:
+    return _sizes_behind(rest[4:7], query, key)
+
+
 def _sizes_behind(sizes: Sequence[Any], query: Tensor, key: Tensor) -> Sizes:
     q_offset, block_q, block_k = sizes
     return int(query.shape[2]), int(key.shape[2]), int(q_offset), int(block_q), int(block_k)
@@ -153,12 +168,18 @@ _SIZES: dict[str, Callable[..., Sizes]] = {
     "select_blocks": _sizes_of_strips,
     "select_adaptive": _sizes_by_rows,
     "select_budget": _sizes_by_sample,
+    "select_budget_rest": _sizes_with_rest,
 }
+
+
+def _names(op: str) -> list[str]:
+    """Those of an op's arguments."""
+    return [argument.name for argument in getattr(torch.ops.sampleattn, op).default._schema.arguments]
 
 
 def _stride(op: str, arguments: Sequence[Any]) -> int:
     """Of query blocks that stand apart: the last argument of ops that know them, left out where it is 1."""
-    names = [argument.name for argument in getattr(torch.ops.sampleattn, op).default._schema.arguments]
+    names = _names(op)
     place = names.index("q_stride") if "q_stride" in names else len(arguments)
     return int(arguments[place]) if place < len(arguments) else 1
 

@@ -8,7 +8,7 @@ from sa_compile.kernels import choice
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
 from sa_compile.passes.conditions.kernels import MAX_HEAD_DIM
 
-_SELECTION = ("block_representatives", "select_adaptive", "select_budget")
+_SELECTION = ("block_representatives", "select_adaptive", "select_budget_rest")
 _SHORT = {"cuda_sm90": "sm90"}
 _BLOCK = 128
 
@@ -22,7 +22,10 @@ def kernels_of(head_dim: int, value_head_dim: int) -> str:
     if max(head_dim, value_head_dim) > MAX_HEAD_DIM:
         return "none"
     attention = _kernel("block_sparse_attention", (head_dim, value_head_dim))
-    selection = {_kernel(op, (head_dim, head_dim)) for op in _SELECTION}
+    dims = dict.fromkeys(_SELECTION, (head_dim, head_dim)) | {
+        "select_budget_rest": (head_dim, value_head_dim)
+    }
+    selection = {_kernel(op, dims[op]) for op in _SELECTION}
     names = [attention, "sm90" if selection == {"sm90"} else "triton"]
     return names[0] if len(set(names)) == 1 else " / ".join(names)
 

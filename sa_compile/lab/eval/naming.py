@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_REST
 from sa_compile.lab.eval.rules import kind_of
 
 # Settings that rules were given since, with what stood for them before.
@@ -44,5 +44,7 @@ def present_name(rule: str, settings: dict[str, Any]) -> str:
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not own.keys() <= known:
         return f"{rule} (of its commit)"
-    before = {name: value for name, value in _BEFORE.items() if name in known}
-    return kind(**{**before, **own}).spec + plus + forced
+    settings = {**{name: value for name, value in _BEFORE.items() if name in known}, **own}
+    if "rest" in known and not settings["means"]:  # with means it is not looked at
+        settings = {**BEFORE_THE_REST, **settings}
+    return kind(**settings).spec + plus + forced

@@ -7,10 +7,10 @@ from support.attention import grouped, left_padding
 from support.graphs import PassesBackend, compile_with_passes
 
 OPS = {
-    **{"block_representatives": 1, "select_adaptive": 1, "select_budget": 1},
-    "block_sparse_attention": 1,
+    **{"block_representatives": 1, "select_adaptive": 1, "select_budget_rest": 1},
+    "block_rest_attention": 1,
 }
-OTHER_OPS = ("sample_scores", "select_blocks", "block_mean_attention")
+OTHER_OPS = ("sample_scores", "select_blocks", "block_mean_attention", "block_sparse_attention")
 EXACT = {"method": "adaptive", "tau": 0.0, "min_seq_len": 32}
 
 
@@ -72,7 +72,21 @@ def test_a_budget_and_its_rows_reach_their_op():
         "keep_sink": False,
     }
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
-    assert arguments(backend, "select_budget")[-7:] == (16, 16, 0.2, 0.3, 8, False, 3)
+    assert arguments(backend, "select_budget_rest")[-7:] == (16, 16, 0.2, 0.3, 8, False, 3)
+
+
+@pytest.mark.parametrize("rest", [0.0, 0.25, 1.0])
+def test_the_part_of_the_rest_reaches_its_op(rest):
+    backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", rest=rest)
+    if rest:
+        assert rest in arguments(backend, "block_rest_attention")
+    else:
+        assert emitted(backend) == {
+            **{"block_representatives": 1, "select_adaptive": 1, "block_sparse_attention": 1},
+            **dict.fromkeys(("select_budget_rest", "block_rest_attention"), 0),
+            **dict.fromkeys(("sample_scores", "select_blocks", "block_mean_attention"), 0),
+        }
+        assert arguments(backend, "select_budget")
 
 
 def test_without_a_budget_tau_decides_alone_and_means_may_stand_for_what_is_left_out():
@@ -80,7 +94,8 @@ def test_without_a_budget_tau_decides_alone_and_means_may_stand_for_what_is_left
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, **options)
     assert emitted(backend) == {
         **{"block_representatives": 1, "select_adaptive": 1, "block_mean_attention": 1},
-        **{"block_sparse_attention": 0, "select_budget": 0, "sample_scores": 0, "select_blocks": 0},
+        **dict.fromkeys(("select_budget_rest", "block_rest_attention", "block_sparse_attention"), 0),
+        **{"sample_scores": 0, "select_blocks": 0},
     }
 
 

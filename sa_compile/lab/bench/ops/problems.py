@@ -150,7 +150,8 @@ def sampling(shape: Shape, density: float, against: tuple[str, ...], device: str
 
 def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
     """Method C's selection, its three ops, with default settings and with fewer landmarks, beside attention
-    over random blocks, and with the means of all other blocks.
+    over random blocks, with the rest of all other blocks and with their means. Of the random blocks alone
+    ``select_budget_rest`` is given those, and finds all others to be left out.
 
     "whole" is the method with default settings: the three ops, and attention over the random blocks, for
     random keys have flat scores, of which nearly all blocks would be kept.
@@ -158,8 +159,12 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     query, key, value = inputs.qkv(shape, device)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     selection = _selection(query, key, ADAPTIVE_LANDMARKS, "")
-    selection["select_budget"] = Run(lambda: ops.select_budget(query, key, budget=BUDGET, tau=BUDGET_TAU))
-    attention = _attention(query, key, value, mask, shape)
+    none_but_these = {"budget": 1.0, "tau": 1.0}
+    rest = ops.select_budget_rest(query, key, value, mask, **none_but_these)[1:]
+    selection["select_budget_rest"] = Run(
+        lambda: ops.select_budget_rest(query, key, value, mask, **none_but_these)
+    )
+    attention = Run(lambda: ops.block_rest_attention(query, key, value, mask, *rest))
 
     def whole() -> None:
         for run in (*selection.values(), attention):
@@ -168,7 +173,9 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     runs = {
         **selection,
         **_selection(query, key, FEWER, FEWER_LANDMARKS),
-        "block_sparse_attention": attention,
+        "select_budget": Run(lambda: ops.select_budget(query, key, budget=BUDGET, tau=BUDGET_TAU)),
+        "block_rest_attention": attention,
+        "block_sparse_attention": _attention(query, key, value, mask, shape),
         "block_mean_attention": Run(lambda: ops.block_mean_attention(query, key, value, mask)),
         "whole": Run(whole),
     }

@@ -56,4 +56,4 @@ def test_costs_from_before_the_budget_are_of_selection_without_one():
     before = adaptive.timed_as({"tau": 0.2, "landmarks": 7}, "128x128")
     assert before == Candidate(adaptive, config).timed_as == "adaptive landmarks=7 128x128"
     rule = parse_rule(Candidate(adaptive, SampleAttentionConfig()).rule)
-    assert adaptive.timed_as(vars(rule), "128x128") == "adaptive landmarks=15 rows=32 128x128"
+    assert adaptive.timed_as(vars(rule), "128x128") == "adaptive landmarks=15 rows=32 rest=True 128x128"
