@@ -328,6 +328,65 @@ def test_block_means(name: str, dtype: torch.dtype, triton_device: str) -> None:
     torch.testing.assert_close(lse.double(), exact_lse, atol=1e-3, rtol=1e-4)
 
 
+RESTS = {
+    "plain": {},
+    "ragged": {"q_len": 101, "kv_len": 101, "layout": "bshd"},
+    "tiles_of_a_block": {"block_q": 128, "q_len": 200, "kv_len": 200},
+    "negative_offset": {"q_len": 90, "kv_len": 60, "q_offset": -20, "block_q": 16, "block_k": 16},
+    "nothing_kept": {"density": 0.0},
+    "left_padding": {"segments": "left_padding", "batch": 2, "q_len": 200, "kv_len": 200},
+    "sinks": {"sinks": "a_head", "segments": "left_padding", "batch": 2, "q_len": 200, "kv_len": 200},
+    "one_sink": {"sinks": "one", "heads": 4, "kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("part", [0.5, 1.0])
+@pytest.mark.parametrize("name", RESTS)
+def test_block_rest_attention(name: str, part: float, dtype: torch.dtype, triton_device: str) -> None:
+    from sa_compile.kernels.block_rest_attention import triton as rest
+    from sa_compile.kernels.block_rest_attention.op import Arguments
+
+    sizes = {"head_dim": 48, "value_head_dim": 24, "block_q": 32, "block_k": 32, "heads": 2, "kv_heads": 1}
+    case = attention_cases.BASE.with_(**{**sizes, "q_len": 160, "kv_len": 160, **RESTS[name], "dtype": dtype})
+    x = attention_cases.random_inputs(case, triton_device, seed=6)
+    torch.manual_seed(0)
+    shape = (case.batch, case.heads, -(-case.q_len // case.block_q))
+    share = 0.8 * torch.rand(shape, device=triton_device)
+    value = share[..., None] * torch.randn(*shape, case.value_head_dim, device=triton_device)
+    level = 2 + torch.randn(shape, device=triton_device)
+    share[0, 0, 0], value[0, 0, 0], level[0, 0, 0] = 0, 0, -torch.inf
+    level[0, 0, -1] = 200.0  # no more than the kept keys' own
+    tensors = (x.query, x.key, x.value, x.block_mask, value, share, level, x.key_segment, x.sinks)
+    given = Arguments(*tensors, case.head_dim**-0.5, part, case.q_offset, case.block_q, case.block_k)
+    out, lse = eager.block_sparse_attention(*given.of_kept_blocks)
+    before = out.clone()
+    rest.add_rest_(given, out, lse)
+    assert torch.equal(out[0, 0, : case.block_q], before[0, 0, : case.block_q])
+    exact, _ = reference.block_rest_attention(*given)
+    eager_error = attention_cases.relative_error(eager.block_rest_attention(*given)[0], exact)
+    assert attention_cases.relative_error(out, exact) <= 1.5 * eager_error + 1e-6
+    assert (out[lse == -torch.inf] == 0).all()
+
+
+def test_what_is_left_out_with_nan_is_seen_and_with_no_share_is_not_read(triton_device: str) -> None:
+    from sa_compile.kernels.block_rest_attention import triton as rest
+    from sa_compile.kernels.block_rest_attention.op import Arguments
+
+    query, key, value = torch.randn(3, 1, 1, 48, 16, device=triton_device)
+    mask = torch.full((1, 1, 3, 1), -1, dtype=torch.int32, device=triton_device)
+    share = torch.tensor([[[0.0, 0.3, torch.nan]]], device=triton_device)
+    rest_value = torch.tensor([torch.nan, 1.0, 1.0], device=triton_device)[None, None, :, None].expand(
+        1, 1, 3, 16
+    )
+    given = Arguments(
+        query, key, value, mask, rest_value, share, torch.zeros_like(share), None, None, 0.25, 0.5, 0, 16, 16
+    )
+    out, lse = eager.block_sparse_attention(*given.of_kept_blocks)
+    rest.add_rest_(given, out, lse)
+    assert out[:, :, :32].isfinite().all() and out[:, :, 32:].isnan().all()
+
+
 def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:
     """Query block 2 drops key block 0, whose values are NaN, and block 3 keeps it and drops block 1."""
     from sa_compile.kernels.block_mean_attention import triton as means
