@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -127,6 +128,28 @@ def test_attention_with_means(kernels: tuple[str, ...], padded: bool, cuda: str)
         skip_without(kernels[0])
         check_replay(
             lambda: ops.block_mean_attention(x.query, x.key, x.value, x.block_mask, key_segment=x.key_segment)
+        )
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+@pytest.mark.parametrize("kernels", [("cuda_sm90", "triton", "pytorch"), ("pytorch",)], ids="-".join)
+def test_selection_and_attention_with_a_rest(kernels: tuple[str, ...], padded: bool, cuda: str) -> None:
+    if "triton" in kernels:
+        pytest.importorskip("triton")
+    case = BASE.with_(
+        q_len=1000, kv_len=1000, batch=2, segments="left_padding" if padded else "none", sinks="a_head"
+    )
+    x = attention_cases.random_inputs(case, cuda, seed=3)
+    given = {"key_segment": x.key_segment}
+    with preferring(*kernels):
+        skip_without(kernels[0])
+        select = partial(
+            ops.select_budget_rest, x.query, x.key, x.value, x.block_mask, **given, budget=0.2, tau=0.3
+        )
+        check_replay(select)
+        chosen = select()
+        check_replay(
+            lambda: ops.block_rest_attention(x.query, x.key, x.value, *chosen, **given, sinks=x.sinks)
         )
 
 

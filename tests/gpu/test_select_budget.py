@@ -1,4 +1,4 @@
-"""The CUDA kernel of ``select_budget`` against the oracle: the same blocks but for shares near the bound."""
+"""``select_budget``, with a rest and without, on Hopper: the oracle's blocks but for those near a bound."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from sa_compile.kernels import choice, ops
+from sa_compile.kernels.block_mean_attention.eager import block_means
 from sa_compile.kernels.choice import Call, preferring
 from sa_compile.kernels.select_budget import eager as budget_eager
 from sa_compile.kernels.select_budget import reference as budget_reference
 from sa_compile.kernels.select_budget.op import Arguments
+from sa_compile.kernels.select_budget_rest import op as rest_op
+from sa_compile.kernels.select_budget_rest import reference as rest_reference
 from sa_compile.kernels.shared import blocks
 
 # Exponentials are approximate, and 2-norms come from squares.
@@ -28,6 +31,7 @@ class Case:
     heads: int = 4
     kv_heads: int = 2
     dim: int = 128
+    value_dim: int = 0  # 0: dim
     dtype: torch.dtype = torch.bfloat16
     rows: int = 16
     padding: str = "none"  # or "left", "right"
@@ -47,6 +51,7 @@ CASES = {
     "head_dim_96": replace(BASE, dim=96),
     "head_dim_192": replace(BASE, dim=192, kv_len=900, q_offset=260),
     "head_dim_256": replace(BASE, dim=256, layout="bshd"),
+    "values_of_128": replace(BASE, dim=192, value_dim=128, batch=2, padding="left"),
     "one_row_a_block": replace(BASE, rows=1),
     "every_row": replace(BASE, rows=128),
     "half_of_the_rows": replace(BASE, rows=64, q_len=300, kv_len=300),
@@ -77,17 +82,16 @@ CASES = {
 BOUNDS = ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3))
 
 
+def random(case: Case, heads: int, length: int, dim: int, device: str) -> Tensor:
+    if case.layout == "bshd":
+        return torch.randn(case.batch, length, heads, dim, device=device).to(case.dtype).transpose(1, 2)
+    return torch.randn(case.batch, heads, length, dim, device=device).to(case.dtype)
+
+
 def inputs_of(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
     torch.manual_seed(0)
-
-    def random(heads: int, length: int) -> Tensor:
-        if case.layout == "bshd":
-            return (
-                torch.randn(case.batch, length, heads, case.dim, device=device).to(case.dtype).transpose(1, 2)
-            )
-        return torch.randn(case.batch, heads, length, case.dim, device=device).to(case.dtype)
-
-    query, key = random(case.heads, case.q_len), random(case.kv_heads, case.kv_len)
+    query = random(case, case.heads, case.q_len, case.dim, device)
+    key = random(case, case.kv_heads, case.kv_len, case.dim, device)
     if case.padding == "none":
         return query, key, None
     place = torch.arange(case.kv_len, device=device)
@@ -123,6 +127,53 @@ def test_the_cuda_kernel_keeps_the_oracles_blocks(name: str, cuda: str) -> None:
         compare(bounded, found, grown, squares, expected)
 
 
+def rest_inputs(case: Case, segment: Tensor | None, device: str) -> tuple[Tensor, Tensor]:
+    """Values, some of them not finite, and an index that keeps few blocks for all heads."""
+    value = random(case, case.kv_heads, case.kv_len, case.value_dim or case.dim, device)
+    value[:, :, case.kv_len // 2, 3] = float("nan")
+    value[:, 0, case.kv_len // 5, -1] = float("inf")
+    if segment is not None:
+        value = value.masked_fill((segment < 0)[:, None, :, None], float("nan"))
+    n_q, n_k = -(-case.q_len // 128), -(-case.kv_len // 128)
+    return value, blocks.pack_bits(torch.rand(case.batch, 1, n_q, n_k, device=device) < 0.2)
+
+
+def compare_rest(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Value, share and level; the level where enough is kept for it to be exact."""
+    (value, share, level), (exact_value, exact_share, exact_level) = found, expected
+    torch.testing.assert_close(share.double(), exact_share.double(), atol=1e-3, rtol=2e-3)
+    error = (value.double() - exact_value).norm()
+    assert error <= 5e-3 * exact_value.norm() + 1e-6  # mean values are rounded to the values' dtype
+    much = exact_share < 0.95
+    torch.testing.assert_close(level[much].double(), exact_level[much].double(), atol=2e-2, rtol=1e-3)
+    assert not level.isnan().any()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_cuda_kernel_gives_the_oracles_rest(name: str, cuda: str) -> None:
+    case = CASES[name]
+    dims = (case.dim, case.value_dim or case.dim)
+    call = Call("select_budget_rest", torch.device(cuda), case.dtype, dims, 128, 128)
+    if not choice.fits("cuda_sm90", call):
+        pytest.skip("needs Hopper and the CUDA library")
+    query, key, segment = inputs_of(case, cuda)
+    value, mask = rest_inputs(case, segment, cuda)
+    where = (key, value, mask, segment, case.sharpness * case.dim**-0.5, case.q_offset, 128, 128)
+    sampled = (case.rows, case.keep_sink, case.window, case.q_stride)
+    given = rest_op.Arguments(query, *where, 0.0, 0.0, *sampled)
+    grown, squares, forced, allowed = budget_reference.growths(given.of_budget)
+    given_too = blocks.unpack_bits(mask, allowed.shape[-1]) & allowed
+    for budget, tau in ((0.03, 9.0), (9.0, 9.0), (0.2, 0.3)):
+        bounded = given._replace(budget=budget, tau=tau)
+        with preferring("cuda_sm90"):
+            bits, *rest = ops.select_budget_rest_op(*bounded)
+        expected = ((forced | (grown >= budget**2) | (squares >= tau**2)) & allowed) | given_too
+        compare(bounded.of_budget, bits, grown, squares, expected)
+        kept = blocks.unpack_bits(bits, allowed.shape[-1])
+        assert not (given_too & ~kept).any() and not (kept & ~allowed).any()
+        compare_rest(tuple(rest), rest_reference.rest_of(bounded, allowed & ~kept))
+
+
 @pytest.mark.parametrize("heads, kv_heads, length", [(8, 2, 16384), (2, 1, 100_000)], ids=["16K", "100K"])
 def test_long_prompts_as_pytorch_keeps_them(heads: int, kv_heads: int, length: int, cuda: str) -> None:
     """More than one range of keys and, at 100,000 tokens, than 4 rows a strip of query blocks."""
@@ -133,11 +184,23 @@ def test_long_prompts_as_pytorch_keeps_them(heads: int, kv_heads: int, length: i
         pytest.skip("needs Hopper and the CUDA library")
     query, key, _ = inputs_of(case, cuda)
     given = Arguments(query, key, None, 0.4, case.q_offset, 128, 128, 0.03, 0.1, 32, True, 2)
-    share, squares, _ = budget_eager.block_shares(given)
+    share, squares, level = budget_eager.block_shares(given)
     bits = blocks.unpack_bits(budget_eager.select_budget(given), -(-length // 128))
     grown = budget_eager.growths(share.masked_fill(~allowed_candidates(given), 0.0))
     with preferring("cuda_sm90"):
-        compare(given, ops.select_budget_op(*given), grown, squares, bits)
+        found = ops.select_budget_op(*given)
+    compare(given, found, grown, squares, bits)
+
+    value, mask = rest_inputs(case, None, cuda)
+    given_rest = rest_op.Arguments(query, key, value, torch.zeros_like(mask), *given[2:])
+    with preferring("cuda_sm90"):
+        again, *rest = ops.select_budget_rest_op(*given_rest)
+    assert torch.equal(again, found)
+    kept = blocks.unpack_bits(found, share.shape[-1])
+    left_out, kept_share = share.masked_fill(kept, 0.0), share.masked_fill(~kept, 0.0).sum(-1)
+    mean = block_means(key, value, None, 128)[1].repeat_interleave(heads // kv_heads, 1)
+    rest_value = left_out @ torch.where(mean.isfinite(), mean, 0.0)
+    compare_rest(tuple(rest), (rest_value, left_out.sum(-1), level + kept_share.log()))
 
 
 def allowed_candidates(a: Arguments) -> Tensor:

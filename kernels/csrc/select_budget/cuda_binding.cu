@@ -1,12 +1,15 @@
-// Selection by a budget as an op of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+// Selection by a budget as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
 #include <algorithm>
 #include <bit>
 #include <optional>
+#include <tuple>
 
 #include "select_budget/arguments.h"
 #include "select_budget/cuda/bits.h"
 #include "select_budget/sampled_rows.h"
 #include "select_budget/sm90/score.h"
+#include "select_budget_rest/arguments.h"
+#include "select_budget_rest/cuda/rest.h"
 #include "shared/binding.h"
 #include "shared/cuda/head_dims.h"
 #include "shared/cuda/tensors.h"
@@ -25,19 +28,11 @@ Error score_sm90(budget::Arguments const& args, int multiprocessors, cudaStream_
   });
 }
 
-Tensor select_budget(SelectBudget<Tensor> call) {
-  using torch::headeronly::ScalarType;
-  SelectBudgetOptions const& options = call.options;
-  int const device = call.query.get_device();
-  torch::stable::accelerator::DeviceGuard const guard(device);
-  cudaStream_t const stream = current_stream(device);
+// Fills `args` but for its workspace. Pointers in it are of `query`, `key` and `key_segment`.
+void set_arguments(budget::Arguments& args, Tensor const& query, Tensor const& key,
+                   std::optional<Tensor> const& key_segment, SelectBudgetOptions const& options) {
   STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock,
                   "select_budget_sm90: blocks must be 128 x 128, got ", options.block_q, " x ", options.block_k);
-
-  Tensor const query = readable(call.query), key = readable(call.key);
-  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
-
-  budget::Arguments args{};
   set_rows_and_keys(args, query, key, options);
   if (key_segment) {
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
@@ -52,7 +47,11 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   args.mask_words = mask_words(args.n());
   STD_TORCH_CHECK(args.n() <= budget::kMostKeyBlocks, "select_budget_sm90: 'key' has ", args.kv_len, " keys, at most ",
                   budget::kMostKeyBlocks * kBlock, " are allowed");
+}
 
+// The index, and what `rest` asks for if it is not null.
+Tensor select(budget::Arguments& args, budget::Rest const* rest, Tensor const& query, int device, cudaStream_t stream) {
+  using torch::headeronly::ScalarType;
   Tensor const block_mask =
       torch::stable::new_empty(query, {args.batch, args.q_heads, args.q_blocks(), args.mask_words}, ScalarType::Int);
   args.block_mask = static_cast<uint32_t*>(block_mask.mutable_data_ptr());
@@ -65,12 +64,12 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   int64_t const affordable = kLogBytes / (4 * std::max<int64_t>(strip_words * strips_of_blocks, 1));
   int const at_a_time = int(std::min<int64_t>(std::max<int64_t>(affordable, 1) * blocks_of_a_strip, args.q_blocks()));
   args.query_blocks = at_a_time;
-  args.visibilities = key_segment && args.key_segment_stride ? args.batch : 1;
-  int64_t const visible_words = key_segment ? args.visibilities * (1 + (int64_t(args.n()) + 3) / 4) : 0;
+  args.visibilities = args.key_segment && args.key_segment_stride ? args.batch : 1;
+  int64_t const visible_words = args.key_segment ? args.visibilities * (1 + (int64_t(args.n()) + 3) / 4) : 0;
   Tensor const memory = workspace(query, args.strips() * strip_words + visible_words);
   auto* const words = static_cast<int32_t*>(memory.mutable_data_ptr());
   args.logs = reinterpret_cast<float*>(words);
-  if (key_segment) {
+  if (args.key_segment) {
     int32_t* const sinks = words + args.strips() * strip_words;
     uint8_t* const visible = reinterpret_cast<uint8_t*>(sinks + args.visibilities);
     args.sinks = sinks;
@@ -84,15 +83,62 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   for (args.first_query_block = 0; args.first_query_block < args.q_blocks(); args.first_query_block += at_a_time) {
     args.query_blocks = std::min(at_a_time, args.q_blocks() - args.first_query_block);
     check(score_sm90(args, processors, stream), "select_budget");
-    check(budget::write_bits(args, stream), "select_budget");
+    check(budget::write_bits(args, rest, stream), "select_budget");
   }
   return block_mask;
 }
 
+Tensor select_budget(SelectBudget<Tensor> call) {
+  int const device = call.query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  Tensor const query = readable(call.query), key = readable(call.key);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+  budget::Arguments args{};
+  set_arguments(args, query, key, key_segment, call.options);
+  return select(args, nullptr, query, device, current_stream(device));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> select_budget_rest(SelectBudgetRest<Tensor> call) {
+  using torch::headeronly::ScalarType;
+  int const device = call.query.get_device();
+  torch::stable::accelerator::DeviceGuard const guard(device);
+  cudaStream_t const stream = current_stream(device);
+  Tensor const query = readable(call.query), key = readable(call.key), value = readable(call.value);
+  Tensor const block_mask = torch::stable::contiguous(call.block_mask);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+  budget::Arguments args{};
+  set_arguments(args, query, key, key_segment, call.options);
+
+  budget::Rest rest{};
+  rest.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());
+  rest.mask_batch_stride = broadcast_stride(block_mask, 0);
+  rest.mask_head_stride = broadcast_stride(block_mask, 1);
+  rest.value = value.const_data_ptr();
+  rest.value_strides = strides_of(value);
+  rest.value_head_dim = int(value.size(3));
+  Tensor const mean_value = torch::stable::new_empty(value, {args.batch, args.kv_heads, args.n(), rest.value_head_dim});
+  rest.mean_value = mean_value.mutable_data_ptr();
+
+  Tensor const rest_value = torch::stable::new_empty(
+      query, {args.batch, args.q_heads, args.q_blocks(), rest.value_head_dim}, ScalarType::Float);
+  Tensor const rest_share =
+      torch::stable::new_empty(query, {args.batch, args.q_heads, args.q_blocks()}, ScalarType::Float);
+  Tensor const rest_level = torch::stable::empty_like(rest_share);
+  rest.rest_value = static_cast<float*>(rest_value.mutable_data_ptr());
+  rest.rest_share = static_cast<float*>(rest_share.mutable_data_ptr());
+  rest.rest_level = static_cast<float*>(rest_level.mutable_data_ptr());
+  check(budget::average_values(args, rest, stream), "select_budget_rest");
+  return {select(args, &rest, query, device, stream), rest_value, rest_share, rest_level};
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) { define<SelectBudget<Tensor>>(library, "select_budget_sm90"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
+  define<SelectBudget<Tensor>>(library, "select_budget_sm90");
+  define<SelectBudgetRest<Tensor>>(library, "select_budget_rest_sm90");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
   implement<SelectBudget<Tensor>, select_budget>(library, "select_budget_sm90");
+  implement<SelectBudgetRest<Tensor>, select_budget_rest>(library, "select_budget_rest_sm90");
 }

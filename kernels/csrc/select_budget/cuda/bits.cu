@@ -4,11 +4,14 @@
 
 #include <cfloat>
 
+#include "cutlass/numeric_types.h"
+
 namespace sampleattn::budget {
 namespace {
 
 constexpr int kHalvings = 24;  // of the interval in which that share is searched: its width is budget / 2^24
 constexpr int kMostThreads = 1024;
+constexpr float kLn2 = 0.6931471805599453f;
 
 // A sum of exponentials, relative to the largest exponent.
 struct Total {
@@ -41,12 +44,51 @@ __device__ float sum_of_all(float x, float (&scratch)[kMostThreads / 32]) {
   return x;
 }
 
+// The shares of key blocks before `stop` times their mean values `means`, summed into `to`. A thread sums one vector of
+// columns of every so many key blocks into `partial`, kRestVector numbers a thread.
+template <class Element>
+__device__ void add_means(float const* shares, int stop, Element const* means, int dim, float* partial, float* to) {
+  constexpr int kLoads = 4;  // of a thread, under way at a time
+  int const vectors = dim / kRestVector, slices = blockDim.x / vectors;
+  int const vector = threadIdx.x % vectors, slice = threadIdx.x / vectors;
+  float sum[kRestVector] = {};
+  for (int begin = slice; slice < slices && begin < stop; begin += slices * kLoads) {
+    float share[kLoads];
+    uint4 loaded[kLoads];
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      int const j = begin + i * slices;
+      share[i] = j < stop ? shares[j] : 0.f;
+      loaded[i] = share[i] != 0.f ? __ldg(reinterpret_cast<uint4 const*>(means + int64_t(j) * dim) + vector)
+                                  : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+#pragma unroll
+      for (int e = 0; e < kRestVector; ++e) {
+        sum[e] = fmaf(share[i], float(reinterpret_cast<Element const*>(&loaded[i])[e]), sum[e]);
+      }
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < kRestVector; ++e) partial[threadIdx.x * kRestVector + e] = sum[e];
+  __syncthreads();
+  for (int d = threadIdx.x; d < dim; d += blockDim.x) {
+    float total = 0.f;
+    for (int s = 0; s < slices; ++s) total += partial[s * dim + d];
+    to[d] = total;
+  }
+}
+
 // Up to 32 rows lie in a warp's lanes side by side, as they do in memory, and beside them those of other key blocks.
-__global__ void __launch_bounds__(kMostThreads) write(const __grid_constant__ Arguments args) {
+// kRest: `rest` has more blocks to keep, and gets what the others give.
+template <bool kRest>
+__global__ void __launch_bounds__(kMostThreads)
+    write(const __grid_constant__ Arguments args, const __grid_constant__ Rest rest) {
   extern __shared__ float shares[];  // the rows' average for every key block, and behind those what squares sum to
   __shared__ float scratch[kMostThreads / 32];
   __shared__ Total parts[kMostThreads];  // of a warp's rows
-  __shared__ float2 terms[kBlock];       // of a row: its largest exponent, and the inverse of its sum
+  __shared__ float2 terms[kBlock];  // of a row: its largest exponent, and the inverse of its sum
   int const in_batch = blockIdx.x, q_block = args.first_query_block + in_batch, n = args.n();
   int const batch = blockIdx.y / args.q_heads, entry = args.visibilities > 1 ? batch : 0;
   int const stop = args.stop_of(q_block + 1);  // behind the last block that causality allows
@@ -104,7 +146,11 @@ __global__ void __launch_bounds__(kMostThreads) write(const __grid_constant__ Ar
   auto const allowed = [&](int j) { return j < stop && (!args.key_segment || args.visible[int64_t(entry) * n + j]); };
   auto const forced = [&](int j) { return own - j < args.window_slashes || j == sink; };
   float const average = 1.f / fmaxf(rows, 1.f);
-  for (int j = threadIdx.x; j < stop; j += blockDim.x) shares[j] = allowed(j) && !forced(j) ? shares[j] * average : 0.f;
+  float kept = 0.f;  // of this thread's blocks, the shares of those that are kept
+  for (int j = threadIdx.x; j < stop; j += blockDim.x) {
+    if (kRest && allowed(j) && forced(j)) kept += shares[j] * average;
+    shares[j] = allowed(j) && !forced(j) ? shares[j] * average : 0.f;
+  }
   float low = 0.f, high = args.budget;
   for (int halving = 0; halving < kHalvings; ++halving) {
     float const middle = 0.5f * (low + high);
@@ -114,27 +160,68 @@ __global__ void __launch_bounds__(kMostThreads) write(const __grid_constant__ Ar
     bool const enough = middle * (middle + 2.f * left_out) >= args.budget * args.budget;
     (enough ? high : low) = middle;
   }
-  uint32_t* const words = args.block_mask + (int64_t(blockIdx.y) * args.q_blocks() + q_block) * args.mask_words;
+  int64_t const place = int64_t(blockIdx.y) * args.q_blocks() + q_block;
+  uint32_t* const words = args.block_mask + place * args.mask_words;
+  uint32_t const* more = nullptr;
+  if constexpr (kRest) {
+    more = rest.block_mask + batch * rest.mask_batch_stride + blockIdx.y % args.q_heads * rest.mask_head_stride +
+           int64_t(q_block) * args.mask_words;
+  }
   for (int j = threadIdx.x; j < args.mask_words * 32; j += blockDim.x) {
     bool keep = allowed(j);
-    keep = keep && (shares[j] >= high || squares[j] * (kBlock * average) >= args.tau_squared || forced(j));
+    keep = keep && (shares[j] >= high || squares[j] * (kBlock * average) >= args.tau_squared || forced(j) ||
+                    (kRest && more[j / 32] >> j % 32 & 1));
     uint32_t const bits = __ballot_sync(0xffffffffu, keep);
     if (j % 32 == 0) words[j / 32] = bits;
+    if (kRest && keep) {
+      kept += shares[j];
+      shares[j] = 0.f;
+    }
   }
+
+  if constexpr (kRest) {
+    float share = 0.f, level = 0.f;
+    for (int j = threadIdx.x; j < stop; j += blockDim.x) share += shares[j];
+    share = sum_of_all(share, scratch);  // and from here on nobody needs squares
+    kept = sum_of_all(kept, scratch);  // 1 - share would be roundings where it is little
+    for (int row = lane; row < args.rows(); row += 32) {
+      float2 const term = terms[row];
+      if (term.y > 0.f) level += term.x - log2f(term.y);
+    }
+    for (int side = 16; side > 0; side /= 2) level += __shfl_xor_sync(0xffffffffu, level, side);
+    if (threadIdx.x == 0) {
+      rest.rest_share[place] = share;
+      rest.rest_level[place] = rows > 0.f ? (level * average + log2f(kept)) * kLn2 : -INFINITY;
+    }
+    int const head = batch * args.kv_heads + blockIdx.y % args.q_heads / args.group(), dim = rest.value_head_dim;
+    int64_t const means = int64_t(head) * n * dim;
+    float* const to = rest.rest_value + place * dim;
+    if (args.dtype == DataType::kBFloat16) {
+      add_means(shares, stop, static_cast<cutlass::bfloat16_t const*>(rest.mean_value) + means, dim, squares, to);
+    } else {
+      add_means(shares, stop, static_cast<cutlass::half_t const*>(rest.mean_value) + means, dim, squares, to);
+    }
+  }
+}
+
+template <bool kRest>
+Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
+  constexpr int kLogsOfAThread = 16;
+  int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
+  int const after_shares = kRest ? max(args.n(), threads * kRestVector) : args.n();
+  int const bytes = (args.n() + after_shares) * int(sizeof(float));
+  cudaError_t status = cudaFuncSetAttribute(&write<kRest>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status == cudaSuccess) {
+    write<kRest><<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args, rest);
+    status = cudaGetLastError();
+  }
+  return to_error(status);
 }
 
 }  // namespace
 
-Error write_bits(Arguments const& args, cudaStream_t stream) {
-  constexpr int kLogsOfAThread = 16;
-  int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
-  int const bytes = args.n() * 2 * int(sizeof(float));
-  cudaError_t status = cudaFuncSetAttribute(&write, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (status == cudaSuccess) {
-    write<<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+Error write_bits(Arguments const& args, Rest const* rest, cudaStream_t stream) {
+  return rest ? launch<true>(args, *rest, stream) : launch<false>(args, {}, stream);
 }
 
 }  // namespace sampleattn::budget

@@ -2,10 +2,12 @@
 #pragma once
 
 #include "select_budget/cuda/arguments.h"
+#include "select_budget_rest/cuda/rest.h"
 #include "shared/cuda/error.h"
 
 namespace sampleattn::budget {
 
-Error write_bits(Arguments const& args, cudaStream_t stream);
+// rest: null, or what is written beside the index, of blocks that it leaves out.
+Error write_bits(Arguments const& args, Rest const* rest, cudaStream_t stream);
 
 }  // namespace sampleattn::budget
