@@ -22,10 +22,8 @@ def kernels_of(head_dim: int, value_head_dim: int) -> str:
     if max(head_dim, value_head_dim) > MAX_HEAD_DIM:
         return "none"
     attention = _kernel("block_sparse_attention", (head_dim, value_head_dim))
-    dims = dict.fromkeys(_SELECTION, (head_dim, head_dim)) | {
-        "select_budget_rest": (head_dim, value_head_dim)
-    }
-    selection = {_kernel(op, dims[op]) for op in _SELECTION}
+    of_keys, of_both = (head_dim, head_dim), (head_dim, value_head_dim)
+    selection = {_kernel(op, of_both if op == "select_budget_rest" else of_keys) for op in _SELECTION}
     names = [attention, "sm90" if selection == {"sm90"} else "triton"]
     return names[0] if len(set(names)) == 1 else " / ".join(names)
 

@@ -159,11 +159,9 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     query, key, value = inputs.qkv(shape, device)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
     selection = _selection(query, key, ADAPTIVE_LANDMARKS, "")
-    none_but_these = {"budget": 1.0, "tau": 1.0}
-    rest = ops.select_budget_rest(query, key, value, mask, **none_but_these)[1:]
-    selection["select_budget_rest"] = Run(
-        lambda: ops.select_budget_rest(query, key, value, mask, **none_but_these)
-    )
+    none_but_these = partial(ops.select_budget_rest, query, key, value, mask, budget=1.0, tau=1.0)
+    rest = none_but_these()[1:]
+    selection["select_budget_rest"] = Run(none_but_these)
     attention = Run(lambda: ops.block_rest_attention(query, key, value, mask, *rest))
 
     def whole() -> None:
