@@ -17,6 +17,13 @@
 
 namespace sampleattn::cpu {
 
+// What sampled rows of every query block get from the keys that it leaves out; value nullptr: nothing is known of it.
+struct RestArguments {
+  const float* value = nullptr;  // [B, Hq, n_query_blocks, Dv] contiguous
+  const float *share = nullptr, *level = nullptr;  // [B, Hq, n_query_blocks] contiguous
+  float part = 0.0f;
+};
+
 struct AttentionArguments {
   Sizes sizes;
   View query, key, value, out;
@@ -26,6 +33,7 @@ struct AttentionArguments {
   const float* sinks;  // [Hq|1] or null
   int64_t sink_stride;
   BlockSparseAttentionOptions options;  // a window <= 0: none
+  RestArguments rest;
 };
 
 namespace detail {
@@ -62,11 +70,12 @@ class AttentionWorker {
       if (block < sizes_.key_blocks()) add_block(packed, pair, b, block);
     });
     const float sink = args_.sinks ? args_.sinks[h * args_.sink_stride] * kLog2e : -__builtin_inff();
+    const LeftOut left_out = this->left_out((b * sizes_.q_heads + h) * sizes_.query_blocks() + query_block);
     for (int64_t s = 0; s * kStripRows < rows; ++s) {
       const int64_t row = first_row + s * kStripRows;
       float* lse = args_.lse + (b * sizes_.q_heads + h) * sizes_.q_len + row;
-      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.value_head_dim, v_columns_, sink, args_.out, b,
-                  h, row, lse);
+      isa_.finish(state(s), static_cast<int>(strips_[s].n_rows), sizes_.value_head_dim, v_columns_, sink, left_out,
+                  args_.out, b, h, row, lse);
     }
   }
 
@@ -74,6 +83,13 @@ class AttentionWorker {
   RowState state(int64_t s) const {
     const int64_t row = s * kStripRows;
     return {out_.get() + row * v_columns_, maximum_.get() + row, sum_.get() + row};
+  }
+
+  // at: of the query block among those of all heads.
+  LeftOut left_out(int64_t at) const {
+    const RestArguments& rest = args_.rest;
+    if (!rest.value) return {};
+    return {rest.value + at * sizes_.value_head_dim, rest.share[at], rest.level[at], rest.part};
   }
 
   void begin(int64_t b, int64_t h, int64_t first_row, int64_t rows) {

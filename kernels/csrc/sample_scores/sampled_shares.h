@@ -144,7 +144,7 @@ void for_each_sampled_row(const SamplingArguments& args, const Isa& isa, const P
         const RowGroup& group = group_of(item / sizes.q_heads);
         for (int64_t r = 0; r < group.count; ++r) {
           const int64_t at = (item * step + r) * n_blocks;
-          const bool any = isa.normalise(maximum.get() + at, sum.get() + at, nullptr, n_blocks);
+          const bool any = isa.normalise(maximum.get() + at, sum.get() + at, nullptr, n_blocks) != -__builtin_inff();
           visit(item / sizes.q_heads, item % sizes.q_heads, group.rows[r], any ? sum.get() + at : nullptr);
         }
       };

@@ -5,11 +5,14 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
 #include "select_budget/arguments.h"
+#include "select_budget/rest.h"
 #include "select_budget/sampled_rows.h"
 #include "shared/cpu/bits.h"
 #include "shared/cpu/head_groups.h"
@@ -28,10 +31,12 @@ struct BudgetArguments {
   View query, key;
   Segments key_segment;
   SelectBudgetOptions options;
+  const BudgetRest* rest = nullptr;  // nullptr: nobody asks for it
 };
 
 namespace detail {
 
+constexpr double kLn2 = 0.693147180559945309;
 constexpr int64_t kBudgetRows = 4 * kStripRows;  // that are scored while a key block is near
 
 // One query block of all query heads that share a KV head: their rows see the same keys, so strips hold rows of several
@@ -44,11 +49,11 @@ class BudgetWorker {
         sampled_(rows_of_a_block(args.options.rows, sizes_.kv_len, sizes_.block_q)), sums_(sizes_, isa, segments),
         at_a_time_(std::min(kBudgetRows, round_up(rows(), kStripRows))), query_(at_a_time_ * sizes_.head_dim),
         maximum_(at_a_time_ * n_blocks_), sum_(at_a_time_ * n_blocks_), squares_(at_a_time_ * n_blocks_),
-        strips_(at_a_time_ / kStripRows), heads_(sizes_.group()) {}
+        strips_(at_a_time_ / kStripRows), heads_(sizes_.group()), allowed_(mask_words(n_blocks_)) {}
 
   // words: of the first of the heads; those of the others follow at head_words.
-  void run(const PackedKeys& packed, const VisibleBlocks& visible, int64_t pair, int64_t b, int64_t kv_head,
-           int64_t query_block, uint32_t* words, int64_t head_words) {
+  void run(const PackedKeys& packed, const MeanValues& means, const VisibleBlocks& visible, int64_t pair, int64_t b,
+           int64_t kv_head, int64_t query_block, uint32_t* words, int64_t head_words) {
     const int64_t first_row = query_block * sizes_.block_q;
     const int64_t last_row = std::min(first_row + sizes_.block_q, sizes_.q_len) - 1;
     const int64_t own = floor_div(position_(first_row), sizes_.block_k);
@@ -60,12 +65,14 @@ class BudgetWorker {
       if (has_bit(visible.words.data(), j) && !(args_.options.keep_sink && j == visible.first))
         candidates_.push_back(j);
     }
-    if (!candidates_.empty()) score(packed, pair, b, kv_head, query_block, stop);
+    if (!candidates_.empty() || args_.rest) score(packed, pair, b, kv_head, query_block, stop);
+    std::fill(allowed_.begin(), allowed_.end(), 0);
+    set_prefix(allowed_.data(), stop);
+    for (int64_t w = 0; w < mask_words(n_blocks_); ++w) allowed_[w] &= visible.words[w];
     for (int64_t g = 0; g < sizes_.group(); ++g, words += head_words) {
-      std::fill_n(words, mask_words(n_blocks_), 0);
-      set_prefix(words, stop);
-      for (int64_t w = 0; w < mask_words(n_blocks_); ++w) words[w] &= visible.words[w];
+      std::copy(allowed_.begin(), allowed_.end(), words);
       if (!candidates_.empty()) drop(heads_[g], words);
+      if (args_.rest) add_rest(means, pair, b, kv_head * sizes_.group() + g, query_block, heads_[g], words);
     }
   }
 
@@ -73,6 +80,7 @@ class BudgetWorker {
   // What the rows of a head give each key block, summed over the rows that see a key.
   struct Shares {
     std::vector<float> share, squares;
+    double level;  // of their log-sum-exps
     int64_t rows;
   };
 
@@ -84,6 +92,7 @@ class BudgetWorker {
     for (Shares& head : heads_) {
       head.share.assign(stop, 0.0f);
       head.squares.assign(stop, 0.0f);
+      head.level = 0.0;
       head.rows = 0;
     }
     for (int64_t first = 0; first < rows(); first += at_a_time_) {
@@ -99,8 +108,10 @@ class BudgetWorker {
       for (int64_t r = 0; r < count; ++r) {
         const int64_t at = r * n_blocks_;
         float *sum = sum_.get() + at, *squares = squares_.get() + at;
-        if (!isa_.normalise(maximum_.get() + at, sum, squares, stop)) continue;
+        const float level = isa_.normalise(maximum_.get() + at, sum, squares, stop);
+        if (level == -__builtin_inff()) continue;
         Shares& head = heads_[(first + r) / sampled_.size()];
+        head.level += level;
         ++head.rows;
         for (int64_t j = 0; j < stop; ++j) {
           head.share[j] += sum[j];
@@ -159,6 +170,35 @@ class BudgetWorker {
     }
   }
 
+  // Keeps the given blocks, too, and writes what the head's rows give the allowed ones that are left out.
+  void add_rest(const MeanValues& means, int64_t pair, int64_t b, int64_t h, int64_t query_block, const Shares& head,
+                uint32_t* words) {
+    const BudgetRest& rest = *args_.rest;
+    const int64_t at = (b * sizes_.q_heads + h) * sizes_.query_blocks() + query_block, dim = sizes_.value_head_dim;
+    const uint32_t* given = rest.given.row(b, h, query_block);
+    const float rows = static_cast<float>(std::max<int64_t>(head.rows, 1));
+    float* value = rest.rest_value + at * dim;
+    std::fill_n(value, dim, 0.0f);
+    double sum = 0.0;
+    for (int64_t w = 0; w < mask_words(n_blocks_); ++w) {
+      words[w] |= given[w] & allowed_[w];
+      for (uint32_t left_out = allowed_[w] & ~words[w]; left_out; left_out &= left_out - 1) {
+        const int64_t j = w * 32 + std::countr_zero(left_out);
+        const float share = head.share[j] / rows;
+        const float* mean = means.mean(pair, j);
+        for (int64_t d = 0; d < dim; ++d) value[d] += share * mean[d];
+        sum += share;
+      }
+    }
+    rest.share[at] = static_cast<float>(sum);
+    if (head.rows == 0) {
+      rest.level[at] = -__builtin_inff();
+    } else {
+      const double kept = std::log1p(sum > 1.0 ? -1.0 : -sum);  // by rounding, shares may sum up to more than 1
+      rest.level[at] = static_cast<float>(head.level * kLn2 / rows + kept);
+    }
+  }
+
   const BudgetArguments& args_;
   const Isa& isa_;
   const Sizes& sizes_;
@@ -170,13 +210,14 @@ class BudgetWorker {
   Buffer query_, maximum_, sum_, squares_;  // the latter three [at_a_time_, n_blocks_]
   std::vector<Strip> strips_;
   std::vector<Shares> heads_;
+  std::vector<uint32_t> allowed_;  // words of the blocks that causality and padding allow
   std::vector<int64_t> candidates_;  // blocks that causality and padding allow and nothing forces
   std::vector<std::pair<float, int64_t>> ascending_;
 };
 
 }  // namespace detail
 
-// block_mask: [B, Hq, n_query_blocks, n_words] contiguous.
+// block_mask: [B, Hq, n_query_blocks, n_words] contiguous. sizes.value_head_dim: 0 if args.rest is nullptr.
 template <class ParallelFor>
 void select_budget(const BudgetArguments& args, const Isa& isa, const ParallelFor& parallel_for, int64_t threads,
                    uint32_t* block_mask) {
@@ -188,14 +229,19 @@ void select_budget(const BudgetArguments& args, const Isa& isa, const ParallelFo
   const std::vector<VisibleBlocks> visible = visible_blocks(args.key_segment, sizes);
   const int64_t pairs = pairs_of_a_group(sizes, sizes.head_dim * blocks * sizes.block_k, query_blocks, threads);
   const PackedKeys packed(sizes, pairs);
+  const MeanValues means(sizes, pairs);
   for_each_head_group(sizes, pairs, [&](const HeadGroup& group) {
     for_each_item(parallel_for, threads, group.count * blocks, [&] {
-      return [&](int64_t item) { packed.pack(isa, group, args.key, segments, item % group.count, item / group.count); };
+      return [&, rows = Buffer(sizes.block_k * sizes.value_head_dim)](int64_t item) {
+        const int64_t pair = item % group.count, block = item / group.count;
+        packed.pack(isa, group, args.key, segments, pair, block);
+        if (args.rest) means.fill(isa, group, args.rest->value, args.key_segment, pair, block, rows.get());
+      };
     });
     for_each_query_block(parallel_for, threads, group, 1, [&] {
       return [&, worker = BudgetWorker(args, isa, segments)](int64_t pair, int64_t, int64_t query_block) mutable {
         const int64_t b = group.batch(pair), kv_head = group.kv_head(pair), h = kv_head * sizes.group();
-        worker.run(packed, visible[b], pair, b, kv_head, query_block,
+        worker.run(packed, means, visible[b], pair, b, kv_head, query_block,
                    block_mask + ((b * sizes.q_heads + h) * query_blocks + query_block) * words, query_blocks * words);
       };
     });

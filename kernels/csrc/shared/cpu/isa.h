@@ -15,6 +15,13 @@ struct RowState {
   float* sum;      // [rows]
 };
 
+// What the keys that a query block leaves out give its rows, as sampled rows have it (block_rest_attention).
+struct LeftOut {
+  const float* value = nullptr;  // [value_head_dim]; nullptr: none
+  float share = 0.0f, level = 0.0f;
+  float part = 0.0f;  // of it that rows get
+};
+
 struct Isa {
   const char* name;
   int64_t lanes;         // packed matrices have a multiple of this many columns
@@ -34,17 +41,18 @@ struct Isa {
                  const float* values, bool finite_values, int64_t block_k, int64_t v_columns,
                  const BlockMaskedRows* masked, float* scores);
   // out = state.out / (state.sum and what `sink` adds, a logit in units of log2), lse = natural log of the sum alone;
-  // rows without keys give 0 and -inf.
+  // rows without keys give 0 and -inf. `left_out` has a part in out, not in lse.
   void (*finish)(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, float sink,
-                 const View& out, int64_t b, int64_t h, int64_t first_row, float* lse);
+                 const LeftOut& left_out, const View& out, int64_t b, int64_t h, int64_t first_row, float* lse);
   // Maximum, sum of exp2(score - maximum) and sum of its squares of each row of a strip over one key block; squares may
   // be nullptr.
   void (*block_sums)(int rows, const float* query, int64_t head_dim, const float* keys, int64_t block_k,
                      const BlockMaskedRows* masked, float* scores, float* maximum, float* sum, float* squares,
                      int64_t row_stride);
   // Turns the maxima and sums of a row's n blocks into shares of the row's softmax, in place of the sums, and the sums
-  // of squares, unless nullptr, into those of the keys' shares; false if the row has no visible key.
-  bool (*normalise)(const float* maximum, float* sum, float* squares, int64_t n);
+  // of squares, unless nullptr, into those of the keys' shares. Returns the logarithm of the row's sum, in units of
+  // log2: -inf if the row has no visible key.
+  float (*normalise)(const float* maximum, float* sum, float* squares, int64_t n);
   // Adds to squares[j], for every column j < end, the squared share that column j's members have of the attention of
   // each row of a strip. packed: a head_dim x columns matrix for each member; log2_weights and half_spreads (in units of
   // log2): [members, columns]. The rest of a row's attention comes as the maxima and sums of n_exact blocks,

@@ -189,15 +189,25 @@ void attend(const RowState& state, int rows, const float* query, int64_t head_di
   }
 }
 
-void finish(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, float sink, const View& out,
-            int64_t b, int64_t h, int64_t first_row, float* lse) {
+void finish(const RowState& state, int rows, int64_t value_head_dim, int64_t v_columns, float sink,
+            const LeftOut& left_out, const View& out, int64_t b, int64_t h, int64_t first_row, float* lse) {
   for (int r = 0; r < rows; ++r) {
     float* row = state.out + r * v_columns;
     const float sum = state.sum[r];
-    const float factor = sum == 0.0f ? 0.0f : 1.0f / (sum + __builtin_exp2f(sink - state.maximum[r]));
-    for (int64_t d = 0; d < value_head_dim; ++d) row[d] *= factor;
-    write_row(out.row(b, h, first_row + r), row, out.dtype, value_head_dim);
     lse[r] = sum == 0.0f ? -kInf : state.maximum[r] * 0.693147180559945f + __builtin_logf(sum);
+    float ratio = 0.0f, stays = 1.0f;
+    if (left_out.value && sum != 0.0f) {
+      const float more = __builtin_expf(left_out.level - lse[r]);
+      ratio = left_out.part * (more > 1.0f ? 1.0f : more);
+      stays = 1.0f - ratio * left_out.share;
+    }
+    // The sink has its share of all: of the sum, which makes `stays` of it, and of what is left out.
+    const float factor = sum == 0.0f ? 0.0f : 1.0f / (sum + stays * __builtin_exp2f(sink - state.maximum[r]));
+    for (int64_t d = 0; d < value_head_dim; ++d) row[d] *= stays * factor;
+    if (ratio != 0.0f) {
+      for (int64_t d = 0; d < value_head_dim; ++d) row[d] += ratio * sum * factor * left_out.value[d];
+    }
+    write_row(out.row(b, h, first_row + r), row, out.dtype, value_head_dim);
   }
 }
 
@@ -237,10 +247,10 @@ void block_sums(int rows, const float* query, int64_t head_dim, const float* key
   }
 }
 
-bool normalise(const float* maximum, float* sum, float* squares, int64_t n) {
+float normalise(const float* maximum, float* sum, float* squares, int64_t n) {
   float m = -kInf;
   for (int64_t j = 0; j < n; ++j) m = maximum[j] > m ? maximum[j] : m;
-  if (m == -kInf) return false;
+  if (m == -kInf) return m;
   float total = 0.0f;
   int64_t j = 0;
   for (; j + kLanes <= n; j += kLanes) {
@@ -259,7 +269,7 @@ bool normalise(const float* maximum, float* sum, float* squares, int64_t n) {
   const float factor = 1.0f / total;
   for (j = 0; j < n; ++j) sum[j] *= factor;
   for (j = 0; squares && j < n; ++j) squares[j] *= factor * factor;
-  return true;
+  return m + __builtin_log2f(total);
 }
 
 constexpr Isa make_isa(const char* name) {

@@ -38,6 +38,12 @@ inline void check_4d(const char* op, const char* name, const Tensor& tensor, con
   STD_TORCH_CHECK(tensor.scalar_type() == query.scalar_type(), op, ": '", name, "' must have query's dtype");
 }
 
+inline void check_value(const char* op, const Tensor& value, const Tensor& key, const Tensor& query) {
+  check_4d(op, "value", value, query);
+  STD_TORCH_CHECK(value.size(0) == key.size(0) && value.size(1) == key.size(1) && value.size(2) == key.size(2), op,
+                  ": 'value' must have key's batch, heads and length; key ", shape(key), ", value ", shape(value));
+}
+
 inline void check_block_sizes(const char* op, int64_t block_q, int64_t block_k) {
   for (int64_t block : {block_q, block_k}) {
     STD_TORCH_CHECK(block == 16 || block == 32 || block == 64 || block == 128, op,
