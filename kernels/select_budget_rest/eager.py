@@ -17,8 +17,7 @@ def select_budget_rest(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     left_out = torch.where(allowed & ~kept, sampled.share, 0.0)
     mean_value = block_means(a.key, a.value, a.key_segment, a.block_k)[1]
     mean_value = torch.where(mean_value.isfinite(), mean_value, 0.0)
-    share = left_out.sum(-1)
-    # By rounding, shares may sum up to more than 1.
-    level = sampled.level + torch.log1p(-share.clamp(max=1))
+    # Not log1p of minus the share that is left out: of little that is kept it would be roundings.
+    level = sampled.level + torch.where(kept, sampled.share, 0.0).sum(-1).log()
     group = a.query.shape[1] // a.key.shape[1]
-    return pack_bits(kept), left_out @ mean_value.repeat_interleave(group, 1), share, level
+    return pack_bits(kept), left_out @ mean_value.repeat_interleave(group, 1), left_out.sum(-1), level

@@ -45,6 +45,6 @@ def rest_of(a: Arguments, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                     mean = a.value[b, h // group, part][valid[b, part]].double().mean(0)
                     value[b, h, i] += weights[part].sum().cpu() * torch.where(mean.isfinite(), mean, 0).cpu()
                     share[b, h, i] += weights[part].sum().cpu()
-                level[b, h, i] = scores[sees].logsumexp(-1).mean().cpu() + torch.log1p(-share[b, h, i])
-    device = a.query.device
-    return value.to(device), share.to(device), level.to(device)
+                kept = weights[~left_out[b, h, i].repeat_interleave(a.block_k)[: len(weights)]].sum()
+                level[b, h, i] = (scores[sees].logsumexp(-1).mean() + kept.log()).cpu()
+    return tuple(x.to(a.query.device) for x in (value, share, level))

@@ -179,7 +179,7 @@ class BudgetWorker {
     const float rows = static_cast<float>(std::max<int64_t>(head.rows, 1));
     float* value = rest.rest_value + at * dim;
     std::fill_n(value, dim, 0.0f);
-    double sum = 0.0;
+    double sum = 0.0, kept = 0.0;
     for (int64_t w = 0; w < mask_words(n_blocks_); ++w) {
       words[w] |= given[w] & allowed_[w];
       for (uint32_t left_out = allowed_[w] & ~words[w]; left_out; left_out &= left_out - 1) {
@@ -191,12 +191,9 @@ class BudgetWorker {
       }
     }
     rest.share[at] = static_cast<float>(sum);
-    if (head.rows == 0) {
-      rest.level[at] = -__builtin_inff();
-    } else {
-      const double kept = std::log1p(sum > 1.0 ? -1.0 : -sum);  // by rounding, shares may sum up to more than 1
-      rest.level[at] = static_cast<float>(head.level * kLn2 / rows + kept);
-    }
+    // -inf if no row sees a key. 1 - sum would be roundings where little is kept.
+    for_each_set_bit(words, mask_words(n_blocks_), [&](int64_t j) { kept += head.share[j] / rows; });
+    rest.level[at] = static_cast<float>(head.level * kLn2 / rows + std::log(kept));
   }
 
   const BudgetArguments& args_;
