@@ -16,6 +16,7 @@ OPS = {
     "attention_mass",
     "block_mean_attention",
     "block_representatives",
+    "block_rest_attention",
     "block_sparse_attention",
     "mask_blocks",
     "sample_scores",
@@ -23,7 +24,6 @@ OPS = {
     "select_blocks",
     "select_budget",
     "select_budget_rest",
-    "block_rest_attention",
 }
 OPTIONS = [
     *("method", "alpha_c", "alpha_s", "chunk_n", "sample_rows"),

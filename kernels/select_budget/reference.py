@@ -40,9 +40,10 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
                     parts = weights.split(a.block_k, -1)
                     share = torch.stack([part.sum(-1).mean() for part in parts])
                     squares[b, h, i] = torch.stack([block_q * part.square().sum(-1).mean() for part in parts])
-                for j in set(visible_blocks) - set(near):
-                    smaller = [k for k in set(visible_blocks) - set(near) if share[k] < share[j]]
-                    grown[b, h, i, j] = share[j] * (share[j] + 2 * share[smaller].sum())
+                candidates = sorted(set(visible_blocks) - set(near))
+                own = share[candidates]
+                smaller = torch.where(own < own[:, None], own, 0).sum(-1)
+                grown[b, h, i, candidates] = own * (own + 2 * smaller)
     return grown, squares, forced, allowed
 
 

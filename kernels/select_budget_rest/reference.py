@@ -9,6 +9,7 @@ from ..select_budget import reference as budget
 from ..shared.blocks import unpack_bits
 from ..shared.grid import Grid
 from ..shared.reference import causal_entries
+from ..shared.shapes import blocks_of_keys
 from .op import Arguments
 
 
@@ -29,6 +30,7 @@ def rest_of(a: Arguments, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value = torch.zeros(batch, heads, n_query_blocks, a.value.shape[3], dtype=torch.float64)
     share = torch.zeros(batch, heads, n_query_blocks, dtype=torch.float64)
     level = torch.full_like(share, -torch.inf)
+    mean_value = mean_values(a, valid)
     for b in range(batch):
         for i in range(n_query_blocks):
             rows = budget.sampled_rows(a.of_budget, i)
@@ -40,11 +42,17 @@ def rest_of(a: Arguments, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 keys = a.key[b, h // group].double().nan_to_num()
                 scores = (a.scale * (a.query[b, h, rows].double() @ keys.T)).masked_fill(~visible, -torch.inf)
                 weights = scores[sees].softmax(-1).mean(0)
-                for j in left_out[b, h, i].nonzero().flatten().tolist():
-                    part = slice(j * a.block_k, (j + 1) * a.block_k)
-                    mean = a.value[b, h // group, part][valid[b, part]].double().mean(0)
-                    value[b, h, i] += weights[part].sum().cpu() * torch.where(mean.isfinite(), mean, 0).cpu()
-                    share[b, h, i] += weights[part].sum().cpu()
-                kept = weights[~left_out[b, h, i].repeat_interleave(a.block_k)[: len(weights)]].sum()
-                level[b, h, i] = (scores[sees].logsumexp(-1).mean() + kept.log()).cpu()
+                of_block = blocks_of_keys(weights, a.block_k).sum(-1).cpu()
+                out = left_out[b, h, i].cpu()
+                value[b, h, i] = (of_block * out) @ mean_value[b, h // group]
+                share[b, h, i] = of_block[out].sum()
+                level[b, h, i] = scores[sees].logsumexp(-1).mean().cpu() + of_block[~out].sum().log()
     return tuple(x.to(a.query.device) for x in (value, share, level))
+
+
+def mean_values(a: Arguments, valid: Tensor) -> Tensor:
+    """[B, Hkv, n_key_blocks, Dv], 0 where it is not finite; ``valid`` bool [B, Sk]."""
+    values = a.value.double().cpu().masked_fill(~valid[:, None, :, None], 0)
+    sums = blocks_of_keys(values.mT, a.block_k).sum(-1).mT
+    count = blocks_of_keys(valid, a.block_k).sum(-1)[:, None, :, None]
+    return torch.where(sums.isfinite(), sums / count.clamp(min=1), 0)

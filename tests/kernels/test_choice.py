@@ -42,6 +42,10 @@ def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16
     return Call("select_adaptive", DEVICE, dtype, (head_dim, head_dim), 128, block_k, representatives)
 
 
+def budget_rest(head_dims=(128, 128), block_k=128):
+    return Call("select_budget_rest", DEVICE, torch.bfloat16, head_dims, 128, block_k)
+
+
 def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
     dims = (head_dim, head_dim)
     return Call("block_representatives", DEVICE, dtype, dims, block_k=block_k, representatives=1 + landmarks)
@@ -99,6 +103,11 @@ def test_hoppers_kernels_are_named_without_a_gpu():
         pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),
         pytest.param(adaptive(), {"capability": (8, 0)}, "triton", id="adaptive ampere"),
         pytest.param(adaptive(), {"library": False}, "triton", id="adaptive, no library"),
+        pytest.param(budget_rest(), {}, "cuda_sm90", id="budget with a rest"),
+        pytest.param(budget_rest((192, 128)), {}, "cuda_sm90", id="budget with a rest, 192/128"),
+        pytest.param(budget_rest((128, 64)), {}, "triton", id="budget with a rest, other values"),
+        pytest.param(budget_rest(block_k=64), {}, "triton", id="budget with a rest, narrow key blocks"),
+        pytest.param(budget_rest(), {"capability": (8, 0)}, "triton", id="budget with a rest on ampere"),
         pytest.param(represent(), {}, "cuda_sm90", id="representatives"),
         pytest.param(represent(), {"capability": (10, 0)}, "triton", id="representatives, newer"),
         pytest.param(represent(), {"capability": (8, 0)}, "triton", id="representatives on ampere"),
@@ -174,6 +183,8 @@ SELECTIONS = {
     "select_blocks": (HALF.float(), HALF.float(), None, 100, 100, 0, 128, 128, 0.9, 0.9, True, 2, 0),
     "sample_scores": (HALF, HALF, None, 0.1, 0, 2, 32, 128),
     "select_budget": (HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
+    "select_budget_rest": (HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
+    "block_rest_attention": (*(HALF,) * 7, None, None, 0.1, 0.5, 0, 128, 128),
 }
 
 

@@ -15,7 +15,8 @@ from sa_compile.kernels.select_budget.op import Arguments
 from sa_compile.kernels.shared import blocks
 from support.implementations import reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
-from support.budget_oracle import assert_equals_the_oracle
+from sa_compile.kernels.select_budget_rest.op import Arguments as RestArguments
+from support.budget_oracle import assert_equals_the_oracle, assert_rest_equals_the_oracle
 base = Case(heads=4, kv_heads=2, q_len=150, kv_len=150, batch=2)
 for case in (
     base,
@@ -40,6 +41,16 @@ for case in (
         given = Arguments(*first, case.scale, 0, case.block_q, case.block_k, 0.05, 0.4, 8, True, 1)
         kept = blocks.unpack_bits(ops.select_budget_op(*given), -(-case.kv_len // case.block_k))
         assert_equals_the_oracle(kept, given)
+        given = RestArguments(*given[:2], inputs.value[:1], inputs.block_mask[:1, :1], *given[2:])
+        given = given._replace(budget=0.5, tau=9.0)
+        found = ops.select_budget_rest_op(*given)
+        assert_rest_equals_the_oracle(found, given)
+        parts = (*given[:3], *found, given.key_segment, None, case.scale, 1.0, 0, case.block_q, case.block_k)
+        out, lse = ops.block_rest_attention_op(*parts)
+        exact, exact_lse = reference.block_rest_attention(*parts)
+        rounding = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 0.003}[case.dtype]
+        assert (out.double() - exact).abs().max() <= rounding
+        torch.testing.assert_close(lse.double(), exact_lse, rtol=1e-5, atol=1e-5)
 """
 # Higher ones are what the other tests use where the machine has them.
 LIMITS = ["default", "avx2"] if torch.backends.cpu.get_cpu_capability().startswith("AVX") else ["default"]

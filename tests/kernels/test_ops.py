@@ -10,6 +10,7 @@ from torch.library import opcheck
 from sa_compile.kernels import dispatch, ops
 from sa_compile.kernels.select_adaptive.op import Arguments as Adaptive
 from sa_compile.kernels.select_budget.op import Arguments as Budget
+from sa_compile.kernels.select_budget_rest.op import Arguments as BudgetRest
 
 CASES = {
     "plain": Case(dtype=torch.bfloat16),
@@ -58,6 +59,11 @@ def calls():
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
         budget = Budget(x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
         yield f"select_budget-{name}", ops.select_budget_op, budget
+        rest = BudgetRest(*budget[:2], x.value, x.block_mask, *budget[2:])
+        yield f"select_budget_rest-{name}", ops.select_budget_rest_op, rest
+        left = ops.select_budget_rest_op(*rest)
+        parts = (x.query, x.key, x.value, *left, key_segment, x.sinks, case.scale, 0.5, 0, *blocks)
+        yield f"block_rest_attention-{name}", ops.block_rest_attention_op, parts
 
 
 @pytest.mark.parametrize(
@@ -96,7 +102,9 @@ def attend(query, key, value):
     adaptive = Adaptive(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
     budget = Budget(query, key, None, 0.2, 0, 64, 32, 0.1, 0.3, 8, True, 2)
     chosen = ops.select_adaptive_op(*adaptive), ops.select_budget_op(*budget)
-    return out, lse, *means, mask, window, mass, *terms, *chosen
+    rest = ops.select_budget_rest_op(*budget[:2], value, mask, *budget[2:])
+    parts = ops.block_rest_attention_op(query, key, value, *rest, None, None, 0.2, 0.5, 0, 64, 32)
+    return out, lse, *means, mask, window, mass, *terms, *chosen, *rest, *parts
 
 
 def test_one_dynamic_graph_serves_every_length():
@@ -221,6 +229,11 @@ def direct_calls():
         arguments = (Q, K, K, MASK, None, None, sinks, *tail[3:])
         yield "sinks", lambda arguments=arguments: ops.block_sparse_attention_op(*arguments)
     yield "means", lambda: ops.block_mean_attention_op(Q, K, K[:, :1], MASK, None, None, 0.1, 0, 16, 16)
+    budget = (None, 0.1, 0, 16, 16, 0.1, 0.1, 8, True, 2)
+    yield "rest index", lambda: ops.select_budget_rest_op(Q, K, K, MASK[:, :, :1], *budget)
+    rest = (torch.zeros(2, 4, 4, 16), torch.zeros(2, 4, 3), torch.zeros(2, 4, 4))
+    end = (None, None, 0.1, 0.5, 0, 16, 16)
+    yield "rest share", lambda: ops.block_rest_attention_op(Q, K, K, MASK, *rest, *end)
     yield "dtype", lambda: ops.sample_scores_op(Q.double(), K.double(), None, 0.1, 0, 2, 8, 16)
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)

@@ -21,6 +21,8 @@ SCHEMAS = {
     "block_representatives": "4f675d25be0d3354",
     "select_adaptive": "aa22e812e811baef",
     "select_budget": "37cb8698e2d55562",
+    "select_budget_rest": "41358b1a129b6e96",
+    "block_rest_attention": "0ef3e1c7a49ad21f",
 }
 
 CSRC = Path(__file__).parents[2] / "kernels" / "csrc"
