@@ -117,7 +117,7 @@ def test_every_form_casts_inside_and_around_a_region(attention, options, outcome
 
 def attention_operands(gm):
     """Query, key and value of what computes the attention."""
-    names = ("block_mean_attention", "block_sparse_attention", "scaled_dot_product_attention")
+    names = ("block_rest_attention", "block_sparse_attention", "scaled_dot_product_attention")
     (node,) = [n for n in gm.graph.nodes if any(name in str(n.target) for name in names)]
     return node.args[:3]
 
