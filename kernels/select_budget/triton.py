@@ -4,10 +4,14 @@ The first kernel takes 128 sampled rows at a time (64 where those do not fit), t
 side by side, and stores for each row and key block the logarithms of its exponentials' sum and of their
 2-norm: nothing is carried from one key block to the next. The second finds the rows' totals, averages their
 shares and searches the share from which on blocks are kept. Query blocks come in batches whose logarithms fit
-in ``SCRATCH_BYTES``. No host synchronisation.
+in ``SCRATCH_BYTES``. ``select_budget_rest`` has the second also write the shares of what is left out. No host
+synchronisation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import triton
@@ -144,8 +148,16 @@ def _write_bits(
     visible,  # int8 [B|1, n_key_blocks]
     sinks,  # int32 [B|1]
     block_mask,  # int32 [B * Hq, n_query_blocks, words]
+    given,  # int32 [B|1, Hq|1, n_query_blocks, words]: blocks that are kept, too
+    rest_shares,  # fp32 [B * Hq, query blocks of the batch, n_key_blocks]: of blocks that are not kept
+    rest_share,  # fp32 [B * Hq, n_query_blocks]: their sum
+    rest_level,  # likewise: the mean of the rows' log-sum-exp, and the logarithm of what is kept of them
     visible_batch,
     sink_batch,
+    given_batch,
+    given_head,
+    given_row,
+    given_word,
     q_heads,
     q_len,
     q_offset,
@@ -164,6 +176,7 @@ def _write_bits(
     ALL_WORDS: tl.constexpr,  # a power of two, at least `words`
     WORD_BITS: tl.constexpr,
     HALVINGS: tl.constexpr,
+    HAS_REST: tl.constexpr,  # what comes after block_mask and its strides are read and written
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
@@ -176,6 +189,7 @@ def _write_bits(
     share = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     squares = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     rows = 0.0
+    level = 0.0
     place = (batch_head * n_key_blocks + j) * (query_blocks * COUNT) + tl.program_id(0) * COUNT
     for r in range(0, COUNT):
         row = tl.load(logs + place + r, mask=allowed, other=float("-inf"))
@@ -189,10 +203,12 @@ def _write_bits(
         largest = tl.exp2(norm - offset) / total_or_one
         squares += largest * largest
         rows += tl.where(total > 0.0, 1.0, 0.0)
+        level += tl.where(total > 0.0, offset + tl.log2(total_or_one), 0.0)
     share = share / tl.maximum(rows, 1.0)
     squares = squares * (BLOCK_Q / tl.maximum(rows, 1.0))
     allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n_key_blocks, other=0) != 0)
     forced = (own - j < window_slashes) | (j == tl.load(sinks + batch * sink_batch))
+    average = share
     share = tl.where(allowed & (forced == 0), share, 0.0)
     low, high = budget * 0.0, budget
     for _ in range(HALVINGS):
@@ -202,6 +218,18 @@ def _write_bits(
         high = tl.where(enough, middle, high)
         low = tl.where(enough, low, middle)
     keep = ((share >= high) | (squares >= tau * tau) | forced) & allowed
+    if HAS_REST:
+        given += batch * given_batch + batch_head % q_heads * given_head + q_block.to(tl.int64) * given_row
+        words_of_given = tl.load(given + j // WORD_BITS * given_word, mask=j < n_key_blocks, other=0)
+        keep = keep | (((words_of_given >> (j % WORD_BITS)) & 1 != 0) & allowed)
+        left = tl.where(allowed & (keep == 0), average, 0.0)
+        at = (batch_head * query_blocks + tl.program_id(0)) * n_key_blocks + j
+        tl.store(rest_shares + at, left, mask=j < n_key_blocks)
+        kept = tl.sum(tl.where(keep, average, 0.0), 0)
+        level = level / tl.maximum(rows, 1.0) + tl.log2(tl.where(kept > 0.0, kept, 1.0))
+        at = batch_head * n_query_blocks + q_block
+        tl.store(rest_share + at, tl.sum(left, 0))
+        tl.store(rest_level + at, tl.where(kept > 0.0, level * 0.6931471805599453, float("-inf")))
     word = tl.arange(0, ALL_WORDS)
     bits = tl.reshape(keep.to(tl.int32) << (j % WORD_BITS), [ALL_WORDS, WORD_BITS])
     tl.store(
@@ -217,8 +245,23 @@ def tile_that_fits(dim: int, block_k: int, shared: int) -> tuple[int, int, int]:
     return next(fitting, TILES[-1])
 
 
+class Rest(NamedTuple):
+    """What ``select_budget_rest`` has beside ``select_budget``."""
+
+    block_mask: Tensor  # blocks that are kept, too
+    share: Tensor
+    level: Tensor
+    # Takes shares of what is left out, fp32 [B * Hq, query blocks, n_key_blocks], and the first query block.
+    take: Callable[[Tensor, int], None]
+
+
 def select_budget(a: Arguments) -> Tensor:
-    """The op ``select_budget``. Two launches a batch of query blocks."""
+    """The op ``select_budget``."""
+    return select_and_rest(a, None)
+
+
+def select_and_rest(a: Arguments, rest: Rest | None) -> Tensor:
+    """The blocks that are kept; ``rest`` is filled. Two launches a batch of query blocks."""
     batch, q_heads, q_len, dim = a.query.shape
     kv_heads, kv_len = a.key.shape[1:3]
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
@@ -233,9 +276,18 @@ def select_budget(a: Arguments) -> Tensor:
     if query.is_cuda:
         tile_rows, warps, stages = tile_that_fits(tile_dim(dim), block_k, shared_memory(query.device))
     tiles = ceil_div(tile_rows, count)  # query blocks of a tile of rows
-    per_tile = 8 * batch * q_heads * tiles * count * max(n_key_blocks, 1)
+    row_bytes = 8 * count + (0 if rest is None else 4)  # of a query block and a key block
+    per_tile = row_bytes * batch * q_heads * tiles * max(n_key_blocks, 1)
     step = min(max(SCRATCH_BYTES // per_tile, 1) * tiles, n_query_blocks)
     logs, norms = query.new_empty((2, batch * q_heads, n_key_blocks, step * count), dtype=torch.float32)
+    left_out = query.new_empty((0,), dtype=torch.float32)
+    if rest is not None:
+        left_out = query.new_empty((batch * q_heads * step * n_key_blocks,), dtype=torch.float32)
+    given, share, level = (block_mask, left_out, left_out) if rest is None else rest[:3]
+    strides = (
+        *(0 if given.shape[i] == 1 else given.stride(i) for i in range(2)),
+        *given.stride()[2:],
+    )
     q_gap = (a.q_stride - 1) * block_q
     for first in range(0, n_query_blocks, step):
         query_blocks = min(step, n_query_blocks - first)
@@ -275,8 +327,13 @@ def select_budget(a: Arguments) -> Tensor:
             visible,
             sinks,
             block_mask,
+            given,
+            left_out,
+            share,
+            level,
             batch_stride(visible),
             batch_stride(sinks),
+            *strides,
             q_heads,
             q_len,
             a.q_offset,
@@ -295,6 +352,10 @@ def select_budget(a: Arguments) -> Tensor:
             ALL_WORDS=triton.next_power_of_2(words),
             WORD_BITS=WORD_BITS,
             HALVINGS=HALVINGS,
+            HAS_REST=rest is not None,
             num_warps=4 if n_key_blocks <= 1024 else 8,
         )
+        if rest is not None:
+            shape = (batch * q_heads, query_blocks, n_key_blocks)
+            rest.take(left_out[: batch * q_heads * query_blocks * n_key_blocks].view(shape), first)
     return block_mask

@@ -11,6 +11,7 @@ import torch
 from gpu import attention_cases
 from gpu.attention_cases import GRID
 from support import query_stride
+from support.budget_oracle import assert_rest_equals_the_oracle
 from support.implementations import eager, reference, triton
 from torch import Tensor
 
@@ -239,6 +240,37 @@ def test_select_budget(
             near = (grown - budget**2).abs() <= 2e-3 * budget**2
             near |= (squares - tau**2).abs() <= 2e-3 * tau**2
             assert torch.equal(kept | near, exact | near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("padded", [False, True], ids=["plain", "padded"])
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_select_budget_rest(
+    name: str, padded: bool, dtype: torch.dtype, triton_device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sa_compile.kernels.select_budget import triton as budget_triton
+    from sa_compile.kernels.select_budget_rest import triton as rest_triton
+    from sa_compile.kernels.select_budget_rest.op import Arguments
+
+    q_len, kv_len, q_offset, block_q, block_k = ADAPTIVE[name].values()
+    torch.manual_seed(0)
+    query = torch.randn(2, 2, q_len, 24, device=triton_device).to(dtype)
+    key, value = (torch.randn(2, 1, kv_len, dim, device=triton_device).to(dtype) for dim in (24, 80))
+    value[:, :, kv_len // 2, 7] = torch.inf
+    key_segment = None
+    if padded:
+        begin = torch.tensor([[17], [40]], device=triton_device)
+        key_segment = torch.where(torch.arange(kv_len, device=triton_device) < begin, -1, 0).int()
+        padding = (key_segment < 0)[:, None, :, None]
+        key, value = (x.masked_fill(padding, float("nan")) for x in (key, value))
+    monkeypatch.setattr(budget_triton, "SCRATCH_BYTES", 4 * 2 * 2 * 128 * 45)  # some query blocks a batch
+    shape = (-(-q_len // block_q), -(-kv_len // block_k))
+    for heads, budget, sink in (((1, 1), 0.3, True), ((2, 2), 0.3, True), ((2, 1), 9.0, False)):
+        kept = torch.rand(*heads, *shape, device=triton_device) < 0.1
+        where = (blocks.pack_bits(kept), key_segment, 0.2, q_offset, block_q, block_k)
+        given = Arguments(query, key, value, *where, budget, 9.0, 8, sink, 1)
+        found = rest_triton.select_budget_rest(given)
+        assert_rest_equals_the_oracle(found, given, near=2e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
