@@ -47,7 +47,8 @@ def rest_of(a: Arguments, left_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 value[b, h, i] = (of_block * out) @ mean_value[b, h // group]
                 share[b, h, i] = of_block[out].sum()
                 level[b, h, i] = scores[sees].logsumexp(-1).mean().cpu() + of_block[~out].sum().log()
-    return tuple(x.to(a.query.device) for x in (value, share, level))
+    device = a.query.device
+    return value.to(device), share.to(device), level.to(device)
 
 
 def mean_values(a: Arguments, valid: Tensor) -> Tensor:
