@@ -20,13 +20,15 @@ def add_rest_(a: Arguments, out: Tensor, lse: Tensor) -> None:
     for block in range(a.rest_share.shape[2]):
         rows = slice(block * a.block_q, (block + 1) * a.block_q)
         kept, level, share = lse[:, :, rows], a.rest_level[:, :, block, None], a.rest_share[:, :, block, None]
-        ratio = torch.where(kept > -torch.inf, a.part * torch.exp(level - kept).clamp(max=1), 0)
-        stays = 1 - ratio * share
+        counts = (share > 0) & (kept > -torch.inf)
+        ratio = torch.where(counts, a.part * torch.exp(level - kept).clamp(max=1), 0)
+        stays = torch.where(counts, 1 - ratio * share, 1)
         if a.sinks is not None:
             # `out` has the sink's share of the kept keys' mass; now it is its share of more.
             sink = torch.exp(a.sinks[:, None] - kept)
-            more = torch.where(kept > -torch.inf, 1 + stays * sink, 1)
+            more = 1 + stays * sink
             stays = torch.where(sink < torch.inf, stays * (1 + sink) / more, 0)
             ratio = ratio / more
-        part = out[:, :, rows].float() * stays[..., None]
-        out[:, :, rows] = (part + ratio[..., None] * a.rest_value[:, :, block, None]).to(out.dtype)
+        with_rest = out[:, :, rows].float() * stays[..., None]
+        with_rest += ratio[..., None] * a.rest_value[:, :, block, None]
+        out[:, :, rows] = torch.where(counts[..., None], with_rest, out[:, :, rows]).to(out.dtype)

@@ -93,8 +93,9 @@ def block_rest_attention(
     the log-sum-exp of a row's kept keys and ``r = part * min(1, exp(rest_level - l))``, its output ``o`` over
     them becomes ``(1 - r * rest_share) o + r * rest_value``: what is left out never counts more than it does
     in sampled rows on average, and less in a row that the kept keys mean more to. A sink takes its share of
-    both. ``part`` in [0, 1]. Returns ``out`` and ``lse`` as :func:`block_sparse_attention`, ``lse`` that of
-    the kept keys. Source: docs/pretrained.md. No backward. Raises ValueError for arguments that do not fit.
+    both. A share of 0, or that is not a number, adds nothing. ``part`` in [0, 1]. Returns ``out`` and ``lse``
+    as :func:`block_sparse_attention`, ``lse`` that of the kept keys. Source: docs/pretrained.md. No backward.
+    Raises ValueError for arguments that do not fit.
     """
     scale = scale_or_default(scale, query)
     where = (key_segment, sinks, scale, part, q_offset, block_q, block_k, q_stride)

@@ -42,7 +42,7 @@ def _add_rest(
     batch, head = batch_head // q_heads, batch_head % q_heads
     at = batch_head * n_query_blocks + tile * TILE_ROWS // BLOCK_Q
     share = tl.load(rest_share + at)
-    if share != 0.0:  # what is NaN is not skipped
+    if share > 0.0:  # of sampled rows that are not numbers nothing is known, and nothing is added
         row, dim = tile * TILE_ROWS + tl.arange(0, TILE_ROWS), tl.arange(0, TILE_VALUE_DIM)
         kept = tl.load(lse + batch_head * q_len + row, mask=row < q_len, other=float("-inf")) * log2_e
         sees = kept > float("-inf")

@@ -401,7 +401,7 @@ def test_block_rest_attention(name: str, part: float, dtype: torch.dtype, triton
     assert (out[lse == -torch.inf] == 0).all()
 
 
-def test_what_is_left_out_with_nan_is_seen_and_with_no_share_is_not_read(triton_device: str) -> None:
+def test_no_share_and_one_that_is_not_a_number_add_nothing(triton_device: str) -> None:
     from sa_compile.kernels.block_rest_attention import triton as rest
     from sa_compile.kernels.block_rest_attention.op import Arguments
 
@@ -415,8 +415,10 @@ def test_what_is_left_out_with_nan_is_seen_and_with_no_share_is_not_read(triton_
         query, key, value, mask, rest_value, share, torch.zeros_like(share), None, None, 0.25, 0.5, 0, 16, 16
     )
     out, lse = eager.block_sparse_attention(*given.of_kept_blocks)
+    kept = out.clone()
     rest.add_rest_(given, out, lse)
-    assert out[:, :, :32].isfinite().all() and out[:, :, 32:].isnan().all()
+    assert torch.equal(out[:, :, :16], kept[:, :, :16]) and torch.equal(out[:, :, 32:], kept[:, :, 32:])
+    assert (out[:, :, 16:32] != kept[:, :, 16:32]).all()
 
 
 def test_means_of_kept_blocks_that_are_nan_stay_out(triton_device: str) -> None:

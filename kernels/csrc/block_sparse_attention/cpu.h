@@ -88,7 +88,7 @@ class AttentionWorker {
   // at: of the query block among those of all heads.
   LeftOut left_out(int64_t at) const {
     const RestArguments& rest = args_.rest;
-    if (!rest.value) return {};
+    if (!rest.value || !(rest.share[at] > 0.0f)) return {};  // nor where the share is not a number
     return {rest.value + at * sizes_.value_head_dim, rest.share[at], rest.level[at], rest.part};
   }
 

@@ -152,6 +152,19 @@ def test_a_row_that_the_kept_keys_mean_more_to_gets_less(run):
 
 
 @BOTH
+@pytest.mark.parametrize("share", [0.0, torch.nan])
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5])], ids=["no-sinks", "sinks"])
+def test_no_share_and_one_that_is_not_a_number_add_nothing(run, share, sinks):
+    """A sampled row that is not a number says nothing of the other rows of its block."""
+    given = arguments(BASE, make_inputs(BASE), 1.0)._replace(sinks=sinks)
+    given.rest_share.fill_(share)
+    given.rest_value.fill_(torch.nan)
+    given.rest_level.fill_(torch.nan)
+    kept, _ = ops.block_sparse_attention_op(*given.of_kept_blocks)
+    assert torch.equal(run(given)[0], kept)
+
+
+@BOTH
 def test_a_value_that_is_not_a_number_reaches_the_rows_that_keep_it_alone(run):
     case = BASE.but(density=0.0)
     inputs = make_inputs(case)
