@@ -123,14 +123,17 @@ def test_settings_of_a_range_may_change_the_block_sizes(llama, tmp_path, known):
     assert 0 < report.stats().density < 1
 
 
-@pytest.mark.parametrize("version, budget, means", [(1, 1.0, True), (2, 0.025, False), (3, 0.02, False)])
-def test_a_file_of_other_defaults_means_what_it_meant(version, budget, means, known, tmp_path):
+@pytest.mark.parametrize(
+    "version, budget, means, rest",
+    [(1, 1.0, True, 0.5), (2, 0.025, False, 0.0), (3, 0.02, False, 0.0), (4, 0.02, False, 0.5)],
+)
+def test_a_file_of_other_defaults_means_what_it_meant(version, budget, means, rest, known, tmp_path):
     data = profile_data(known, [(32, 63, {"tau": 0.3}), (64, None, {"method": "stride"})])
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({**data, "version": version}))
     first, second = (one.options for one in load_profile(str(path)).ranges)
     found = SampleAttentionConfig.from_options(first)
-    assert (found.tau, found.budget, found.means) == (0.3, budget, means)
+    assert (found.tau, found.budget, found.means, found.rest) == (0.3, budget, means, rest)
     assert second == {"method": "stride"}
 
 
@@ -143,7 +146,7 @@ BAD_FILES = [
     pytest.param("{", ValueError, "is not JSON", id="not-json"),
     pytest.param({"format": "other"}, ValueError, "is no profile", id="another-format"),
     pytest.param(
-        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 3", id="version"
+        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 4", id="version"
     ),
     pytest.param({"version": [3]}, ValueError, r"format version \[3\], this", id="version-in-a-list"),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),

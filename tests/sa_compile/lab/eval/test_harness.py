@@ -74,6 +74,25 @@ def test_a_rule_attends_as_its_method_does(spec, means):
     assert not torch.allclose(found, other(query, key, value, mask, **sizes)[0])
 
 
+def test_a_rule_counts_what_it_leaves_out_as_its_method_does():
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 300, 16, generator=random) for heads in (4, 2, 2))
+    sizes = {"scale": 0.5, "q_offset": 0, "block_q": 16, "block_k": 16}
+    outputs = {}
+    for rest in (0.0, 0.25, 1.0):
+        rule = parse_rule(f"adaptive:last=0,budget=0.3,rows_tau=1,tau=1,rest={rest}")
+        kept = rule.keep(query, key, value, **sizes)
+        found = SparsePrefill(rule, 16, 16).attend(query, key, value, 0.5)
+        if rest:
+            given = (query, key, value, kept.block_mask, *kept.rest)
+            expected, _ = ops.block_rest_attention(*given, part=rest, **sizes)
+        else:
+            expected, _ = ops.block_sparse_attention(query, key, value, kept.block_mask, **sizes)
+        assert torch.equal(found, expected)
+        outputs[rest] = found
+    assert not torch.allclose(outputs[0.0], outputs[0.25]) and not torch.allclose(outputs[0.25], outputs[1.0])
+
+
 def test_an_answer_is_right_if_greedy_decoding_would_write_it(model, document):
     """Teacher forcing marks the model's own continuation as right, and a changed one as wrong."""
     start = document.questions[0].start

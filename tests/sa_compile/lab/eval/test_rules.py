@@ -214,6 +214,20 @@ def test_future_tokens_do_not_change_the_choice_for_earlier_blocks(spec):
     assert torch.equal(before, after)
 
 
+def test_future_blocks_do_not_change_the_output_of_earlier_ones():
+    """Selection, attention and what stands for the blocks that are left out."""
+    query, key = attention_inputs(q_len=128, kv_len=128)
+    value = torch.randn(key.shape, generator=torch.Generator().manual_seed(4))
+    rule = parse_rule("adaptive:budget=0.3,rows_tau=1,tau=1,last=0,window=1")
+    sizes, outputs = {"block_q": 16, "block_k": 16}, []
+    for changed in (1.0, -7.0):
+        q, k, v = (torch.cat((x[:, :, :96], changed * x[:, :, 96:]), 2) for x in (query, key, value))
+        kept = rule.keep(q, k, v, **sizes)
+        assert (kept.rest[1] > 0).any()
+        outputs.append(rule.attend(q, k, v, kept, **sizes)[:, :, :96])
+    assert torch.equal(*outputs)
+
+
 @pytest.mark.parametrize("spec", ALL_SPECS)
 def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
     query, key = attention_inputs(q_len=96, kv_len=96)
@@ -261,6 +275,15 @@ def test_forced_adds_the_sink_and_the_window_and_nothing_else():
             extra[b, 0, i, first] = True
             extra[b, 0, i, max(i - 2, first) : i + 1] = True
     assert torch.equal(more, plain | extra)
+
+
+def test_blocks_are_not_added_to_a_rule_that_counts_what_it_leaves_out():
+    query, key = attention_inputs(q_len=128, kv_len=128)
+    where = {"block_q": 16, "block_k": 16}
+    with pytest.raises(ValueError, match="rule 'adaptive.*w3': blocks cannot be added .* give it rest=0"):
+        parse_rule("adaptive+w3").keep(query, key, key, **where)
+    kept = parse_rule("adaptive:rest=0+w3").keep(query, key, key, **where)
+    assert torch.equal(kept.block_mask, parse_rule("adaptive+w3").select(query, key, **where))
 
 
 @pytest.mark.parametrize(
