@@ -100,9 +100,10 @@ def add_commands(commands: Any) -> None:
     )
     texts.add_argument(
         "--collection",
-        choices=("a", "b"),
+        choices=("a", "b", "c"),
         default="a",
-        help="text of Django, Sphinx and Twisted (a), or of SQLAlchemy, pytest and ansible-core (b)",
+        help="text of Django, Sphinx and Twisted (a), of SQLAlchemy, pytest and ansible-core (b), or of "
+        "Nova, Celery, Buildbot, Scrapy and Mercurial (c)",
     )
     texts.set_defaults(run=_fetch_texts)
 

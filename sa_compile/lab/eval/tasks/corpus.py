@@ -92,6 +92,49 @@ COLLECTIONS = {
         ),
         LICENCES,
     ),
+    "c": (
+        Archive(
+            Package(
+                "nova==31.0.0",
+                "nova-31.0.0.tar.gz",
+                "4c13bfd6be60ed110c973a8bf94532740ba746bd4d0e1a415e9bf2b6fef5bc24",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/nova/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "celery==5.5.3",
+                "celery-5.5.3.tar.gz",
+                "6c972ae7968c2b5281227f01c3a3f984037d21c5129d07bf3550cc2afc6b10a5",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/celery/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "buildbot==4.3.0",
+                "buildbot-4.3.0.tar.gz",
+                "cbf46a15004bb1229712285e4f2b98163a169868ea00783e5e0d7cf8d5e8d962",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/buildbot/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "Scrapy==2.13.3",
+                "scrapy-2.13.3.tar.gz",
+                "bf17588c10e46a9d70c49a05380b749e3c7fba58204a367a5747ce6da2bd204d",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/scrapy/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "mercurial==7.1.1",
+                "mercurial-7.1.1.tar.gz",
+                "47cf66ba89c175536faf844c9b4cd962eb432afb516c073e51f436bf3f0bc148",
+            ),
+            (("*/mercurial/helptext/*.txt", "prose"), ("*/mercurial/*.py", "code"), ("*/hgext/*.py", "code")),
+        ),
+        LICENCES,
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import tarfile
 import zipfile
 
@@ -13,7 +14,7 @@ from sa_compile.lab.eval.packages import Package
 from sa_compile.lab.eval.plan import Plan
 from sa_compile.lab.eval.supply import Writer
 from sa_compile.lab.eval.tasks import corpus
-from sa_compile.lab.eval.tasks.corpus import Archive, corpus_sources, fetch_texts
+from sa_compile.lab.eval.tasks.corpus import COLLECTIONS, LICENCES, Archive, corpus_sources, fetch_texts
 
 
 @pytest.fixture
@@ -59,6 +60,25 @@ def test_a_collection_is_named(archives, tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "texts").iterdir()) == ["legal"]
     with pytest.raises(ValueError, match="collection must be one of a, b, got 'c'"):
         fetch_texts(tmp_path / "others", archives, "c")
+
+
+def test_collections_share_licences_alone():
+    packages = [
+        {archive.package.requirement.partition("==")[0].lower() for archive in archives}
+        for archives in COLLECTIONS.values()
+    ]
+    licences = LICENCES.package.requirement.partition("==")[0]
+    assert all(one & other == {licences} for one, other in itertools.combinations(packages, 2))
+    for archives in COLLECTIONS.values():
+        kinds = {kind for archive in archives for _, kind in archive.patterns}
+        assert kinds == {"code", "prose", "legal"}
+
+
+@pytest.mark.parametrize("collection", COLLECTIONS)
+def test_the_command_knows_every_collection(collection, tmp_path, capsys):
+    command = ["fetch-texts", str(tmp_path / "texts"), "--archives", str(tmp_path)]
+    assert cli.main([*command, "--collection", collection]) != 0
+    assert f"no such file: {tmp_path / COLLECTIONS[collection][0].package.file}" in capsys.readouterr().err
 
 
 def test_documents_are_written_from_a_corpus(archives, tmp_path, tokenizer):
