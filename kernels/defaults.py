@@ -5,16 +5,17 @@ ALPHA = 0.95
 # Method C.
 ADAPTIVE_TAU = 0.2
 ADAPTIVE_LANDMARKS = 15
-BUDGET = 0.02
-BUDGET_TAU = 0.06
+BUDGET = 0.025
+BUDGET_TAU = 0.07
 BUDGET_ROWS = 32
 REST = 0.5
 MEANS = False
 # What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
 BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
-# The first defaults of the budget, and what left-out blocks counted for before there was a setting of it.
-FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08, "rest": 0.0}
+# What left-out blocks counted for before there was a setting of it, and the first two defaults of the budget.
 BEFORE_THE_REST = {"rest": 0.0}
+FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08, **BEFORE_THE_REST}
+SECOND_BUDGET = {"budget": 0.02, "budget_tau": 0.06, **BEFORE_THE_REST}
 # Methods B and C: rows at the end of a prompt that attend to every key.
 LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.fingerprint import Fingerprint
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_REST, FIRST_BUDGET
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, FIRST_BUDGET, SECOND_BUDGET
 
 FORMAT = "sa_compile profile"
 VERSION = 4
@@ -24,7 +24,7 @@ VERSION = 4
 _DEFAULTS_OF: dict[int, Mapping[str, Any]] = {
     1: BEFORE_THE_BUDGET,
     2: FIRST_BUDGET,
-    3: BEFORE_THE_REST,
+    3: SECOND_BUDGET,
     VERSION: {},
 }
 

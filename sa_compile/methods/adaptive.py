@@ -30,8 +30,8 @@ _share = number_in(0, 1)
 _SAMPLED = (
     {"budget": 1.0, "means": True},
     {"budget": 0.015, "means": False},
-    {"budget": 0.02, "means": False},
-    {"budget": 0.02, "budget_rows": 8, "means": False},
+    {"budget": 0.025, "means": False},
+    {"budget": 0.025, "budget_rows": 8, "means": False},
     {"budget": 0.03, "means": False},
     {"budget": 0.05, "means": False},
     {"budget": 0.07, "budget_rows": 8, "means": False},

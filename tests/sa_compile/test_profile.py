@@ -125,7 +125,7 @@ def test_settings_of_a_range_may_change_the_block_sizes(llama, tmp_path, known):
 
 @pytest.mark.parametrize(
     "version, budget, means, rest",
-    [(1, 1.0, True, 0.5), (2, 0.025, False, 0.0), (3, 0.02, False, 0.0), (4, 0.02, False, 0.5)],
+    [(1, 1.0, True, 0.5), (2, 0.025, False, 0.0), (3, 0.02, False, 0.0), (4, 0.025, False, 0.5)],
 )
 def test_a_file_of_other_defaults_means_what_it_meant(version, budget, means, rest, known, tmp_path):
     data = profile_data(known, [(32, 63, {"tau": 0.3}), (64, None, {"method": "stride"})])
