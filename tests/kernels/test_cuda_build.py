@@ -26,6 +26,7 @@ OBJECTS = (
     "_C_cuda.dir/kernels/csrc/select_budget/cuda_binding.cu.o",
     "_C_cuda.dir/kernels/csrc/select_budget/cuda/bits.cu.o",
     "_C_cuda.dir/kernels/csrc/select_budget_rest/cuda/means.cu.o",
+    "_C_cuda.dir/kernels/csrc/select_budget_rest/cuda/values.cu.o",
     "_C_cuda.dir/csrc/select_budget/head_dim_128_128.cu.o",
 )
 

@@ -50,7 +50,7 @@ void set_arguments(budget::Arguments& args, Tensor const& query, Tensor const& k
 }
 
 // The index, and what `rest` asks for if it is not null.
-Tensor select(budget::Arguments& args, budget::Rest const* rest, Tensor const& query, int device, cudaStream_t stream) {
+Tensor select(budget::Arguments& args, budget::Rest* rest, Tensor const& query, int device, cudaStream_t stream) {
   using torch::headeronly::ScalarType;
   Tensor const block_mask =
       torch::stable::new_empty(query, {args.batch, args.q_heads, args.q_blocks(), args.mask_words}, ScalarType::Int);
@@ -79,11 +79,18 @@ Tensor select(budget::Arguments& args, budget::Rest const* rest, Tensor const& q
         args.q_gap,       args.keep_sink,          sinks,      nullptr,    visible};
     check(find_visible_blocks(blocks, stream), "select_budget");
   }
+  std::optional<Tensor> shares;
+  if (rest) {
+    int64_t const rows = int64_t(args.batch) * args.q_heads * at_a_time;
+    shares = torch::stable::new_empty(query, {rows, budget::rest_pitch(args)}, ScalarType::Float);
+    rest->shares = static_cast<float*>(shares->mutable_data_ptr());
+  }
   int const processors = multiprocessors(device);
   for (args.first_query_block = 0; args.first_query_block < args.q_blocks(); args.first_query_block += at_a_time) {
     args.query_blocks = std::min(at_a_time, args.q_blocks() - args.first_query_block);
     check(score_sm90(args, processors, stream), "select_budget");
     check(budget::write_bits(args, rest, stream), "select_budget");
+    if (rest) check(budget::sum_values(args, *rest, stream), "select_budget_rest");
   }
   return block_mask;
 }

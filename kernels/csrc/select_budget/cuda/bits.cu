@@ -4,8 +4,6 @@
 
 #include <cfloat>
 
-#include "cutlass/numeric_types.h"
-
 namespace sampleattn::budget {
 namespace {
 
@@ -44,44 +42,8 @@ __device__ float sum_of_all(float x, float (&scratch)[kMostThreads / 32]) {
   return x;
 }
 
-// The shares of key blocks before `stop` times their mean values `means`, summed into `to`. A thread sums one vector of
-// columns of every so many key blocks into `partial`, kRestVector numbers a thread.
-template <class Element>
-__device__ void add_means(float const* shares, int stop, Element const* means, int dim, float* partial, float* to) {
-  constexpr int kLoads = 4;  // of a thread, under way at a time
-  int const vectors = dim / kRestVector, slices = blockDim.x / vectors;
-  int const vector = threadIdx.x % vectors, slice = threadIdx.x / vectors;
-  float sum[kRestVector] = {};
-  for (int begin = slice; slice < slices && begin < stop; begin += slices * kLoads) {
-    float share[kLoads];
-    uint4 loaded[kLoads];
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      int const j = begin + i * slices;
-      share[i] = j < stop ? shares[j] : 0.f;
-      loaded[i] = share[i] != 0.f ? __ldg(reinterpret_cast<uint4 const*>(means + int64_t(j) * dim) + vector)
-                                  : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-#pragma unroll
-      for (int e = 0; e < kRestVector; ++e) {
-        sum[e] = fmaf(share[i], float(reinterpret_cast<Element const*>(&loaded[i])[e]), sum[e]);
-      }
-    }
-  }
-#pragma unroll
-  for (int e = 0; e < kRestVector; ++e) partial[threadIdx.x * kRestVector + e] = sum[e];
-  __syncthreads();
-  for (int d = threadIdx.x; d < dim; d += blockDim.x) {
-    float total = 0.f;
-    for (int s = 0; s < slices; ++s) total += partial[s * dim + d];
-    to[d] = total;
-  }
-}
-
 // Up to 32 rows lie in a warp's lanes side by side, as they do in memory, and beside them those of other key blocks.
-// kRest: `rest` has more blocks to keep, and gets what the others give.
+// kRest: `rest` has more blocks to keep, and gets the others' shares and what they sum to.
 template <bool kRest>
 __global__ void __launch_bounds__(kMostThreads)
     write(const __grid_constant__ Arguments args, const __grid_constant__ Rest rest) {
@@ -180,9 +142,14 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 
   if constexpr (kRest) {
+    float* const left_out = rest.shares + (int64_t(blockIdx.y) * args.query_blocks + in_batch) * rest_pitch(args);
     float share = 0.f, level = 0.f;
-    for (int j = threadIdx.x; j < stop; j += blockDim.x) share += shares[j];
-    share = sum_of_all(share, scratch);  // and from here on nobody needs squares
+    for (int j = threadIdx.x; j < rest_stop(args, in_batch / kRestRows); j += blockDim.x) {
+      float const of_block = j < stop ? shares[j] : 0.f;
+      left_out[j] = of_block;
+      share += of_block;
+    }
+    share = sum_of_all(share, scratch);
     kept = sum_of_all(kept, scratch);  // 1 - share would be roundings where it is little
     for (int row = lane; row < args.rows(); row += 32) {
       float2 const term = terms[row];
@@ -193,14 +160,6 @@ __global__ void __launch_bounds__(kMostThreads)
       rest.rest_share[place] = share;
       rest.rest_level[place] = rows > 0.f ? (level * average + log2f(kept)) * kLn2 : -INFINITY;
     }
-    int const head = batch * args.kv_heads + blockIdx.y % args.q_heads / args.group(), dim = rest.value_head_dim;
-    int64_t const means = int64_t(head) * n * dim;
-    float* const to = rest.rest_value + place * dim;
-    if (args.dtype == DataType::kBFloat16) {
-      add_means(shares, stop, static_cast<cutlass::bfloat16_t const*>(rest.mean_value) + means, dim, squares, to);
-    } else {
-      add_means(shares, stop, static_cast<cutlass::half_t const*>(rest.mean_value) + means, dim, squares, to);
-    }
   }
 }
 
@@ -208,8 +167,7 @@ template <bool kRest>
 Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
   constexpr int kLogsOfAThread = 16;
   int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
-  int const after_shares = kRest ? max(args.n(), threads * kRestVector) : args.n();
-  int const bytes = (args.n() + after_shares) * int(sizeof(float));
+  int const bytes = 2 * args.n() * int(sizeof(float));
   cudaError_t status = cudaFuncSetAttribute(&write<kRest>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status == cudaSuccess) {
     write<kRest><<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args, rest);

@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 Error average_values(Arguments const& args, Rest const& rest, cudaStream_t stream) {
-  if (rest.value_head_dim % kRestVector || rest.value_head_dim > kThreads * kRestVector) {
+  if (rest.value_head_dim % kRestColumns || rest.value_head_dim > kMostRestColumns) {
     return {"no kernel for this head dim of values", rest.value_head_dim};
   }
   dim3 const grid(args.n(), args.batch * args.kv_heads);
