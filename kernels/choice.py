@@ -146,6 +146,15 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             capability=HOPPER,
             library_op="block_mean_attention_sm90",
         ),
+        Kernel(
+            ("block_rest_attention",),
+            _HALF,
+            CUDA_HEAD_DIMS[:-1],
+            block_q=(128,),
+            block_k=(64, 128),
+            capability=HOPPER,
+            library_op="block_rest_attention_sm90",
+        ),
     ),
     # Every other generation's. Tiles of float32 spill or do not fit into shared memory: PyTorch is faster.
     "triton": (Kernel(_ALL, _HALF),),

@@ -64,7 +64,9 @@ def fake(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def kernel(a: Arguments) -> Call | None:
-    """What adds the rest on a GPU: any scale is fine, the attention's own kernel is chosen by its own op."""
+    """What the kernel is chosen by on a GPU; None: none, since they order scores before they scale them."""
+    if a.scale <= 0:
+        return None
     dims = (a.query.shape[-1], a.value.shape[-1])
     return Call(NAME, a.query.device, a.query.dtype, dims, a.block_q, a.block_k)
 

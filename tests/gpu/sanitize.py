@@ -122,11 +122,32 @@ def _of_means(arguments: Sequence) -> tuple:
     return query, key, value, mask, segment, sinks, scale, q_offset, block_q, block_k
 
 
+def check_rest() -> None:
+    """``select_budget_rest`` and ``block_rest_attention`` at every head dim of theirs, padded and ragged."""
+    for dims in CUDA_HEAD_DIMS[:-1]:
+        for name in ("ragged", "padding"):
+            case = CASES[name].with_(head_dim=dims[0], value_head_dim=dims[1], density=0.3)
+            inputs = attention_cases.random_inputs(case, "cpu", seed=sum(dims))
+            found, expected = _with_a_rest(on_device(inputs, case)), _with_a_rest(inputs.arguments(case))
+            for tensor, wanted in zip(found, expected, strict=True):
+                torch.testing.assert_close(tensor.cpu(), wanted, atol=2e-2, rtol=2e-2, msg=name)
+        print("rest", *dims, flush=True)
+
+
+def _with_a_rest(arguments: Sequence) -> tuple[torch.Tensor, ...]:
+    """What both ops give where bounds keep nothing: no share is near one."""
+    query, key, value, mask, _, segment, *_ = arguments
+    bounds = {"budget": 10.0, "tau": 9.0, "keep_sink": False, "window_slashes": 1}
+    chosen = ops.select_budget_rest(query, key, value, mask, key_segment=segment, **bounds)
+    return *chosen, *ops.block_rest_attention(query, key, value, *chosen, key_segment=segment)
+
+
 CHECKS = {
     "attention": check_attention,
     "sampling": check_sampling,
     "adaptive": check_adaptive,
     "means": check_means,
+    "rest": check_rest,
 }
 
 

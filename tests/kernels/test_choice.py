@@ -46,6 +46,10 @@ def budget_rest(head_dims=(128, 128), block_k=128):
     return Call("select_budget_rest", DEVICE, torch.bfloat16, head_dims, 128, block_k)
 
 
+def rest_attention(head_dims=(128, 128), block_k=128):
+    return Call("block_rest_attention", DEVICE, torch.bfloat16, head_dims, 128, block_k)
+
+
 def represent(dtype=torch.bfloat16, head_dim=128, block_k=128, landmarks=7):
     dims = (head_dim, head_dim)
     return Call("block_representatives", DEVICE, dtype, dims, block_k=block_k, representatives=1 + landmarks)
@@ -108,6 +112,13 @@ def test_hoppers_kernels_are_named_without_a_gpu():
         pytest.param(budget_rest((128, 64)), {}, "triton", id="budget with a rest, other values"),
         pytest.param(budget_rest(block_k=64), {}, "triton", id="budget with a rest, narrow key blocks"),
         pytest.param(budget_rest(), {"capability": (8, 0)}, "triton", id="budget with a rest on ampere"),
+        pytest.param(rest_attention(), {}, "cuda_sm90", id="attention with a rest"),
+        pytest.param(rest_attention((192, 128), 64), {}, "cuda_sm90", id="attention with a rest, 192/128"),
+        pytest.param(rest_attention((512, 512)), {}, "triton", id="attention with a rest, head dim 512"),
+        pytest.param(rest_attention((128, 64)), {}, "triton", id="attention with a rest, other values"),
+        pytest.param(
+            rest_attention(), {"capability": (8, 0)}, "triton", id="attention with a rest on ampere"
+        ),
         pytest.param(represent(), {}, "cuda_sm90", id="representatives"),
         pytest.param(represent(), {"capability": (10, 0)}, "triton", id="representatives, newer"),
         pytest.param(represent(), {"capability": (8, 0)}, "triton", id="representatives on ampere"),
@@ -184,7 +195,6 @@ SELECTIONS = {
     "sample_scores": (HALF, HALF, None, 0.1, 0, 2, 32, 128),
     "select_budget": (HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
     "select_budget_rest": (HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.1, 0.1, 8, True, 2),
-    "block_rest_attention": (*(HALF,) * 7, None, None, 0.1, 0.5, 0, 128, 128),
 }
 
 
@@ -202,6 +212,7 @@ def test_a_selection_op_goes_to_the_kernel_that_is_preferred(op, monkeypatch):
 DISPATCHED = {
     "block_sparse_attention": (HALF, HALF, HALF, HALF, None, None, None, 0.1, True, 0, 0, 128, 128),
     "block_mean_attention": (HALF, HALF, HALF, HALF, None, None, 0.1, 0, 128, 128),
+    "block_rest_attention": (*(HALF,) * 7, None, None, 0.1, 0.5, 0, 128, 128),
     "block_representatives": (HALF, None, 128, 7),
     "select_adaptive": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }

@@ -1,10 +1,12 @@
-// Block-sparse attention, with means and without, as ops of the namespace sampleattn_cuda, on the LibTorch Stable ABI.
+// Block-sparse attention, alone, with means and with a rest, as ops of the namespace sampleattn_cuda, on the LibTorch
+// Stable ABI.
 #include <optional>
 #include <tuple>
 #include <utility>
 
 #include "block_mean_attention/arguments.h"
 #include "block_mean_attention/cuda/means.h"
+#include "block_rest_attention/arguments.h"
 #include "block_sparse_attention/arguments.h"
 #include "block_sparse_attention/cuda/schedule.h"
 #include "block_sparse_attention/sm90/forward.h"
@@ -30,8 +32,15 @@ Error means_sm90(Arguments const& args, int device, cudaStream_t stream) {
   });
 }
 
+// What left-out keys of every query block give.
+struct Rest {
+  Tensor value, share, level;
+  double part;
+};
+
 // takes_means: dropped blocks count by their means.
-std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparseAttention<Tensor> call) {
+std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparseAttention<Tensor> call,
+                                  std::optional<Rest> rest = std::nullopt) {
   using torch::headeronly::ScalarType;
   int const device = call.query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
@@ -67,6 +76,15 @@ std::tuple<Tensor, Tensor> attend(Forward forward, bool takes_means, BlockSparse
   args.mask_words = int(block_mask.size(3));
   args.block_q = int(call.options.block_q);
   args.block_k = int(call.options.block_k);
+  if (rest) {
+    rest->value = readable(torch::stable::contiguous(rest->value));
+    rest->share = torch::stable::contiguous(rest->share);
+    rest->level = torch::stable::contiguous(rest->level);
+    args.rest_value = static_cast<float const*>(rest->value.const_data_ptr());
+    args.rest_share = static_cast<float const*>(rest->share.const_data_ptr());
+    args.rest_level = static_cast<float const*>(rest->level.const_data_ptr());
+    args.rest_part = float(rest->part);
+  }
 
   // Without a key_segment every key is in segment 0, and without both nothing is cut.
   if (query_segment && !key_segment) {
@@ -121,15 +139,26 @@ std::tuple<Tensor, Tensor> block_mean_attention(BlockMeanAttention<Tensor> call)
       {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, call.sinks, options});
 }
 
+std::tuple<Tensor, Tensor> block_rest_attention(BlockRestAttention<Tensor> call) {
+  BlockRestAttentionOptions const& of = call.options;
+  BlockSparseAttentionOptions const options{of.scale, true, of.q_offset, 0, of.block_q, of.block_k, of.q_stride};
+  return attend(
+      forward_sm90, false,
+      {call.query, call.key, call.value, call.block_mask, std::nullopt, call.key_segment, call.sinks, options},
+      Rest{call.rest_value, call.rest_share, call.rest_level, of.part});
+}
+
 }  // namespace
 
 // A namespace of its own: kernels/choice.py chooses between these and the portable implementations.
 STABLE_TORCH_LIBRARY_FRAGMENT(sampleattn_cuda, library) {
   define<BlockSparseAttention<Tensor>>(library, "block_sparse_attention_sm90");
   define<BlockMeanAttention<Tensor>>(library, "block_mean_attention_sm90");
+  define<BlockRestAttention<Tensor>>(library, "block_rest_attention_sm90");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sampleattn_cuda, CUDA, library) {
   implement<BlockSparseAttention<Tensor>, block_sparse_attention>(library, "block_sparse_attention_sm90");
   implement<BlockMeanAttention<Tensor>, block_mean_attention>(library, "block_mean_attention_sm90");
+  implement<BlockRestAttention<Tensor>, block_rest_attention>(library, "block_rest_attention_sm90");
 }

@@ -53,6 +53,12 @@ struct Arguments {
   void* mean_value;   // [B, Hkv, key_blocks, Dv] contiguous
   float* mean_terms;  // [B, Hkv, key_blocks, 2]
 
+  // Of every query block, what its left-out keys give (see block_rest_attention/op.py), all contiguous. Else null.
+  const float* rest_value;  // [B, Hq, q_blocks, Dv]
+  const float* rest_share;  // [B, Hq, q_blocks]
+  const float* rest_level;  // likewise
+  float rest_part;
+
   // Workspace on the device.
   WorkItem* work;             // [tiles], filled by build_work_list
   int32_t* tile_blocks;       // [tiles], scratch
@@ -63,6 +69,7 @@ struct Arguments {
   // Where a query row stands.
   SAMPLEATTN_DEVICE int position(int row) const { return row + q_offset + row / kTileRows * q_gap; }
   constexpr int q_tiles() const { return (q_len + kTileRows - 1) / kTileRows; }
+  constexpr int q_blocks() const { return (q_len + block_q - 1) / block_q; }
   constexpr int key_blocks() const { return (kv_len + block_k - 1) / block_k; }
   constexpr int key_runs() const { return (kv_len + kKeyRun - 1) / kKeyRun; }
   constexpr int tiles() const { return batch * q_heads * q_tiles(); }

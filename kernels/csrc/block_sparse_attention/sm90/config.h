@@ -19,6 +19,7 @@ struct Config {
   static constexpr int kBlockK = kBlockK_;  // keys of one bit of the index
   static constexpr int kQueryStages = kQueryStages_, kKeyStages = kKeyStages_, kValueStages = kValueStages_;
   static constexpr bool kTakesMeans = false;  // whether dropped blocks are taken by their means
+  static constexpr bool kTakesRest = true;    // whether what left-out keys give can be added
   static constexpr int kConsumers = 2;  // warp groups of 64 query rows
   // Key tiles whose scores a consumer holds. Head dim 64 leaves registers for two, and its products are too short to
   // hide their own latency.
@@ -52,7 +53,7 @@ struct Config {
 
 template <class C>
 struct WithMeans : C {
-  static constexpr bool kTakesMeans = true;
+  static constexpr bool kTakesMeans = true, kTakesRest = false;
 };
 
 template <class C>

@@ -19,6 +19,7 @@ struct WideConfig {
   static constexpr int kHeadDim = 512, kHeadDimV = 512;
   static constexpr int kKeys = 2 * kKeyRun;  // keys of one tile
   static constexpr int kBlockK = kBlockK_;  // keys of one bit of the index
+  static constexpr bool kTakesRest = false;  // its addresses would spill
   static constexpr int kCluster = 2;  // thread blocks that work on a tile
   static constexpr int kRows = kTileRows / kCluster;
   static constexpr int kConsumers = 2;

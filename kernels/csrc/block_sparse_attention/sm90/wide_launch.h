@@ -10,6 +10,7 @@ namespace sampleattn::sm90 {
 
 template <class C>
 Error launch_wide(Arguments const& args, int multiprocessors, cudaStream_t stream) {
+  if (args.rest_share) return {"no kernel that adds a rest for this head dim", args.head_dim};
   TensorMaps maps;
   Error error = make_tensor_map(maps.query, args.query, args.query_strides, args.batch, args.q_heads, args.q_len,
                                 C::kHeadDim, C::kRows, C::kChunk, args.dtype);
