@@ -111,7 +111,7 @@ def test_rests_of_every_kind_of_query_blocks_that_stand_apart(
         assert rows.all()
     exact, _ = reference.block_rest_attention(*given)
     assert attention_cases.relative_error(out, exact) <= FACTOR * eager_error + 1e-6
-    assert out[:, 3].abs().max() < 1e-20
+    assert out[:, 3].float().abs().max() < 1e-20
 
 
 def test_head_dim_512_is_left_to_triton_and_an_error_in_the_library(cuda: str) -> None:
