@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 
@@ -57,6 +58,7 @@ class AttentionSite:
     repeats: bool = False  # the spelling repeats key and value heads; `key` and `value` are those before it
     sinks: fx.Node | None = None
     lists: BlockLists | None = None  # blocks that it computes, which only a running graph knows
+    rows_and_keys: tuple[Any, Any] | None = None  # sizes of the scores, of an attention with an obstacle
 
     def with_nodes(self, replaced_by: Mapping[fx.Node, fx.Node]) -> AttentionSite:
         """The site after other attentions, whose results it may read, were rewritten."""

@@ -18,7 +18,8 @@ _SDPA = ("sdpa_causal", "sdpa_full")
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One row of the report. Sizes are ints, text if symbolic, "?" where the spelling is not understood."""
+    """One row of the report. Sizes are ints, text if symbolic, "?" where the spelling is not understood (the
+    lengths are known even then, where attention is written out)."""
 
     module_path: str
     spelling: str
@@ -61,6 +62,8 @@ def record_of(
     if all(is_tensor(x) and rank(x) == 4 for x in (site.query, site.key, site.value)) and not site.obstacle:
         batch, q_heads, q_len, head_dim = map(plain, shape(site.query))
         kv_heads, kv_len, value_head_dim = map(plain, (*shape(site.key)[1:3], shape(site.value)[3]))
+    elif site.rows_and_keys is not None:
+        q_len, kv_len = map(plain, site.rows_and_keys)
     return SiteRecord(
         site.module_path,
         site.spelling,

@@ -290,4 +290,5 @@ def _obstructed(softmax: fx.Node, scores: Scores, weights: _Weights, obstacle: s
         module_path=module_path(softmax),
         obstacle=obstacle,
         softmax_empty_rows="softmax",
+        rows_and_keys=(shape(softmax)[-2], shape(softmax)[-1]),
     )

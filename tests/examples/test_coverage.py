@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("transformers")
 
+from sa_compile import report
 from sa_compile.lab.census import arguments, classes, table, tiny, variants
 from sa_compile.lab.census.head_dims import kernels_of
 
@@ -131,6 +133,32 @@ def test_an_image_is_found_shows_in_the_logits_and_leaves_the_language_model_sam
     assert result["status"] == "ok"
     outcomes = {(site["part"], site["outcome"]) for site in result["sites"]}
     assert outcomes == {("tower", "kept"), ("language", "sampled")}
+
+
+class Tower(torch.nn.Module):
+    def forward(self, x):
+        weights = torch.tanh(x @ x.mT).softmax(-1)
+        return weights @ x, weights
+
+
+@pytest.mark.parametrize(
+    ("rows", "path", "part"),
+    [
+        pytest.param(16, "", "tower", id="rows that are no tokens, in a graph of its own"),
+        pytest.param(72, "", "language", id="rows that are tokens"),
+        pytest.param(16, "model.layers.0", "language", id="of a chunk of tokens"),
+        pytest.param(72, "vision.layers.0", "tower", id="a module of that name"),
+    ],
+)
+def test_attention_that_is_not_understood_belongs_to_what_its_name_or_its_rows_say(rows, path, part):
+    torch._dynamo.reset()
+    with report.collect() as reports:
+        torch.compile(Tower(), backend="sampleattn", options={"inner": "eager"})(torch.randn(1, 2, rows, 8))
+    (graph,) = reports
+    (site,) = graph.records
+    records = (dataclasses.replace(site, module_path=path),)
+    (found,) = variants._sites([dataclasses.replace(graph, records=records)], {72})
+    assert (found["part"], found["outcome"]) == (part, "kept")
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,9 @@ _TOWER = re.compile(
 
 
 def _part(site: SiteRecord, lengths: Collection[int]) -> str:
-    if isinstance(site.q_len, int):
+    understood = isinstance(site.head_dim, int)
+    # The rows of what is not understood may be those of a chunk: where its module has a name, that tells.
+    if isinstance(site.q_len, int) and (understood or not site.module_path):
         return "language" if site.q_len in (1, *lengths) else "tower"
     pooled = (
         site.spelling == "multi_head_attention_forward"

@@ -359,3 +359,13 @@ def product_without_softmax(q, k, v):
 )
 def test_what_is_no_attention_is_no_site(function):
     assert compile_with_passes(function, *full(), tolerance=0.0).records == []
+def test_what_is_not_understood_has_its_lengths_in_the_report():
+    q, k, v = full()
+
+    def few_rows(q, k, v):
+        return torch.tanh(q @ k.mT).softmax(-1) @ v
+
+    (record,) = compile_with_passes(few_rows, q[:, :, :40], k, v).records
+    assert (record.q_len, record.kv_len, record.head_dim) == (40, LENGTH, "?")
+
+
