@@ -241,6 +241,8 @@ def _mask(emitter: Emitter, scores: Scores, heads: Heads | None) -> fx.Node | No
             if rank(mask) == 3 and not same_size(shape(mask)[0], 1):
                 mask = _merged_heads(mask, heads)
         total = mask if total is None else emitter.function(torch.add, total, mask)
+    if total is not None and scores.floor is not None:
+        return emitter.function(torch.clamp, total, min=scores.floor)
     return total
 
 

@@ -50,6 +50,7 @@ class Scores:
     heads: Heads | None = None
     sinks: Sinks | None = None  # concatenated to the scores
     shifted: bool = False  # by their maximum, the sinks' included
+    floor: float | None = None  # scores and masks together are no less
     obstacle: str | None = None
 
 
@@ -125,6 +126,8 @@ class _Walk:
             return kept
         if step == "where" and len(node.args) == 3:
             return self._undo_where(node)
+        if step in ("max", "maximum", "clamp", "clamp_min"):
+            return self._undo_floor(node, step)
         if step in ("cat", "concat", "concatenate"):
             return self._undo_sinks(node)
         raise _Stuck(f"{label(node)} between the scores and softmax")
@@ -198,7 +201,8 @@ class _Walk:
             raise _Stuck("cat between the scores and softmax")
         if behind.sinks is not None or rank(node) != 4:
             raise _Stuck("attention sinks: expected one column behind [B, H, Sq, Sk]")
-        if behind.masks or behind.tensor_scales or behind.scale != 1.0 or behind.heads is not None:
+        together = behind.masks or behind.tensor_scales or behind.floor is not None
+        if together or behind.scale != 1.0 or behind.heads is not None:
             raise _Stuck("attention sinks: scaled, masked or reshaped together with the scores")
         scores, logits = parts
         if not is_one_a_head(logits, -3):
@@ -217,6 +221,19 @@ class _Walk:
             self._mask_by_fill(node, condition, then, fill_where=True)
             return other
         raise _Stuck("where between the scores and softmax")
+
+    def _undo_floor(self, node: fx.Node, step: str) -> fx.Node:
+        """``torch.max(scores, finfo.min)``: below it is only a mask of -inf, or the sum of two."""
+        scores, low = self._tensor(node), argument(node, 1, "min" if "clamp" in step else "other")
+        floor = constant(low) if "clamp" in step or is_tensor(low) else None
+        behind = self.scores
+        lowest = torch.finfo(value(node).dtype).min
+        if floor is None or not floor <= lowest or argument(node, 2, "max") is not None:
+            raise _Stuck(f"{label(node)} between the scores and softmax")
+        if behind.masks or behind.tensor_scales or behind.scale != 1.0 or behind.floor is not None:
+            raise _Stuck(f"{label(node)} before the scores are scaled or masked")
+        behind.floor = None if math.isinf(floor) else lowest
+        return scores
 
     def _undo_baddbmm(self, node: fx.Node) -> None:
         if not calls(node, "baddbmm"):

@@ -148,6 +148,22 @@ def bmm(q, k, v):
     )
 
 
+def no_less_than_the_lowest(q, k, v):
+    scores = q @ k.mT * SCALE + added()
+    return torch.max(scores, torch.full((), FLOAT_MIN)).softmax(-1) @ v
+
+
+def clamped_to_the_lowest(q, k, v):
+    return (q @ k.mT * SCALE + added()).clamp(min=FLOAT_MIN).softmax(-1) @ v
+
+
+def rows_without_keys_clamped(q, k, v):
+    low = torch.full((LENGTH, LENGTH), FLOAT_MIN).triu(1) + torch.where(
+        torch.arange(LENGTH) < 3, FLOAT_MIN, 0.0
+    )
+    return torch.maximum(q @ k.mT * SCALE + low, torch.tensor(FLOAT_MIN)).softmax(-1) @ v
+
+
 def bmm_throughout(q, k, v):
     q, k, v = merged(q, k, v)
     return torch.bmm((torch.bmm(q, k.transpose(1, 2)) * SCALE + added()).softmax(-1), v)
@@ -226,6 +242,9 @@ FOUND = [
     pytest.param(einsum_with_ellipsis, full, HEADS, id="einsum with ellipsis"),
     pytest.param(einsum_key_first, full, HEADS, id="einsum, key first"),
     pytest.param(bmm, full, HEADS, id="bmm"),
+    pytest.param(no_less_than_the_lowest, full, HEADS, id="max with finfo.min"),
+    pytest.param(clamped_to_the_lowest, full, HEADS, id="clamp to finfo.min"),
+    pytest.param(rows_without_keys_clamped, full, HEADS, id="rows without keys, maximum with finfo.min"),
     pytest.param(bmm_throughout, full, HEADS, id="bmm without [B, H, S, S]"),
     pytest.param(baddbmm_into_nothing, full, HEADS, id="baddbmm, beta 0"),
     pytest.param(baddbmm_into_the_mask, full, HEADS, id="baddbmm, mask as input"),
@@ -282,6 +301,22 @@ def mild_fill(q, k, v):
     return (q @ k.mT * SCALE).masked_fill(~allowed(), -100.0).softmax(-1) @ v
 
 
+def mild_floor(q, k, v):
+    return (q @ k.mT * SCALE + added()).clamp(min=-100.0).softmax(-1) @ v
+
+
+def ceiling(q, k, v):
+    return (q @ k.mT * SCALE + added()).clamp(FLOAT_MIN, 2.0).softmax(-1) @ v
+
+
+def floor_of_nan(q, k, v):
+    return torch.max(q @ k.mT * SCALE + added(), torch.full((), INF - INF)).softmax(-1).nan_to_num() @ v
+
+
+def floor_before_the_mask(q, k, v):
+    return ((q @ k.mT * SCALE).clamp(min=FLOAT_MIN) + added()).softmax(-1) @ v
+
+
 def relative_positions(q, k, v):
     return (q @ k.mT * SCALE + q @ torch.ones(HEAD_DIM, LENGTH) + added()).softmax(-1) @ v
 
@@ -319,6 +354,10 @@ KEPT = [
     pytest.param(weights_returned, "attention weights are an output", id="weights returned"),
     pytest.param(scores_returned, "is read by sum", id="scores returned"),
     pytest.param(mild_fill, "not low enough to exclude a key", id="mild fill"),
+    pytest.param(mild_floor, "clamp between the scores", id="clamp to -100"),
+    pytest.param(ceiling, "clamp between the scores", id="clamp from above"),
+    pytest.param(floor_of_nan, "max between the scores", id="max with nan"),
+    pytest.param(floor_before_the_mask, "clamp before the scores are", id="clamp before the mask"),
     pytest.param(relative_positions, "a second product is added to the scores", id="relative positions"),
     pytest.param(bias_per_head, "mask not proven", id="bias per head"),
     pytest.param(enlarged_mask, "the mask is scaled together with the scores", id="enlarged mask"),
@@ -335,6 +374,16 @@ def test_kept_as_it_was(function, reason):
     assert backend.outcomes == [("kept", "")]
     assert reason in backend.records[0].reason
     assert str(backend.after[0].graph) == str(backend.before[0].graph)
+
+
+def test_what_is_not_understood_has_its_lengths_in_the_report():
+    q, k, v = full()
+
+    def few_rows(q, k, v):
+        return torch.tanh(q @ k.mT).softmax(-1) @ v
+
+    (record,) = compile_with_passes(few_rows, q[:, :, :40], k, v).records
+    assert (record.q_len, record.kv_len, record.head_dim) == (40, LENGTH, "?")
 
 
 def softmax_over_rows(q, k, v):
@@ -359,13 +408,3 @@ def product_without_softmax(q, k, v):
 )
 def test_what_is_no_attention_is_no_site(function):
     assert compile_with_passes(function, *full(), tolerance=0.0).records == []
-def test_what_is_not_understood_has_its_lengths_in_the_report():
-    q, k, v = full()
-
-    def few_rows(q, k, v):
-        return torch.tanh(q @ k.mT).softmax(-1) @ v
-
-    (record,) = compile_with_passes(few_rows, q[:, :, :40], k, v).records
-    assert (record.q_len, record.kv_len, record.head_dim) == (40, LENGTH, "?")
-
-
