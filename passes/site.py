@@ -59,6 +59,7 @@ class AttentionSite:
     sinks: fx.Node | None = None
     lists: BlockLists | None = None  # blocks that it computes, which only a running graph knows
     rows_and_keys: tuple[Any, Any] | None = None  # sizes of the scores, of an attention with an obstacle
+    mask_scaled: bool = False  # scores and mask are scaled together: the mask's entries are not as it says
 
     def with_nodes(self, replaced_by: Mapping[fx.Node, fx.Node]) -> AttentionSite:
         """The site after other attentions, whose results it may read, were rewritten."""

@@ -32,7 +32,8 @@ class MasksSeen:
         offset, window, padded = self._last[record.mask_read]
         if offset == NOT_CAUSAL:
             reason = "the mask, read when it last ran, is not causal"
-            return replace(record, outcome="kept", mask="not causal", kernel="sdpa", reason=reason)
+            kernel = "sdpa" if record.spelling == "sdpa" else ""
+            return replace(record, outcome="kept", mask="not causal", kernel=kernel, reason=reason)
         if offset == OTHER_BLOCKS:
             reason = "the block lists, read when they last ran, are not those of the mask_mod"
             return replace(record, outcome="exact", mask="block lists", reason=reason)

@@ -109,5 +109,5 @@ class NotProven:
 class LateMask:
     """A mask that is not proven, but whose entries the graph can read when it runs."""
 
-    mask: fx.Node  # bool [B|1, 1, Sq, Sk], or with dims left out in front
+    mask: fx.Node  # [B|1, 1, Sq, Sk], or with dims left out in front: bool, or floats that are added
     not_proven: NotProven

@@ -139,6 +139,7 @@ def _understood(softmax: fx.Node, scores: Scores, weights: _Weights, read_order:
         output_order=order,
         repeats=repeats,
         sinks=sinks.emit(emitter) if sinks is not None else None,
+        mask_scaled=scores.mask_scaled,
     )
 
 

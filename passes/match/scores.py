@@ -50,6 +50,7 @@ class Scores:
     heads: Heads | None = None
     sinks: Sinks | None = None  # concatenated to the scores
     shifted: bool = False  # by their maximum, the sinks' included
+    mask_scaled: bool = False  # with the scores, after it was added
     floor: float | None = None  # scores and masks together are no less
     obstacle: str | None = None
 
@@ -266,6 +267,7 @@ class _Walk:
         if self.scores.tensor_scales or not 0.0 < self.scores.scale <= 1.0:
             raise _Stuck("the mask is scaled together with the scores")
         self.scores.masks.append((mask, rank(scores)))
+        self.scores.mask_scaled |= self.scores.scale != 1.0
 
     def _is_scores(self, node: Any) -> bool:
         return is_tensor(node) and rank(node) >= 2 and _product_behind(node) is not None

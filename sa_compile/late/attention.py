@@ -12,10 +12,13 @@ from torch import Tensor
 
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig, selection_options
+from sa_compile.late.additive import attend_to_lowest, read_allowed, rows_without_keys
 from sa_compile.late.causal_entries import read_causal
 from sa_compile.prefill import CausalAttention
 
 NOT_CAUSAL = -1
+# Of an added mask with padding: rows that see no key do not weigh all keys alike.
+_UNEVEN = 2
 
 
 def options_text(config: SampleAttentionConfig) -> str:
@@ -33,19 +36,22 @@ def config_of(options: str) -> SampleAttentionConfig:
 def read_mask(mask: Tensor, site: str) -> tuple[Tensor, Tensor]:
     """``found`` int64 [3] on the CPU (causal offset, window, are keys padding?) and key_valid bool [B, Sk].
 
-    mask bool [B|1, 1, Sq, Sk] or with dims left out in front. An offset of ``NOT_CAUSAL`` says that the mask
-    is not causal with these; a warning says so once for each ``site``.
+    mask [B|1, 1, Sq, Sk] or with dims left out in front: bool, or in floats as attention that is written out
+    adds it to the scores. An offset of ``NOT_CAUSAL`` says that the mask is not causal with these; a warning
+    says so once for each ``site``.
     """
     mask = mask.reshape(-1, *mask.shape[-2:])
-    meaning = read_causal(mask)
-    if meaning is None:
+    entries = (mask, True) if mask.dtype == torch.bool else read_allowed(mask)
+    meaning = None if entries is None else read_causal(entries[0])
+    if entries is None or meaning is None:
         warnings.warn(
             f"sampleattn: the mask of {site or 'an attention'}, read when it ran, is not causal (with "
-            "offset, window and padding): what reads it is not sampled, but SDPA with that mask",
+            "offset, window and padding): what reads it is not sampled, but computed with that mask",
             stacklevel=2,
         )
-        return torch.tensor([NOT_CAUSAL, 0, 0]), torch.ones_like(mask[:, -1])
-    return torch.tensor([meaning.q_offset, meaning.window, meaning.padded]), meaning.key_valid
+        return torch.tensor([NOT_CAUSAL, 0, 0]), torch.ones_like(mask[:, -1], dtype=torch.bool)
+    padded = _UNEVEN if meaning.padded and not entries[1] else int(meaning.padded)
+    return torch.tensor([meaning.q_offset, meaning.window, padded]), meaning.key_valid
 
 
 def attend(
@@ -63,7 +69,8 @@ def attend(
 
     query [B, Hq, Sq, D], key [B, Hkv, Sk, D], value [B, Hkv, Sk, Dv]; ``found`` int64 on the CPU: the causal
     offset alone, or with a mask what ``read_mask`` found; ``key_valid`` bool [B|1, Sk] or None; ``sinks``
-    [Hq] or [1], or None, as it is with a mask. A window is exact, and ``NOT_CAUSAL`` is SDPA with ``mask``.
+    [Hq] or [1], or None, as it is with a mask. A window is exact, and ``NOT_CAUSAL`` is full attention with
+    ``mask``: SDPA with one of bools, written out with one that is added.
     Stats: fp32 [Hq, 3] as of ``prefill.sampled`` (1 where nothing was sampled), [0, 3] unless ``options`` ask
     for them. Raises ValueError for a negative offset without a mask.
     """
@@ -73,7 +80,7 @@ def attend(
     attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid, sinks)
     stats = None
     if mask is not None and q_offset == NOT_CAUSAL:
-        out = attend_densely(attention, mask)
+        out = (attend_densely if mask.dtype == torch.bool else _written_out)(attention, mask)
     elif q_offset < 0:
         raise ValueError(
             f"the causal offset of an attention, read when it ran, must be at least 0, got {q_offset}: its "
@@ -85,6 +92,8 @@ def attend(
         out = prefill.exact(attention.without_unseen_keys(), config)
     else:
         out, stats = prefill.sampled(attention.without_unseen_keys(), config)
+    if mask is not None and mask.dtype != torch.bool and q_offset != NOT_CAUSAL and padded:
+        out = _lowest_in_empty_rows(attention, mask, out, even=padded != _UNEVEN)
     return laid_out(out, stats, query, config)
 
 
@@ -105,6 +114,34 @@ def _mask_of(a: CausalAttention) -> Tensor:
 
 def attend_densely(a: CausalAttention, mask: Tensor) -> Tensor:
     """SDPA with a mask: heads are repeated, since on a GPU its kernels that take a mask know no groups."""
-    group = a.query.shape[1] // a.key.shape[1]
-    key, value = (x if group == 1 else x.repeat_interleave(group, 1) for x in (a.key, a.value))
+    key, value = (_repeated(a, x) for x in (a.key, a.value))
     return F.scaled_dot_product_attention(a.query, key, value, attn_mask=mask, scale=a.scale)
+
+
+def _written_out(a: CausalAttention, mask: Tensor) -> Tensor:
+    """Product, scale, mask, softmax, product, as the model has it: SDPA takes no mask of another dtype, and
+    not every kernel of it gives NaN to a row of -inf."""
+    scores = a.query @ _repeated(a, a.key).transpose(2, 3) * a.scale
+    weights = (scores + mask).softmax(-1, dtype=torch.float32)
+    return weights.to(a.value.dtype) @ _repeated(a, a.value)
+
+
+def _lowest_in_empty_rows(a: CausalAttention, mask: Tensor, out: Tensor, even: bool) -> Tensor:
+    """``out`` with what an added mask makes of rows that see no key; ``even``: all keys weigh alike there,
+    those behind the row too."""
+    assert a.key_valid is not None
+    empty = rows_without_keys(a.key_valid, a.query.shape[2], a.q_offset, a.window)
+    if even:
+        mean = _repeated(a, a.value.mean(2, keepdim=True))
+        return torch.where(empty[:, None, :, None], mean, out)
+    rows = empty.any(0).nonzero().squeeze(-1)
+    lowest = _repeated(a, attend_to_lowest(mask.reshape(-1, *mask.shape[-2:]), rows, a.value))
+    out = out.clone()
+    out[:, :, rows] = torch.where(empty[:, None, rows, None], lowest, out[:, :, rows])
+    return out
+
+
+def _repeated(a: CausalAttention, x: Tensor) -> Tensor:
+    """Heads of keys or values, one for each of the query's."""
+    group = a.query.shape[1] // a.key.shape[1]
+    return x if group == 1 else x.repeat_interleave(group, 1)

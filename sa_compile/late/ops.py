@@ -45,13 +45,14 @@ _library.impl("listed_attention", block_lists.attend_in_blocks, "CompositeExplic
 
 @torch.library.register_fake(f"{NAMESPACE}::read_mask", lib=_library)
 def _read_mask_fake(mask: Tensor, site: str) -> tuple[Tensor, Tensor]:
-    if mask.dtype != torch.bool or mask.dim() < 2 or any(size != 1 for size in mask.shape[1:-2]):
+    is_mask = mask.dtype == torch.bool or mask.dtype.is_floating_point
+    if not is_mask or mask.dim() < 2 or any(size != 1 for size in mask.shape[1:-2]):
         raise ValueError(
-            f"read_mask: 'mask' must be bool [B, 1, Sq, Sk], got {mask.dtype} {tuple(mask.shape)}"
+            f"read_mask: 'mask' must be bool or float [B, 1, Sq, Sk], got {mask.dtype} {tuple(mask.shape)}"
         )
     batch = mask.shape[0] if mask.dim() > 2 else 1
     found = torch.empty((3,), dtype=torch.int64, device="cpu")
-    return found, mask.new_empty((batch, mask.shape[-1]))
+    return found, mask.new_empty((batch, mask.shape[-1]), dtype=torch.bool)
 
 
 @torch.library.register_fake(f"{NAMESPACE}::late_attention", lib=_library)

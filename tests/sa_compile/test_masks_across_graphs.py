@@ -72,6 +72,16 @@ def test_layers_in_graphs_of_their_own(compiled):
     check(tiny_llama(), compiled, left_padded("cpu", [80, 61]))
 
 
+@pytest.mark.parametrize("compiled", [each_layer, broken_between_layers])
+def test_attention_that_is_written_out(compiled):
+    model = tiny_llama()
+    model.set_attn_implementation("eager")
+    sites = check(model, compiled, left_padded("cpu", [80, 61]))
+    assert {(site.spelling, site.form, site.mask) for site in sites} == {
+        ("eager", "late", "causal & key_valid")
+    }
+
+
 def test_buckets_of_ddp(process_group):
     def in_buckets(model):
         # Dynamo cuts the graph where a bucket is full: a layer fills one.
@@ -115,11 +125,15 @@ def with_image(inputs):
     return inputs, (inputs["input_ids"] == IMAGE).long()
 
 
-@pytest.mark.parametrize("kind", ["Qwen3VL", "Qwen3VLMoe"])
-def test_qwen3_vl_with_an_image(kind):
+@pytest.mark.parametrize(
+    "kind, attention", [("Qwen3VL", "sdpa"), ("Qwen3VL", "eager"), ("Qwen3VLMoe", "sdpa")]
+)
+def test_qwen3_vl_with_an_image(kind, attention):
     inputs, types = with_image(left_padded("cpu", [80, 71]))
     image = {"pixel_values": torch.randn(32, 48), "image_grid_thw": torch.tensor([[1, 4, 4]] * 2)}
-    check(qwen3_vl(kind), whole, {**inputs, **image, "mm_token_type_ids": types})
+    model = qwen3_vl(kind)
+    model.set_attn_implementation(attention)
+    check(model, whole, {**inputs, **image, "mm_token_type_ids": types})
 
 
 def gemma3():
@@ -145,13 +159,16 @@ def test_gemma3_with_token_types_of_text(lengths):
     assert sliding.reason == f"not plain causal: {sliding.mask}, read when it last ran"
 
 
+@pytest.mark.parametrize("attention, kernel", [("sdpa", "sdpa"), ("eager", "")])
 @pytest.mark.filterwarnings("default:sampleattn")
-def test_gemma3_with_an_image_says_that_its_mask_is_not_causal():
+def test_gemma3_with_an_image_says_that_its_mask_is_not_causal(attention, kernel):
     inputs, types = with_image(left_padded("cpu", [80, 80]))
     image = {"pixel_values": torch.randn(2, 3, 16, 16), "token_type_ids": types}
+    model = gemma3()
+    model.set_attn_implementation(attention)
     with pytest.warns(UserWarning, match="read when it ran, is not causal"):
-        sites = check(gemma3(), whole, {**inputs, **image}, ("kept", "kept"))
-    assert {site.mask for site in sites} == {"not causal"}
+        sites = check(model, whole, {**inputs, **image}, ("kept", "kept"))
+    assert {(site.mask, site.kernel) for site in sites} == {("not causal", kernel)}
 
 
 def test_a_mask_of_the_callers_own():
