@@ -267,6 +267,13 @@ def test_models_that_are_not_plain_causal_are_out_of_the_share():
     assert total.sites == {"sampled": 2, "kept": 2}
 
 
+def test_a_model_that_is_bidirectional_in_one_implementation_is_not_plain_in_the_other():
+    pair = [record("PrefixLM", causal=False), record("PrefixLM", "eager", causal=True)]
+    for records in (pair, pair[::-1]):
+        assert table.totals(records).plain == []
+        assert "| PrefixLM |" in table._not_plain(records).replace("   ", " ").replace("  ", " ")
+
+
 def test_page_holds_every_model_its_outcomes_and_why_others_are_missing():
     odd = {"model": "OddForCausalLM", "model_type": "odd", "attn": "sdpa"}
     records = [

@@ -107,7 +107,9 @@ def totals(records: Sequence[Record]) -> Totals:
     by_outcome: Counter[str] = Counter()
     for record in records:
         by_outcome += outcomes(record)
-    plain = {record["model"]: _kind(record) for record, _ in checked if why_not_plain(record) is None}
+    # What is measured as bidirectional in one implementation is not plain in the other.
+    other = {record["model"] for record, _ in checked if why_not_plain(record) is not None}
+    plain = {record["model"]: _kind(record) for record, _ in checked if record["model"] not in other}
     plain_ones = sorted(name for name in plain if plain[name] in _LANGUAGE_MODELS)
     classifiers = sorted(name for name in plain if plain[name] == CLASSIFICATION)
     measured = [record for record in records if any(map(is_checked, record.get("variants", [])))]
@@ -213,8 +215,8 @@ bf16 on an H200, attention / selection if these differ: sm90 (written for Hopper
 {widest}: not sampled on any device).
 
 *Plain causal* is softmax(scale q k^T + mask) v, or that with one sink a head, under a mask of positions and
-padding. Whether a model is causal is measured: nothing before a token changes with it. A table below has the
-models that are not plain, and why."""
+padding. Whether a model is causal is measured: nothing before a token changes with it, in either
+implementation. A table below has the models that are not plain, and why."""
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
@@ -327,9 +329,11 @@ def _reasons(records: Sequence[Record]) -> str:
 
 def _not_plain(records: Sequence[Record]) -> str:
     reasons: dict[str, list[str]] = {}
-    for name, why in {
-        record["model"]: why_not_plain(record) for record in records if record["status"] == "run"
-    }.items():
+    found: dict[str, str | None] = {}
+    for record in records:
+        if record["status"] == "run":
+            found[record["model"]] = found.get(record["model"]) or why_not_plain(record)
+    for name, why in found.items():
         if why is not None:
             reasons.setdefault(why, []).append(name)
     return _table([(why, ", ".join(names)) for why, names in sorted(reasons.items())], ("why", "models"))
