@@ -45,10 +45,11 @@ option that warns, a cache made inside); without attention: Inductor with attent
 queries, so that projections, experts and the rest are left; exact forms alone: sampleattn with
 `min_seq_len` above every prompt; sampleattn: its default. Every way runs the same weights; medians of
 calls. "attention" is a way's time less that without attention, and how often that of sampleattn is
-faster. The last column says little of mixtures of experts in bfloat16: Inductor alone, which changes only
-how numbers are rounded, is as far from eager as what is exact here. flash-linear-attention's gated delta
-rule, which keeps Dynamo out, is one operator in every way: otherwise it breaks the graph in each of its
-layers."""
+faster: a difference of two times, uncertain where it is small beside them, and eager's holds also what
+compiling saves elsewhere. The last column says little of mixtures of experts in bfloat16: Inductor alone,
+which changes only how numbers are rounded, is as far from eager as what is exact here.
+flash-linear-attention's gated delta rule, which keeps Dynamo out, is one operator in every way: otherwise
+it breaks the graph in each of its layers."""
 
 
 @dataclass(frozen=True)
