@@ -48,7 +48,7 @@ class Arguments(NamedTuple):
 
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
-    kept.check(a.of_kept_blocks)
+    kept.check(a.of_kept_blocks, NAME)
     shape = (*a.query.shape[:2], Grid.of(a).n_query_blocks)
     checks.check_float32(NAME, "rest_value", a.rest_value, (*shape, a.value.shape[3]), a.query)
     checks.check_float32(NAME, "rest_share", a.rest_share, shape, a.query)

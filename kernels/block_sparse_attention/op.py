@@ -35,12 +35,12 @@ class Arguments(NamedTuple):
     q_stride: Size = 1
 
 
-def check(a: Arguments) -> None:
-    """Raises ValueError for arguments that do not fit."""
-    checks.check_attention(NAME, a)
-    checks.check_segments(NAME, a)
-    checks.check_at_least(NAME, 1, q_stride=a.q_stride)
-    checks.check_sinks(NAME, a.sinks, a.query)
+def check(a: Arguments, op: str = NAME) -> None:
+    """Raises ValueError for arguments that do not fit; ``op``: which was called with them."""
+    checks.check_attention(op, a)
+    checks.check_segments(op, a)
+    checks.check_at_least(op, 1, q_stride=a.q_stride)
+    checks.check_sinks(op, a.sinks, a.query)
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor]:

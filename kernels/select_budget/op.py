@@ -46,14 +46,14 @@ FULL_KEYS = 16384
 LEAST_ROWS = 4
 
 
-def check(a: Arguments) -> None:
-    """Raises ValueError for arguments that do not fit."""
-    checks.check_qkv(NAME, a.query, a.key)
-    checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
-    checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
-    checks.check_at_least(NAME, 0, budget=a.budget, tau=a.tau)
-    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
-    checks.check_power_of_two(NAME, rows=a.rows)
+def check(a: Arguments, op: str = NAME) -> None:
+    """Raises ValueError for arguments that do not fit; ``op``: which was called with them."""
+    checks.check_qkv(op, a.query, a.key)
+    checks.check_block_size(op, block_q=a.block_q, block_k=a.block_k)
+    checks.check_segment(op, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_at_least(op, 0, budget=a.budget, tau=a.tau)
+    checks.check_at_least(op, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
+    checks.check_power_of_two(op, rows=a.rows)
 
 
 def fake(a: Arguments) -> Tensor:

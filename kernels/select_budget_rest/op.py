@@ -11,7 +11,7 @@ from ..choice import Call
 from ..defaults import BUDGET_ROWS
 from ..select_budget import op as select_budget
 from ..shared import checks
-from ..shared.grid import Grid
+from ..shared.grid import Grid, new_index
 from ..shared.record import Size
 from ..shared.shapes import scale_or_default
 
@@ -47,13 +47,13 @@ class Arguments(NamedTuple):
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
     checks.check_attention(NAME, a)
-    select_budget.check(a.of_budget)
+    select_budget.check(a.of_budget, NAME)
 
 
 def fake(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results' shapes."""
     check(a)
-    return select_budget.fake(a.of_budget), *new_rest(a)
+    return new_index(a.query, a.query.shape[:2], Grid.of(a)), *new_rest(a)
 
 
 def new_rest(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:

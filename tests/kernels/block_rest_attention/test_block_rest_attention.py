@@ -219,13 +219,29 @@ def test_it_has_no_backward_and_says_so():
         ({"rest_level": torch.zeros(1, 2, 5).double()}, "'rest_level' must be a float32"),
         ({"rest_value": torch.zeros(1, 2, 5, 7)}, "'rest_value'.*size 32 in dimension 3"),
         ({"value": torch.zeros(1, 1, 9, 32)}, "'value' must have key's batch, heads and length"),
+        ({"block_mask": torch.zeros(1, 2, 5, 1)}, "'block_mask' must be an int32"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):
     given = arguments(BASE, make_inputs(BASE))._replace(**change)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"block_rest_attention: {message}"):
         ops.block_rest_attention(*given[:7], block_q=32, block_k=32, part=given.part)
     if "part" not in change:
         (name,) = change
         with pytest.raises(RuntimeError, match=f"block_rest_attention: '{name}' must"):
             run_op(given)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"key_segment": torch.zeros(1, 3).int()}, "'key_segment' must have size 160"),
+        ({"sinks": torch.zeros(5)}, "'sinks' must have size 2 or 1"),
+        ({"q_stride": 0}, "'q_stride' must be >= 1, got 0"),
+        ({"block_q": 33}, "'block_q' must be one of 16, 32, 64, 128, got 33"),
+    ],
+)
+def test_what_block_sparse_attention_would_not_take_is_said_of_the_op_that_was_called(change, message):
+    given = arguments(BASE, make_inputs(BASE))
+    with pytest.raises(ValueError, match=f"block_rest_attention: {message}"):
+        ops.block_rest_attention(*given[:7], **{"block_q": 32, "block_k": 32, **change})

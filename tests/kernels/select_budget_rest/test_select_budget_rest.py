@@ -196,3 +196,19 @@ def test_what_does_not_fit_is_named(name, change, message):
         ops.select_budget_rest(**tensors, **options)
     with pytest.raises(RuntimeError, match=f"select_budget_rest: '{name}' must"):
         run_op(arguments(BASE, inputs)._replace(**tensors))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"rows": 3}, "'rows' must be a power of two, got 3"),
+        ({"budget": -1.0}, "'budget' must be >= 0, got -1.0"),
+        ({"window_slashes": 0}, "'window_slashes' must be >= 1, got 0"),
+        ({"key_segment": torch.zeros(1, 3).int()}, "'key_segment' must have size"),
+    ],
+)
+def test_what_select_budget_would_not_take_is_said_of_the_op_that_was_called(change, message):
+    inputs = make_inputs(BASE)
+    options = {"block_q": BASE.block_q, "block_k": BASE.block_k, "budget": BUDGET, "tau": NONE, **change}
+    with pytest.raises(ValueError, match=f"select_budget_rest: {message}"):
+        ops.select_budget_rest(inputs.query, inputs.key, inputs.value, inputs.block_mask, **options)
