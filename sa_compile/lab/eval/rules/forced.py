@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from sa_compile.kernels.shared.blocks import pack_bits
 from sa_compile.methods import Kept
 
 from .base import Problem, Rule
@@ -24,18 +25,24 @@ class Forced(Rule):
     last_rows: int = 0
 
     def blocks(self, problem: Problem) -> Tensor:
-        kept = self.rule.blocks(problem) | problem.last_rows(self.last_rows)
+        return self.rule.blocks(problem) | self._added(problem)
+
+    def _added(self, problem: Problem) -> Tensor:
+        """Bool [B|1, 1, n_query_blocks, n_key_blocks]."""
+        added = problem.none() | problem.last_rows(self.last_rows)
         if self.window_blocks:
-            kept = kept | problem.window(self.window_blocks)
-        return kept | problem.first_blocks if self.sink else kept
+            added = added | problem.window(self.window_blocks)
+        return added | problem.first_blocks if self.sink else added
 
     def keep(self, query: Tensor, key: Tensor, value: Tensor, **where: Any) -> Kept:
-        if self.rule.keep(query, key, value, **where).rest is not None:
+        kept = self.rule.keep(query, key, value, **where)
+        if kept.rest is not None:
             raise ValueError(
                 f"rule {self.spec!r}: blocks cannot be added to a rule that counts what it leaves out; "
                 "give it rest=0"
             )
-        return super().keep(query, key, value, **where)
+        problem = self.problem(query, key, **where)
+        return Kept(kept.block_mask | pack_bits(self._added(problem) & problem.allowed))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
         return self.rule.attend(query, key, value, kept, **where)

@@ -286,6 +286,16 @@ def test_blocks_are_not_added_to_a_rule_that_counts_what_it_leaves_out():
     assert torch.equal(kept.block_mask, parse_rule("adaptive+w3").select(query, key, **where))
 
 
+def test_blocks_are_added_to_what_the_rule_keeps_which_is_asked_once(monkeypatch):
+    query, key = attention_inputs(q_len=128, kv_len=128, batch=2)
+    where = {"key_segment": left_padding(2, 128, (40, 0)), "block_q": 16, "block_k": 16}
+    rule, asked = parse_rule("xattention:stride=8,tau=0.4+sink+w3+last20"), []
+    expected, real = rule.select(query, key, **where), rule.rule.blocks
+    monkeypatch.setattr(type(rule.rule), "blocks", lambda _, problem: asked.append(1) or real(problem))
+    assert torch.equal(rule.keep(query, key, key, **where).block_mask, expected)
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(
     "spec",
     [
