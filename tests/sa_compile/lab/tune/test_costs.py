@@ -34,20 +34,24 @@ def test_every_op_is_timed_for_every_kind_as_often_as_the_model_has_it(monkeypat
     assert (1, 4, 256, 16) in shapes and (1, 2, 256, 24) in shapes
 
 
-@pytest.mark.parametrize("method, dropped", [("adaptive", 1), ("chunked", 0)])
-def test_what_is_paid_at_any_density_includes_the_means_of_all_blocks(method, dropped, monkeypatch):
+@pytest.mark.parametrize(
+    "method, means, counted", [("adaptive", 1, 1), ("adaptive", 0, 1), ("chunked", 0, 0)]
+)
+def test_what_is_paid_at_any_density_includes_what_all_blocks_count_for(method, means, counted, monkeypatch):
     masks = []
     real = costs.prefill.over_blocks
 
     def notes(attention, config, kept):
         masks.append(kept.block_mask)
+        assert (kept.rest is None) == bool(means)
         return real(attention, config, kept)
 
     monkeypatch.setattr(costs.prefill, "over_blocks", notes)
-    tried = [c for c in TRIED if c.family.method == method and (c.config.means or not dropped)][:1]
+    tried = [c for c in TRIED if c.family.method == method and c.config.means == means][:1]
+    assert tried
     monkeypatch.setattr(costs, "milliseconds", lambda run, device: float(run() is not None))
     costs.measure_costs(256, KINDS[:1], tried, torch.device("cpu"))
-    assert len(masks) == dropped and not any(mask.any() for mask in masks)
+    assert len(masks) == counted and not any(mask.any() for mask in masks)
 
 
 def test_times_are_medians_after_a_call_that_does_not_count(monkeypatch):
