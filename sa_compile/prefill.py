@@ -57,30 +57,11 @@ class CausalAttention:
         return replace(self, key=key, value=value, key_valid=valid)
 
 
-def select(
-    query: Tensor,
-    key: Tensor,
-    config: SampleAttentionConfig,
-    *,
-    scale: float | None = None,
-    q_offset: int = 0,
-    key_segment: Tensor | None = None,
-) -> Tensor:
-    """The blocks that ``config`` keeps of query [B, Hq, Sq, D] and key [B, Hkv, Sk, D], by the backend's ops.
-
-    ``scale`` None is 1/sqrt(D); ``key_segment`` int32 [B|1, Sk]: 0 for valid keys, -1 for padding. Returns a
-    block_mask int32 [B, Hq, n_query_blocks, n_words]. Raises ValueError for tensors that do not fit.
-    """
-    attention = Attention.of_tensors(
-        query, key, config, scale=scale, q_offset=q_offset, key_segment=key_segment
-    )
-    method, forced = method_of(config), Forced.of(config)
-    return method.select(ON_TENSORS, config, attention, forced)
-
-
 def keep(attention: CausalAttention, config: SampleAttentionConfig, run: Calls = ON_TENSORS) -> Kept:
-    """:func:`select` for an attention, and what its method wants to know of the blocks that are left out;
-    ``run`` calls the ops."""
+    """What ``config.method`` keeps of an attention; ``run`` calls the ops.
+
+    Raises ValueError for tensors that do not fit.
+    """
     a, method, forced = _seen(attention, config), method_of(config), Forced.of(config)
     if a.q_stride == 1 or not forced.last_rows:
         return method.keep(run, config, a, forced, attention.value)

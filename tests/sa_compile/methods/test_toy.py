@@ -38,6 +38,11 @@ def tensors():
     return query, key, value
 
 
+def kept_blocks(query, key, value):
+    attention = prefill.CausalAttention(query, key, value, 16**-0.5)
+    return prefill.keep(attention, SampleAttentionConfig(**OPTIONS)).block_mask
+
+
 def attention(query, key, value):
     return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
 
@@ -66,7 +71,7 @@ def test_a_name_is_taken_once(toy):
 @torch.no_grad()
 def test_what_is_compiled_is_what_it_selects():
     query, key, value = tensors()
-    bits = prefill.select(query, key, SampleAttentionConfig(**OPTIONS))
+    bits = kept_blocks(query, key, value)
     kept = unpack_bits(bits, 10).repeat_interleave(16, 2).repeat_interleave(16, 3).tril()
     assert 0.2 < popcount(bits).sum() / (4 * 55) < 0.9
     out = torch.compile(attention, backend="sampleattn", options={**OPTIONS, "inner": "eager"})(
@@ -90,9 +95,9 @@ def test_a_model_is_compiled_with_it_and_the_report_names_it():
 
 
 def test_the_evaluation_measures_it_by_its_name():
-    query, key, _ = tensors()
+    query, key, value = tensors()
     rule = parse_rule("peaks:height=0.4,peak_rows=4")
     by_rule = rule.select(query, key, block_q=16, block_k=16)
-    by_ops = prefill.select(query, key, SampleAttentionConfig(**OPTIONS))
+    by_ops = kept_blocks(query, key, value)
     assert torch.equal(unpack_bits(by_rule, 10), unpack_bits(by_ops, 10))
     assert METHODS["peaks"].rule_settings(SampleAttentionConfig(**OPTIONS)) == vars(rule)

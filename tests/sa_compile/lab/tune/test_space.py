@@ -21,7 +21,8 @@ def test_rule_and_ops_of_a_setting_keep_the_same_blocks(candidate):
     key[:, :, ::37] *= 6  # a few columns stand out
     block_q, block_k = candidate.blocks
     by_rule = parse_rule(candidate.rule).select(query, key, block_q=block_q, block_k=block_k)
-    by_ops = prefill.select(query, key, candidate.config)
+    attention = prefill.CausalAttention(query, key, key, 16**-0.5)
+    by_ops = prefill.keep(attention, candidate.config).block_mask
     assert torch.equal(unpack_bits(by_rule, 300 // block_k), unpack_bits(by_ops, 300 // block_k))
     assert (candidate.config.block_q, candidate.config.block_k) == candidate.blocks
 
