@@ -260,6 +260,8 @@ def run(arguments: argparse.Namespace) -> int:
     competitors.check(names, arguments.device)
     if arguments.density is not None and not 0 < arguments.density <= 1:
         raise ValueError(f"--density must be in (0, 1], got {arguments.density}")
+    if arguments.rounds < 0:
+        raise ValueError(f"--rounds must not be negative, got {arguments.rounds}")
     if arguments.density is not None and arguments.density_from is not None:
         raise ValueError("--density and --density-from exclude each other")
     goals = parse_goals(arguments.goal, names, arguments.lengths)

@@ -111,6 +111,7 @@ def test_without_rounds_the_first_call_is_the_result(tmp_path, capsys):
         pytest.param(["--baselines", "flash2"], "flash2 needs a CUDA device, got --device cpu", id="flash2"),
         pytest.param(["--baselines", "magic"], "unknown baseline 'magic'; known: eager", id="baseline"),
         pytest.param(["--density", "2"], r"--density must be in \(0, 1\], got 2.0", id="density"),
+        pytest.param(["--rounds", "-1"], "--rounds must not be negative, got -1", id="rounds"),
         pytest.param(["--layers", "99"], "--layers must be between 1 and 40", id="layers"),
         pytest.param(
             ["--goal", "flex=2"], r"--goal needs one of the baselines \(eager\)", id="goal-baseline"
