@@ -27,21 +27,19 @@ def block_means(
     fp32 [B, Hkv, n, D], [B, Hkv, n, Dv], [B|1, 1, n] and [B, Hkv, n]. A block without valid keys has means
     and a spread of 0, and -inf.
     """
-    kv_len = key.shape[2]
-    valid = torch.ones((1, kv_len), dtype=torch.bool, device=key.device)
-    if key_segment is not None:
-        valid = key_segment == 0
-    valid = blocks_of_keys(valid, block_k)[:, None]  # [B|1, 1, n, block_k]
+    valid = _valid_by_block(key, key_segment, block_k)
     count = valid.sum(-1).float()
-    some = count.clamp(min=1)
-    keys, values = (_by_block(x, block_k) for x in (key, value))
-    mean_key, mean_value = (
-        torch.where(valid[..., None], x, 0).sum(-2, dtype=torch.float32) / some[..., None]
-        for x in (keys, values)
-    )
-    distance = torch.where(valid[..., None], keys - mean_key[..., None, :], 0)
-    spread = distance.square_().sum((-1, -2)) / (some * max(key.shape[3], 1))
+    mean_key, mean_value = (mean_of_blocks(x, key_segment, block_k) for x in (key, value))
+    distance = torch.where(valid[..., None], _by_block(key, block_k) - mean_key[..., None, :], 0)
+    spread = distance.square_().sum((-1, -2)) / (count.clamp(min=1) * max(key.shape[3], 1))
     return mean_key, mean_value, count.log(), spread
+
+
+def mean_of_blocks(x: Tensor, key_segment: Tensor | None, block_k: int) -> Tensor:
+    """Mean valid row of every key block of x [B, Hkv, Sk, C], fp32 [B, Hkv, n, C]; 0 without valid keys."""
+    valid = _valid_by_block(x, key_segment, block_k)
+    total = torch.where(valid[..., None], _by_block(x, block_k), 0).sum(-2, dtype=torch.float32)
+    return total / valid.sum(-1).float().clamp(min=1)[..., None]
 
 
 def add_block_means_(a: Arguments, out: Tensor, lse: Tensor) -> None:
@@ -105,6 +103,12 @@ def _blocks_before(position: int, kv_len: int, block_k: int) -> int:
     if position >= kv_len - 1:
         return ceil_div(kv_len, block_k)
     return max(position + 1, 0) // block_k
+
+
+def _valid_by_block(x: Tensor, key_segment: Tensor | None, block_k: int) -> Tensor:
+    """Which keys of x [B, Hkv, Sk, C] are valid, bool [B|1, 1, n, block_k]."""
+    every = torch.ones((1, x.shape[2]), dtype=torch.bool, device=x.device)
+    return blocks_of_keys(every if key_segment is None else key_segment == 0, block_k)[:, None]
 
 
 def _by_block(x: Tensor, block_k: int) -> Tensor:
