@@ -28,6 +28,8 @@ CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 # Of ``select_budget``, likewise.
 CUDA_BUDGET_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
+# Of the ops that know what is left out: those of attention but for the widest.
+CUDA_REST_HEAD_DIMS = CUDA_HEAD_DIMS[:-1]
 # Of ``block_mean_attention`` in one kernel, for what the selection before it takes.
 CUDA_MEAN_HEAD_DIMS = ((64, 64), (128, 128))
 
@@ -131,7 +133,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel(
             ("select_budget_rest",),
             _HALF,
-            CUDA_HEAD_DIMS[:-1],
+            CUDA_REST_HEAD_DIMS,
             block_q=(128,),
             block_k=(128,),
             capability=HOPPER,
@@ -149,7 +151,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
         Kernel(
             ("block_rest_attention",),
             _HALF,
-            CUDA_HEAD_DIMS[:-1],
+            CUDA_REST_HEAD_DIMS,
             block_q=(128,),
             block_k=(64, 128),
             capability=HOPPER,

@@ -64,11 +64,8 @@ def fake(a: Arguments) -> tuple[Tensor, Tensor]:
 
 
 def kernel(a: Arguments) -> Call | None:
-    """What the kernel is chosen by on a GPU; None: none, since they order scores before they scale them."""
-    if a.scale <= 0:
-        return None
-    dims = (a.query.shape[-1], a.value.shape[-1])
-    return Call(NAME, a.query.device, a.query.dtype, dims, a.block_q, a.block_k)
+    """What the kernel is chosen by on a GPU, as that of the attention over kept blocks is."""
+    return kept.kernel(a.of_kept_blocks, NAME)
 
 
 def block_rest_attention(

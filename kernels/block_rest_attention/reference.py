@@ -16,10 +16,9 @@ def block_rest_attention(a: Arguments) -> tuple[Tensor, Tensor]:
         x.double().repeat_interleave(a.block_q, 2)[:, :, : lse.shape[2]]
         for x in (a.rest_value, a.rest_share, a.rest_level)
     )
-    sees, counts = lse > -torch.inf, (share > 0)[..., None]
-    value, share = torch.where(counts, value, 0), torch.where(counts[..., 0], share, 0)
-    level = torch.where(counts[..., 0], level, -torch.inf)
-    ratio = torch.where(sees, a.part * torch.exp(level - lse).clamp(max=1), 0)
+    sees, some = lse > -torch.inf, share > 0
+    value, share = torch.where(some[..., None], value, 0), torch.where(some, share, 0)
+    ratio = torch.where(sees & some, a.part * torch.exp(level - lse).clamp(max=1), 0)
     left = ratio * share
     out = (1 - left)[..., None] * out + ratio[..., None] * value
     if a.sinks is not None:

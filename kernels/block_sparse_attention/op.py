@@ -56,12 +56,12 @@ def new_outputs(a: Attending) -> tuple[Tensor, Tensor]:
     return out, a.query.new_empty((batch, heads, q_len), dtype=torch.float32)
 
 
-def kernel(a: Arguments) -> Call | None:
+def kernel(a: Arguments, op: str = NAME) -> Call | None:
     """What the kernel is chosen by on a GPU; None: none, since they order scores before they scale them."""
     if a.scale <= 0:
         return None
     dims = (a.query.shape[-1], a.value.shape[-1])
-    return Call(NAME, a.query.device, a.query.dtype, dims, a.block_q, a.block_k)
+    return Call(op, a.query.device, a.query.dtype, dims, a.block_q, a.block_k)
 
 
 def block_sparse_attention(

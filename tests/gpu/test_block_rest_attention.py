@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sa_compile.kernels import dispatch, ops
 from sa_compile.kernels.block_rest_attention.op import NAME, Arguments, kernel
-from sa_compile.kernels.choice import CUDA_HEAD_DIMS, choose, preferring
+from sa_compile.kernels.choice import CUDA_REST_HEAD_DIMS, choose, preferring
 
 SHAPES = ("square", "ragged_bshd", "unaligned_offset", "left_padding", "sinks", "one_sink_padded")
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -37,8 +37,8 @@ def attend(given: Arguments, adds: str) -> tuple[Tensor, Tensor]:
     "name, head_dims, block_k",
     [
         *((name, (128, 128), 128) for name in SHAPES),
-        *(("ragged_bshd", dims, 128) for dims in CUDA_HEAD_DIMS[:-1]),
-        *(("one_sink_padded", dims, 64) for dims in CUDA_HEAD_DIMS[:-1]),
+        *(("ragged_bshd", dims, 128) for dims in CUDA_REST_HEAD_DIMS),
+        *(("one_sink_padded", dims, 64) for dims in CUDA_REST_HEAD_DIMS),
     ],
     ids=str,
 )
