@@ -107,8 +107,8 @@ class Adaptive(Method):
         looked_for = self._looked_for(run, options, attention, forced)
         if options.budget >= 1:
             return looked_for
-        where, sampled = self._sampled(options, attention, forced)
-        used = run.call(ops.select_budget_op, attention.query, attention.key, *where, *sampled)
+        sampled = self._sampled(options, attention, forced)
+        used = run.call(ops.select_budget_op, attention.query, attention.key, *sampled)
         return run.call(torch.bitwise_or, looked_for, used)
 
     def keep(self, run: Calls, options: Any, attention: Attention, forced: Forced, value: Any) -> Kept:
@@ -116,9 +116,9 @@ class Adaptive(Method):
         if not rest_counts(options):
             return super().keep(run, options, attention, forced, value)
         looked_for = self._looked_for(run, options, attention, forced)
-        where, sampled = self._sampled(options, attention, forced)
         tensors = (attention.query, attention.key, value, looked_for)
-        found = run.call(ops.select_budget_rest_op, *tensors, *where, *sampled)
+        sampled = self._sampled(options, attention, forced)
+        found = run.call(ops.select_budget_rest_op, *tensors, *sampled)
         block_mask, *rest = (run.item(found, number) for number in range(4))
         return Kept(block_mask, (rest[0], rest[1], rest[2]))
 
@@ -131,14 +131,12 @@ class Adaptive(Method):
             ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
         )
 
-    def _sampled(
-        self, options: Any, attention: Attention, forced: Forced
-    ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    def _sampled(self, options: Any, attention: Attention, forced: Forced) -> tuple[Any, ...]:
         """What both ops that sample rows take behind the tensors."""
         a = attention
         sampled = (options.budget, options.budget_tau, options.budget_rows)
         kept = (forced.keep_sink, forced.window_slashes, *a.apart)
-        return (*a.where, a.block_q, a.block_k), (*sampled, *kept)
+        return (*a.where, a.block_q, a.block_k, *sampled, *kept)
 
     def attend(self, run: Calls, options: Any, attention: Attention, value: Any, kept: Kept) -> Any:
         a, rest = attention, kept.rest
