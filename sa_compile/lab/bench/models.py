@@ -26,7 +26,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.lab.bench import competitors, parts
 from sa_compile.lab.bench.competitors import OURS
 from sa_compile.lab.bench.shape import load_shape
-from sa_compile.lab.bench.ttft import measure, parse_options
+from sa_compile.lab.bench.ttft import check_numbers, measure, parse_options
 from sa_compile.lab.bench.ttft_table import TITLES, length_text
 from sa_compile.provenance import provenance
 
@@ -91,10 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not ways:
         raise ValueError(f"--ways must name at least one of {', '.join((*competitors.BASELINES, OURS))}")
     competitors.check([way for way in ways if way != OURS], arguments.device, "--ways")
-    if not 0 < arguments.density <= 1:
-        raise ValueError(f"--density must be in (0, 1], got {arguments.density}")
-    if arguments.rounds < 0:
-        raise ValueError(f"--rounds must not be negative, got {arguments.rounds}")
+    check_numbers(arguments)
     options = parse_options(arguments.option)
     result: Result = {"benchmark": BENCHMARK, "runs": [], "skipped": []}
     if arguments.json and arguments.json.exists():

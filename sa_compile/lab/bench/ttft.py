@@ -254,14 +254,19 @@ def prepare(arguments: argparse.Namespace) -> tuple[Shape, nn.Module]:
     return shape, model
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """``bench ttft``: measure every length, print the table, write the JSON; returns the exit status."""
-    names = [name for name in arguments.baselines.split(",") if name]
-    competitors.check(names, arguments.device)
+def check_numbers(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a density or a number of rounds that cannot be."""
     if arguments.density is not None and not 0 < arguments.density <= 1:
         raise ValueError(f"--density must be in (0, 1], got {arguments.density}")
     if arguments.rounds < 0:
         raise ValueError(f"--rounds must not be negative, got {arguments.rounds}")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """``bench ttft``: measure every length, print the table, write the JSON; returns the exit status."""
+    names = [name for name in arguments.baselines.split(",") if name]
+    competitors.check(names, arguments.device)
+    check_numbers(arguments)
     if arguments.density is not None and arguments.density_from is not None:
         raise ValueError("--density and --density-from exclude each other")
     goals = parse_goals(arguments.goal, names, arguments.lengths)
