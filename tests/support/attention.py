@@ -5,6 +5,7 @@ import torch
 BATCH, HEADS, KV_HEADS, LENGTH, HEAD_DIM = 2, 4, 2, 48, 16
 SCALE = HEAD_DIM**-0.5
 FLOAT_MIN = torch.finfo(torch.float32).min
+INF = float("inf")
 
 
 def grouped(dtype=torch.float32):
@@ -51,7 +52,7 @@ def allowed():
     return torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 
 
-def added(value=float("-inf")):
+def added(value=-INF):
     """Causal, float, to be added."""
     return torch.full((LENGTH, LENGTH), value).triu(1)
 
@@ -61,3 +62,16 @@ def left_padding():
     mask = torch.ones(BATCH, LENGTH, dtype=torch.int64)
     mask[0, :5] = 0
     return mask
+
+
+SINKS = torch.tensor([0.5, -1.0, 3.0, 0.0])
+
+
+def scores(q, k, value=-INF):
+    """Scaled and masked, as sinks join them."""
+    return q @ k.mT * SCALE + added(value)
+
+
+def column(sinks, rows=LENGTH, batch=BATCH):
+    """A logit a head as the column behind the scores."""
+    return sinks.reshape(1, -1, 1, 1).expand(batch, -1, rows, -1)
