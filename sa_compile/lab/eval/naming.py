@@ -10,10 +10,14 @@ import dataclasses
 from typing import Any
 
 from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_REST
-from sa_compile.lab.eval.rules import kind_of
+from sa_compile.lab.eval.rules import RULES, kind_of
 
-# Settings that rules were given since, with what stood for them before.
-_BEFORE = {"last": 0, **BEFORE_THE_BUDGET}
+# Settings that a rule was given since, with what stood for them before. Of methods that others registered
+# nothing is known: a setting of the same name is another one.
+_BEFORE: dict[str, dict[str, Any]] = {
+    "chunked": {"last": 0},
+    "adaptive": {"last": 0, **BEFORE_THE_BUDGET},
+}
 
 
 def with_present_names(result: dict[str, Any]) -> dict[str, Any]:
@@ -36,15 +40,16 @@ def _renamed(entry: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 def present_name(rule: str, settings: dict[str, Any]) -> str:
     """The name, by the code's present defaults, of a rule that was measured with ``settings``.
 
-    A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind.
+    A rule that no longer has the settings it was measured with keeps its name, with "(of its commit)" behind;
+    so does a registered method that has others since, whose values then are not known.
     """
     base, plus, forced = rule.partition("+")
     kind = kind_of(base.partition(":")[0])
     own = settings["rule"] if plus else settings
     known = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not own.keys() <= known:
+    if not own.keys() <= known or kind.name not in RULES and own.keys() != known:
         return f"{rule} (of its commit)"
-    settings = {**{name: value for name, value in _BEFORE.items() if name in known}, **own}
-    if "rest" in known and not settings["means"]:  # with means it is not looked at
+    settings = {**_BEFORE.get(kind.name, {}), **own}
+    if kind.name == "adaptive" and not settings["means"]:  # with means it is not looked at
         settings = {**BEFORE_THE_REST, **settings}
     return kind(**settings).spec + plus + forced

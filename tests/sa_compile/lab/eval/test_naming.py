@@ -1,9 +1,12 @@
 """Reports name rules by the settings that they were measured with, whatever the defaults are today."""
 
+from dataclasses import dataclass
+
 import pytest
 
-from sa_compile.lab.eval.naming import with_present_names
+from sa_compile.lab.eval.naming import present_name, with_present_names
 from sa_compile.lab.eval.rules import parse_rule
+from sa_compile.methods import METHODS, Method
 
 CASES = [
     pytest.param(
@@ -48,3 +51,40 @@ def test_a_rule_is_named_by_its_settings(rule, settings, expected):
     assert [line["rule"] for line in named["scores"]] == ["full", expected]
     assert named["pictures"] == [{"rule": expected}]
     assert result["plan"]["rules"] == ["full", rule]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Options that are called as those of ``adaptive`` are."""
+
+    rest: int = 3
+    budget: float = 0.5
+
+
+class _Foreign(Method):
+    name = "foreign"
+    options = _Named
+
+    def select(self, run, options, attention, forced):
+        raise NotImplementedError
+
+
+FORCED = {"sink": True, "window": 2, "last": 128}
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"rest": 3, "budget": 0.5, **FORCED}, "foreign"),
+        ({"rest": 0, "budget": 1.0, **FORCED}, "foreign:rest=0,budget=1.0"),
+        ({"budget": 1.0, **FORCED}, "foreign (of its commit)"),
+        ({"rest": 3, **FORCED}, "foreign (of its commit)"),
+        ({"rest": 3, "budget": 0.5, "means": True, **FORCED}, "foreign (of its commit)"),
+    ],
+)
+def test_a_registered_method_has_no_settings_of_ours(monkeypatch, settings, expected):
+    monkeypatch.setitem(METHODS, "foreign", _Foreign())
+    assert present_name("foreign", settings) == expected
+    if "(" not in expected:
+        both = {"rule": settings, "sink": True, "window_blocks": 2, "last_rows": 0}
+        assert present_name("foreign+sink+w2", both) == expected + "+sink+w2"
