@@ -30,6 +30,11 @@ def is_tensor(node: Any) -> TypeGuard[fx.Node]:
     return tensor_of(node) is not None
 
 
+def has_plain_floats(node: fx.Node) -> bool:
+    """Its dtype is one that attention is computed in: what goes through integers or eight bits is rounded."""
+    return value(node).dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
 def shape(node: fx.Node) -> torch.Size:
     """Sizes of the tensor that this node holds."""
     return value(node).shape

@@ -26,7 +26,7 @@ from torch import fx
 
 from ..graph import autocast
 from ..graph.emitter import Emitter
-from ..graph.nodes import argument, is_tensor, module_path, normal_dim, rank, shape, value
+from ..graph.nodes import argument, has_plain_floats, is_tensor, module_path, normal_dim, rank, shape, value
 from ..graph.operations import CASTS, RESHAPES, called, calls, label, operation
 from ..graph.scan import GraphScan
 from ..graph.sizes import same_shape, same_size
@@ -175,6 +175,9 @@ def _find_weights(softmax: fx.Node) -> _Weights | None:
             weights.product, weights.operand = reader, node
             return weights
         weights.covered.append(reader)
+        if not is_tensor(reader) or not has_plain_floats(reader):
+            weights.obstacle = f"{label(reader)} between softmax and the product with value"
+            return weights
         step = operation(reader).removesuffix("_")
         if step == "dropout" and reader.args[:1] == (node,):
             weights.dropout_p = _dropout_p(reader)

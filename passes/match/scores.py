@@ -23,7 +23,7 @@ import torch
 from torch import fx
 
 from ..graph.emitter import Emitter
-from ..graph.nodes import argument, is_tensor, number, rank, shape, value
+from ..graph.nodes import argument, has_plain_floats, is_tensor, number, rank, shape, value
 from ..graph.operations import CASTS, RESHAPES, called, calls, label, operation
 from ..graph.sizes import same_shape
 from ..graph.writes import changes_in_place
@@ -84,6 +84,8 @@ class _Walk:
         while True:
             self._undo_writes(node, reader)
             self.scores.covered.append(node)
+            if not has_plain_floats(node):
+                raise _Stuck(f"scores of {value(node).dtype}")
             if is_product(node):
                 self.scores.product = node
                 self._undo_baddbmm(node)
@@ -264,6 +266,8 @@ class _Walk:
         self._add_mask(self.emitter.function(torch.where, mask, *choices), node)
 
     def _add_mask(self, mask: fx.Node, scores: fx.Node) -> None:
+        if value(mask).dtype == torch.bool:
+            raise _Stuck("a bool mask is added to the scores, as ones and zeros")
         if self.scores.tensor_scales or not 0.0 < self.scores.scale <= 1.0:
             raise _Stuck("the mask is scaled together with the scores")
         self.scores.masks.append((mask, rank(scores)))

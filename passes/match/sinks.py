@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from ..graph.emitter import Emitter
-from ..graph.nodes import argument, held, is_tensor, normal_dim, rank, shape, value
+from ..graph.nodes import argument, has_plain_floats, held, is_tensor, normal_dim, rank, shape
 from ..graph.operations import CASTS, calls
 from ..graph.sizes import same_shape, same_size
 
@@ -145,7 +145,7 @@ def gate_of(product: fx.Node, softmax: fx.Node) -> Gate | None:
 
 def _behind(node: fx.Node, covered: list[fx.Node]) -> fx.Node:
     """What casts, and dimensions added at the end, were made of."""
-    while is_tensor(node) and value(node).is_floating_point() and node.args and is_tensor(node.args[0]):
+    while is_tensor(node) and has_plain_floats(node) and node.args and is_tensor(node.args[0]):
         if not _adds_last_dimension(node) and not calls(node, *CASTS):
             break
         covered.append(node)
@@ -163,7 +163,7 @@ def _adds_last_dimension(node: fx.Node) -> bool:
 def _cast_of(node: Any, covered: list[fx.Node]) -> fx.Node | None:
     if not is_tensor(node):
         return None
-    while calls(node, *CASTS) and is_tensor(node.args[0]) and value(node).is_floating_point():
+    while calls(node, *CASTS) and is_tensor(node.args[0]) and has_plain_floats(node):
         covered.append(node)
         node = node.args[0]
     return node

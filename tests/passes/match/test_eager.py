@@ -349,6 +349,37 @@ def dropout_in_training(q, k, v):
     return F.dropout((q @ k.mT * SCALE + added()).softmax(-1), 1e-12, True) @ v
 
 
+def bools_added(q, k, v):
+    """They favour keys, and mask none."""
+    return (q @ k.mT * SCALE + allowed()).softmax(-1) @ v
+
+
+def bools_added_in_place(q, k, v):
+    scores = q @ k.mT * SCALE
+    scores += allowed()
+    return scores.softmax(-1) @ v
+
+
+def two_masks_of_bools(q, k, v):
+    return (q @ k.mT * SCALE + allowed() + allowed().logical_not()).softmax(-1) @ v
+
+
+def whole_scores(q, k, v):
+    return ((q @ k.mT).to(torch.int32).float() + added()).softmax(-1) @ v
+
+
+def eight_bit_scores(q, k, v):
+    return ((q @ k.mT * SCALE).to(torch.float8_e5m2).float() + added()).softmax(-1) @ v
+
+
+def whole_weights(q, k, v):
+    return ((q @ k.mT * 9) + added()).softmax(-1).to(torch.int32).float() @ v
+
+
+def eight_bit_weights(q, k, v):
+    return ((q @ k.mT * SCALE) + added()).softmax(-1).to(torch.float8_e5m2).float() @ v
+
+
 KEPT = [
     pytest.param(softcap, "tanh softcap", id="softcap"),
     pytest.param(weights_returned, "attention weights are an output", id="weights returned"),
@@ -365,6 +396,13 @@ KEPT = [
     pytest.param(weights_repaired, "nan_to_num between softmax and the product", id="nan_to_num"),
     pytest.param(no_mask, "bidirectional attention, nothing masked", id="bidirectional"),
     pytest.param(dropout_in_training, "dropout in training", id="dropout"),
+    pytest.param(bools_added, "a bool mask is added to the scores", id="bools added"),
+    pytest.param(bools_added_in_place, "a bool mask is added to the scores", id="bools added in place"),
+    pytest.param(two_masks_of_bools, "a bool mask is added to the scores", id="two masks of bools"),
+    pytest.param(whole_scores, "scores of torch.int32", id="whole scores"),
+    pytest.param(eight_bit_scores, "scores of torch.float8_e5m2", id="eight-bit scores"),
+    pytest.param(whole_weights, "to between softmax and the product", id="whole weights"),
+    pytest.param(eight_bit_weights, "to between softmax and the product", id="eight-bit weights"),
 ]
 
 
