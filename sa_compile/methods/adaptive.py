@@ -26,15 +26,28 @@ from .base import Attention, Calls, Forced, Kept, Method, axis
 from .options import flag, int_up_to, number_in, option, power_of_two
 
 _share = number_in(0, 1)
-# What sampled rows add to tau: nothing, with the means of what is left out, or a budget.
-_SAMPLED = (
-    {"budget": 1.0, "means": True},
-    {"budget": 0.015, "means": False},
-    {"budget": 0.025, "means": False},
-    {"budget": 0.025, "budget_rows": 8, "means": False},
-    {"budget": 0.03, "means": False},
-    {"budget": 0.05, "means": False},
-    {"budget": 0.07, "budget_rows": 8, "means": False},
+# Budget, budget_tau and how many rows they are measured on: fewer rows cost less, and ask for more blocks.
+_BUDGETS = (
+    (0.015, 0.05, 32),
+    (0.025, 0.07, 32),
+    (0.03, 0.08, 32),
+    (0.05, 0.12, 32),
+    (0.015, 0.05, 16),
+    (0.02, 0.06, 16),
+    (0.03, 0.08, 16),
+    (0.01, 0.04, 8),
+    (0.015, 0.05, 8),
+    (0.025, 0.07, 8),
+)
+# What tuning tries: tau alone, with the means of what is left out, or with a budget.
+_TRIED = (
+    *({"tau": tau, "budget": 1.0, "means": True} for tau in (0.1, 0.2, 0.3, 0.5, 0.8)),
+    *(
+        {"tau": tau, "budget": budget, "budget_tau": budget_tau, "budget_rows": rows}
+        for tau in (0.2, 0.5)
+        for budget, budget_tau, rows in _BUDGETS
+    ),
+    *({"budget": budget, "budget_tau": 0.05, "budget_rows": 16, "rest": 0.0} for budget in (0.015, 0.02)),
 )
 
 
@@ -100,7 +113,7 @@ class Adaptive(Method):
     options = AdaptiveOptions
     shared = ("window_blocks", "last_rows")
     read_by_stats = ("chunk_n", "sample_rows")
-    tried = (axis("tau", 0.1, 0.2, 0.3, 0.5, 0.8), axis("landmarks", 7, 15), _SAMPLED)
+    tried = (_TRIED, axis("landmarks", 7, 15))
 
     def select(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
         """What either every row, by landmarks, or the sampled rows, by all keys, ask for."""

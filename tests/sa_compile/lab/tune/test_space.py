@@ -33,6 +33,13 @@ def test_settings_are_distinct_and_hold_the_defaults():
     assert SampleAttentionConfig() in [c.config for c in tried]
 
 
+def test_settings_vary_what_selection_costs_and_what_it_leaves_out():
+    adaptive = [c.config for c in candidates(FAMILIES, BLOCKS[:1]) if c.config.method == "adaptive"]
+    varied = {name: {getattr(c, name) for c in adaptive if c.budget < 1} for name in ("budget_rows", "rest")}
+    assert varied == {"budget_rows": {8, 16, 32}, "rest": {0.0, 0.5}}
+    assert len({c.budget_tau for c in adaptive}) > 3 and {c.landmarks for c in adaptive} == {7, 15}
+
+
 def test_settings_that_cost_the_same_selection_share_a_name_and_others_do_not():
     names = {(c.config.method, c.config.chunk_n, c.config.r_row, c.blocks): c.timed_as for c in EVERY}
     assert len(set(names.values())) == len(names)
