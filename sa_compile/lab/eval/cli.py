@@ -193,12 +193,7 @@ def _add_documents(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Arguments that say how a run goes and where its result is."""
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the result goes")
-    parser.add_argument(
-        "--documents",
-        type=Path,
-        metavar="FILE",
-        help="documents that eval-documents wrote (default: made here)",
-    )
+    add_stored(parser)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted or larger run")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; see --resume"
@@ -206,6 +201,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="default: cuda if there is one")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
     parser.add_argument("--revision", help="the code's commit, where git cannot tell")
+
+
+def add_stored(parser: argparse.ArgumentParser) -> None:
+    """The argument that names a file of written documents."""
+    parser.add_argument(
+        "--documents",
+        type=Path,
+        metavar="FILE",
+        help="documents that eval-documents wrote (default: made here)",
+    )
 
 
 def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) -> Any:
@@ -230,7 +235,7 @@ def _plan(arguments: argparse.Namespace, rules: tuple[str, ...], **more: Any) ->
     )
 
 
-def _supply(arguments: argparse.Namespace, plan: Any, tokenizer: Any) -> Any:
+def documents_of(arguments: argparse.Namespace, plan: Any, tokenizer: Any) -> Any:
     """The plan's documents: those of --documents, or written as they are asked for."""
     from sa_compile.lab.eval.supply import Documents, Stored, Writer
 
@@ -280,7 +285,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     plan = _plan(arguments, rules_of(arguments.rules), shard=shard, **counts, **blocks)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
     journal = Journal(arguments.json.with_suffix(".jsonl"), plan, resume=arguments.resume)
-    documents = _supply(arguments, plan, tokenizer)
+    documents = documents_of(arguments, plan, tokenizer)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     result = run(plan, model, documents, journal, **limits)
     if arguments.pictures:
@@ -303,7 +308,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
 
     plan = _plan(arguments, (), theorem=arguments.theorem)
     model, tokenizer = load_model(arguments.model, arguments.device, arguments.dtype)
-    documents = _supply(arguments, plan, tokenizer)
+    documents = documents_of(arguments, plan, tokenizer)
     limits = {"minutes": arguments.minutes, "revision": arguments.revision}
     journal = {"out": arguments.json, "resume": arguments.resume}
     axes = arguments.axes or list(AXES)

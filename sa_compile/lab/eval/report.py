@@ -98,7 +98,7 @@ class Results:
         mean, half = mean_interval(change) if len(pairs) else (math.nan, math.nan)
         return {
             "density": float(np.mean([own["density"] for own, _ in pairs])) if pairs else math.nan,
-            "cra": float(np.mean([own["cra"] for own, _ in pairs])) if pairs else math.nan,
+            "cra": _mean_of(own["cra"] for own, _ in pairs),
             "nll": mean,
             "nll_half": half,
             "agree": _mean_of(own.get("agree") for own, _ in pairs),

@@ -128,7 +128,7 @@ def _line(score: Score, index: int) -> dict[str, Any]:
         "right": score.right,
         "nll": round(score.text_nll, 5),
         "density": round(_mean(score.density), 5),
-        "cra": round(_mean(score.cra), 5),
+        "cra": _or_none(_mean(score.cra)),
         "agree": _or_none(score.agree),
         "kl": _or_none(score.kl),
     }

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sa_compile.lab.eval.cli import load_model, rules_of
+from sa_compile.lab.eval.cli import add_stored, documents_of, load_model, rules_of
 
 
 def add_commands(commands: Any) -> None:
@@ -29,9 +29,10 @@ def add_commands(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="accuracy (relative, on tasks that full attention solves, in the worst place), nll (change of "
-        "the text's, nats a token), agreement (share of equal most likely tokens); default: accuracy=0.99 "
-        "nll=0.01 where the model solves a task, else nll=0.01 agreement=0.98",
+        help="accuracy (relative, on tasks that full attention solves, in the worst place); in the worst "
+        "kind of text: nll (its change, nats a token), kl (from full attention's next tokens, nats), "
+        "agreement (share of equal most likely tokens); default: nll=0.005 kl=0.01, and accuracy=0.99 where "
+        "the model solves a task",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the profile to write")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="methods to try (default: all)")
@@ -48,6 +49,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--corpus", default="", metavar="DIR", help="folder that fetch-texts filled, as documents"
     )
+    add_stored(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted search")
     parser.add_argument("--device", help="default: cuda if there is one")
@@ -82,8 +84,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     model_print = fingerprint(model, sites)
     request = search.Request(plan, tried, bound, arguments.screen, arguments.out, arguments.resume)
     device = next(model.parameters()).device
+    documents = documents_of(arguments, plan, tokenizer)
     choices = []
-    for choice in search.search(request, model, tokenizer, model_print.attentions):
+    for choice in search.search(request, model, documents, model_print.attentions):
         choices.append(choice)
         source = provenance(device, revision=arguments.revision)
         profile = write.profile_of(choices, model_print, _calibration(plan), source)
@@ -125,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> Any:
             raise ValueError(f"--{name} must be at least {least}, got {getattr(arguments, name)}")
     if not arguments.count and not arguments.texts:
         raise ValueError("--count and --texts are both 0: there is nothing to measure accuracy on")
-    domains = ("prose",) if arguments.haystack else ("code", "prose")
+    kinds: dict[str, Any] = {"domains": ("prose",)} if arguments.haystack else {}
     return Plan(
         model=arguments.model,
         rules=(),
@@ -133,10 +136,10 @@ def _plan(arguments: argparse.Namespace) -> Any:
         tasks=tuple(arguments.tasks or DEFAULT_TASKS),
         count=arguments.count,
         texts=arguments.texts,
-        domains=domains,
         seed=arguments.seed,
         haystack=tuple(arguments.haystack),
         corpus=arguments.corpus,
+        **kinds,
     )
 
 

@@ -1,9 +1,9 @@
 """The search: screen every setting on a few documents, then confirm them in order of predicted time.
 
 The first setting that keeps the bound on all calibration documents is chosen, so that no faster one that was
-tried keeps it. One that misses the bound on the screening documents by more than chance explains (95 %) is
-not looked at again. Every measurement is journalled by the harness beside the profile, so that an interrupted
-search goes on where it stopped.
+tried keeps it. One that misses the bound by more than chance explains (95 %), on the screening documents or
+on twice, four times .. as many, is not looked at again. Every measurement is journalled by the harness beside
+the profile, so that an interrupted search goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sa_compile.inspection import explain
 from sa_compile.lab.eval.plan import Plan
 from sa_compile.lab.eval.report import Results
 from sa_compile.lab.eval.run import Journal, run
-from sa_compile.lab.eval.supply import Documents, Writer
+from sa_compile.lab.eval.supply import Documents
 from sa_compile.lab.tune.bound import Bound, Evidence, best_case, bound_for, evidence
 from sa_compile.lab.tune.costs import LengthCosts, measure_costs
 from sa_compile.lab.tune.space import Candidate, blocks_text
@@ -70,11 +70,12 @@ class Choice:
 
 
 def search(
-    request: Request, model: nn.Module, tokenizer: Any, kinds: Sequence[AttentionKind]
+    request: Request, model: nn.Module, documents: Documents, kinds: Sequence[AttentionKind]
 ) -> Iterator[Choice]:
-    """The choice for each length of the plan, in order. ``kinds``: the model's attentions, with counts."""
+    """The choice for each length of the plan, in order. ``documents``: those of the plan; ``kinds``: the
+    model's attentions, with counts."""
     device = next(model.parameters()).device
-    harness = _Harness(request, model, tokenizer)
+    harness = _Harness(request, model, documents)
     for length in sorted(set(request.plan.lengths)):
         costs = measure_costs(length, kinds, request.candidates, device)
         yield _search_length(request, harness, costs)
@@ -83,9 +84,8 @@ def search(
 class _Harness:
     """Scores candidates on the calibration documents, through a journal for each pair of block sizes."""
 
-    def __init__(self, request: Request, model: nn.Module, tokenizer: Any) -> None:
-        self._request, self._model = request, model
-        self._documents = Documents(Writer(request.plan, tokenizer))
+    def __init__(self, request: Request, model: nn.Module, documents: Documents) -> None:
+        self._request, self._model, self._documents = request, model, documents
         self._journals: dict[tuple[int, int], Journal] = {}
         for blocks in dict.fromkeys(candidate.blocks for candidate in request.candidates):
             path = request.journal.with_suffix(f".{blocks_text(blocks)}.jsonl")
@@ -93,7 +93,8 @@ class _Harness:
 
     def _plan(self, blocks: tuple[int, int], rules: Sequence[str], **changes: Any) -> Plan:
         block_q, block_k = blocks
-        return replace(self._request.plan, rules=tuple(rules), block_q=block_q, block_k=block_k, **changes)
+        changes |= {"block_q": block_q, "block_k": block_k, "cra_chunks": 0}  # no bound asks for CRA
+        return replace(self._request.plan, rules=tuple(rules), **changes)
 
     def score(
         self, candidates: Sequence[Candidate], length: int, documents: int | None = None
@@ -136,12 +137,25 @@ def _search_length(request: Request, harness: _Harness, costs: LengthCosts) -> C
         if not best_case(screened[first.candidate.blocks], first.candidate.rule, length).keeps(bound):
             continue
         confirmed += 1
+        if any(
+            not best_case(results, first.candidate.rule, length).keeps(bound)
+            for results in _on_more(first.candidate, harness, length, request)
+        ):
+            continue
         again = _confirm(first.candidate, harness, costs)
         if again.evidence.keeps(bound) and again.predicted_ms < costs.dense_ms:
             chosen = again
             break
     by_default = _confirm(default, harness, costs) if default else None
     return Choice(length, bound, costs, chosen, by_default, len(hopeful), confirmed, harness.seconds(length))
+
+
+def _on_more(candidate: Candidate, harness: _Harness, length: int, request: Request) -> Iterator[Results]:
+    """Results on twice, four times .. the screening documents, as long as those are not all."""
+    documents = 2 * request.screen
+    while documents < max(request.plan.count, request.plan.texts):
+        yield harness.score([candidate], length, documents)[candidate.blocks]
+        documents *= 2
 
 
 def _confirm(candidate: Candidate, harness: _Harness, costs: LengthCosts) -> Tried:

@@ -74,7 +74,7 @@ def _tried(tried: Tried | None) -> dict[str, Any] | None:
 def summary(choices: Sequence[Choice]) -> str:
     """A table of what was chosen, the bounds, the cost of tuning, and when it pays back."""
     rows = [row for choice in choices for row in _rows(choice)]
-    headers = ("tokens", "setting", "density", "accuracy", "text NLL", "same token", "ms", "dense / ms")
+    headers = ("tokens", "setting", "density", "accuracy", "text NLL", "KL", "same token", "ms", "dense / ms")
     lines = [tabulate(rows, headers, tablefmt="github", disable_numparse=True), ""]
     for bound in dict.fromkeys(str(choice.bound) for choice in choices):
         lengths = ", ".join(str(choice.length) for choice in choices if str(choice.bound) == bound)
@@ -90,12 +90,15 @@ def summary(choices: Sequence[Choice]) -> str:
 
 def _rows(choice: Choice) -> list[list[str]]:
     dense = choice.costs.dense_ms
-    rows = [[str(choice.length), "dense", "1.000", "-", "-", "-", f"{dense:.2f}", "1.00"]]
+    rows = [[str(choice.length), "dense", "1.000", "-", "-", "-", "-", f"{dense:.2f}", "1.00"]]
     for name, tried in (("default", choice.default), ("chosen", choice.chosen)):
         if tried is None:
             continue
         found, blocks = tried.evidence, "x".join(map(str, tried.candidate.blocks))
-        measured = [f"{found.density:.3f}", *map(_number, (found.accuracy, found.nll, found.agreement))]
+        measured = [
+            f"{found.density:.3f}",
+            *map(_number, (found.accuracy, found.nll, found.kl, found.agreement)),
+        ]
         times = [f"{tried.predicted_ms:.2f}", f"{dense / tried.predicted_ms:.2f}"]
         rows.append(["", f"{name}: {tried.candidate.rule} {blocks}", *measured, *times])
     return rows

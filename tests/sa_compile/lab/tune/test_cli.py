@@ -41,7 +41,7 @@ def test_a_tuned_profile_is_what_the_backend_runs(folder, slow_dense, capsys):
     assert tune(folder, "--bound", "nll=10", "agreement=0") == 0
     printed = capsys.readouterr().out
     assert "Tuning took" in printed and "Pays back at 1536 tokens" in printed
-    assert "change of text NLL <= +10" in printed
+    assert "change of NLL on every kind of text <= +10" in printed
     path = folder / "profile.json"
     profile = json.loads(path.read_text())
     assert [(r["first"], r["last"]) for r in profile["ranges"]] == [(1280, 1535), (1536, None)]
@@ -85,9 +85,25 @@ def test_a_bound_that_nothing_keeps_leaves_the_range_exact(folder, capsys):
     assert {(s.outcome, s.profile_range) for s in report.sites} == {("exact", "1280 to 1535")}
 
 
+def test_written_documents_are_those_that_are_measured(folder, monkeypatch):
+    """Written once, for runs that share them, and the same as those that are made."""
+    stored = folder / "documents.npz"
+    written = ["--lengths", "1280", "1536", "--count", "2", "--haystack", str(folder / "words.txt")]
+    assert cli.main(["eval-documents", "--model", str(folder), *written, "--out", str(stored)]) == 0
+    made = []
+    monkeypatch.setattr(
+        search, "search", lambda request, model, documents, kinds: made.append(documents) or []
+    )
+    assert tune(folder, out="unused.json") == 0
+    assert tune(folder, "--documents", str(stored), out="unused.json") == 0
+    ours, theirs = (documents.get("facts", 1536, 0) for documents in made)
+    assert (ours.tokens == theirs.tokens).all() and ours.questions == theirs.questions
+
+
 @pytest.mark.parametrize(
     "more, message",
     [
+        pytest.param(["--documents", "words.npz"], "words.npz", id="documents"),
         pytest.param(["--methods", "magic"], "unknown method 'magic'; known: chunked, stride", id="method"),
         pytest.param(["--blocks", "64"], "sizes such as 128x64, got '64'", id="blocks"),
         pytest.param(["--count", "0"], "--count and --texts are both 0", id="no-documents"),

@@ -1,6 +1,7 @@
 """The search picks the setting of least predicted time that keeps the bound on the calibration documents."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,17 +17,17 @@ from sa_compile.lab.tune.space import FAMILIES, candidates
 
 LENGTH = 4096
 TRIED = tuple(candidates(FAMILIES[:1], [(128, 128)]))[:6]
-QUESTIONS = {f"{LENGTH}/{n}": [["kv", "end", 0.1], ["kv", "middle", 0.5]] for n in range(3)}
+QUESTIONS = {f"{LENGTH}/{n}": [["kv", "end", 0.1], ["kv", "middle", 0.5]] for n in range(12)}
 
 
-def line(rule, index, density, nll, agree, right="11"):
-    return {"rule": rule, "kind": "facts", "length": LENGTH, "index": index, "right": right, "nll": nll,
-            "density": density, "cra": 0.9, "agree": agree}  # fmt: skip
+def line(rule, index, density, nll, agree, right="11", kind="facts", kl=0.0):
+    return {"rule": rule, "kind": kind, "length": LENGTH, "index": index, "right": right, "nll": nll,
+            "density": density, "cra": 0.9, "agree": agree, "kl": kl}  # fmt: skip
 
 
 def results_of(lines, rules):
     plan = {"model": "m", "rules": ["full", *rules], "lengths": [LENGTH], "tasks": ["kv"],
-            "places": ["end", "middle"], "domains": []}  # fmt: skip
+            "places": ["end", "middle"], "domains": ["legal"]}  # fmt: skip
     return Results({"plan": plan, "questions": QUESTIONS, "scores": lines})
 
 
@@ -49,11 +50,11 @@ class Measured:
         return 1.0
 
 
-def choose(table, asked, selection=None, dense=10.0, tmp="profile.json"):
-    plan = Plan("m", (), (LENGTH,))
+def choose(table, asked, selection=None, dense=10.0, tmp="profile.json", documents=3):
+    plan = Plan("m", (), (LENGTH,), count=documents)
     request = search.Request(plan, TRIED, asked, 1, tmp)
     costs = LengthCosts(LENGTH, dense, {"128x128": 10.0}, selection or {c.timed_as: 0.1 for c in TRIED})
-    harness = Measured(table)
+    harness = Measured(table, documents)
     return search._search_length(request, harness, costs), harness
 
 
@@ -96,6 +97,16 @@ def test_a_setting_that_fails_on_the_other_documents_is_passed_over():
     assert {rule for rule, count in harness.scored if count == 3} <= {first, second, "chunked"}
 
 
+def test_a_setting_is_left_as_soon_as_chance_does_not_explain_what_it_misses():
+    table = {c.rule: steady(0.5 + n / 100, 0.0) * 4 for n, c in enumerate(TRIED)}
+    first, second = TRIED[0].rule, TRIED[1].rule
+    table[first] = [(0.1, 1.0, 1.0), *[(0.1, 1.5 + n / 1000, 0.5) for n in range(11)]]
+    choice, harness = choose(table, {"nll": 0.01}, documents=12)
+    assert choice.chosen.candidate.rule == second and choice.confirmed == 2
+    assert [count for rule, count in harness.scored if rule == first] == [1, 2, 4]
+    assert [count for rule, count in harness.scored if rule == second] == [1, 2, 4, 8, 12]
+
+
 def test_a_setting_that_misses_the_bound_in_screening_is_not_confirmed():
     table = {c.rule: steady(0.5, 0.0) for c in TRIED}
     table[TRIED[0].rule] = steady(0.1, 0.5)
@@ -113,10 +124,10 @@ def test_what_cannot_beat_dense_attention_is_not_even_screened():
 @pytest.mark.parametrize(
     "right, asked, expected",
     [
-        pytest.param("11", {}, Bound(0.99, 0.01, None), id="knows-the-tasks"),
-        pytest.param("00", {}, Bound(None, 0.01, 0.98), id="knows-none"),
-        pytest.param("01", {}, Bound(0.99, 0.01, None), id="knows-those-in-one-place"),
-        pytest.param("00", {"nll": 0.1}, Bound(None, 0.1, None), id="as-asked"),
+        pytest.param("11", {}, Bound(accuracy=0.99, nll=0.005, kl=0.01), id="knows-the-tasks"),
+        pytest.param("00", {}, Bound(nll=0.005, kl=0.01), id="knows-none"),
+        pytest.param("01", {}, Bound(accuracy=0.99, nll=0.005, kl=0.01), id="knows-those-in-one-place"),
+        pytest.param("00", {"agreement": 0.9}, Bound(agreement=0.9), id="as-asked"),
     ],
 )
 def test_the_bound_fits_what_the_model_knows(right, asked, expected):
@@ -132,11 +143,23 @@ def test_a_bound_on_tasks_that_the_model_does_not_know_is_an_error():
 
 def test_evidence_takes_the_worst_place_and_means_over_documents():
     lines = [line("full", n, 1.0, 1.0, 1.0, "11") for n in range(2)]
-    lines += [line("r", 0, 0.2, 1.1, 0.9, "11"), line("r", 1, 0.4, 1.3, 0.8, "10")]
+    lines += [line("r", 0, 0.2, 1.1, 0.9, "11", kl=0.1), line("r", 1, 0.4, 1.3, 0.8, "10", kl=0.3)]
     found = evidence(results_of(lines, ["r"]), "r", LENGTH)
-    assert found == Evidence(2, pytest.approx(0.3), 0.5, pytest.approx(0.2), pytest.approx(0.85))
+    measured = {"nll": pytest.approx(0.2), "kl": pytest.approx(0.2), "agreement": pytest.approx(0.85)}
+    assert found == Evidence(2, pytest.approx(0.3), 0.5, **measured)
     nothing = evidence(results_of(lines, ["s"]), "s", LENGTH)
     assert nothing.documents == 0 and math.isnan(nothing.nll)
+
+
+def test_measures_of_text_are_of_the_kind_that_has_the_worst():
+    lines = [line("full", n, 1.0, 1.0, 1.0, kind=kind) for n in range(2) for kind in ("facts", "legal")]
+    lines += [line("r", n, 0.2, 1.1, 0.7, kl=0.01) for n in range(2)]
+    lines += [line("r", n, 0.3, 1.0, 0.9, kind="legal", kl=0.02 + n / 100) for n in range(2)]
+    results = results_of(lines, ["r"])
+    found = evidence(results, "r", LENGTH)
+    measured = {"nll": pytest.approx(0.1), "kl": pytest.approx(0.025), "agreement": pytest.approx(0.7)}
+    assert found == Evidence(4, pytest.approx(0.25), 1.0, **measured)
+    assert best_case(results, "r", LENGTH).kl == pytest.approx(0.025 - 1.96 * 0.005, abs=1e-4)
 
 
 def test_the_best_case_is_what_a_few_documents_do_not_rule_out():
@@ -157,28 +180,31 @@ def test_of_one_document_the_best_case_is_what_was_measured():
     assert best_case(results, "r", LENGTH) == evidence(results, "r", LENGTH)
 
 
-GOOD = Evidence(3, 0.3, 1.0, 0.0, 1.0)
+GOOD = Evidence(3, 0.3, accuracy=1.0, nll=0.0, kl=0.0, agreement=1.0)
 
 
 @pytest.mark.parametrize(
     "found, kept",
     [
         pytest.param(GOOD, True, id="within"),
-        pytest.param(Evidence(3, 0.3, 0.98, 0.0, 1.0), False, id="accuracy"),
-        pytest.param(Evidence(3, 0.3, 1.0, 0.02, 1.0), False, id="nll"),
-        pytest.param(Evidence(3, 0.3, 1.0, 0.0, 0.9), False, id="agreement"),
-        pytest.param(Evidence(3, 0.3, math.nan, 0.0, 1.0), False, id="not-measured"),
+        pytest.param(replace(GOOD, accuracy=0.98), False, id="accuracy"),
+        pytest.param(replace(GOOD, nll=0.02), False, id="nll"),
+        pytest.param(replace(GOOD, kl=0.02), False, id="kl"),
+        pytest.param(replace(GOOD, agreement=0.9), False, id="agreement"),
+        pytest.param(replace(GOOD, accuracy=math.nan), False, id="not-measured"),
     ],
 )
 def test_all_that_is_asked_for_must_hold(found, kept):
-    assert found.keeps(Bound(0.99, 0.01, 0.98)) == kept
-    assert found.keeps(Bound(None, None, None))
+    assert found.keeps(Bound(0.99, 0.01, 0.01, 0.98)) == kept
+    assert found.keeps(Bound())
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        pytest.param("speed=1", "takes accuracy=NUMBER, nll=NUMBER, agreement.*'speed=1'", id="name"),
+        pytest.param(
+            "speed=1", "takes accuracy=NUMBER, nll=NUMBER, kl=NUMBER, agreement.*'speed=1'", id="name"
+        ),
         pytest.param("nll", "got 'nll'", id="no-value"),
         pytest.param("nll=x", "nll must be a number, got 'x'", id="no-number"),
         pytest.param("nll=nan", "must be finite", id="nan"),
