@@ -22,7 +22,7 @@ from train_model.tasks import Prompt, build_prompt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sa_compile
-from sa_compile.model_call import cache_argument
+from sa_compile.model_call import cache_argument, cache_of
 
 MODEL = Path(__file__).parent / "model"
 Prefill = Callable[..., Any]
@@ -93,7 +93,7 @@ def answer(tokenizer: Any, model: Any, prefill: Prefill, tokens: torch.Tensor) -
         new.append(int(output.logits[0, -1].argmax()))
         if "\n" in tokenizer.decode(new[-1:]) or new[-1] == tokenizer.eos_token_id:
             break
-        output = model(torch.tensor([new[-1:]]), **{cache_argument(model): output.past_key_values})
+        output = model(torch.tensor([new[-1:]]), **{cache_argument(model): cache_of(output)})
     return tokenizer.decode(new, skip_special_tokens=True)
 
 

@@ -23,6 +23,7 @@ from sa_compile.chunked_mlp import chunk_mlps
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.lab.bench.shape import Shape, load_shape
 from sa_compile.lab.bench.ttft import parse_options
+from sa_compile.model_call import cache_of
 from sa_compile.provenance import provenance
 
 NAME = "sampleattn_on_fake_tensors"
@@ -64,7 +65,7 @@ def plan(
             out = model(input_ids=tokens, logits_to_keep=1, use_cache=True)
         peak = sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
         weights = sum(_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
-        cache = sum(_bytes(x) for layer in out.past_key_values.layers for x in (layer.keys, layer.values))
+        cache = sum(_bytes(x) for layer in cache_of(out).layers for x in (layer.keys, layer.values))
     return Plan(length, weights, cache, peak - weights - cache)
 
 

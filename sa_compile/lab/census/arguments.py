@@ -14,7 +14,7 @@ from torch import nn
 from sa_compile.lab.census import classes, media
 from sa_compile.lab.census.overrides import OVERRIDES
 from sa_compile.lab.census.shrink import FIRST_TOKEN, VOCABULARY
-from sa_compile.model_call import cache_argument
+from sa_compile.model_call import cache_argument, cache_of
 
 SEED = 20240615
 # 4.5 query blocks of 16, longer than every sliding window (24) and chunk (32) of the tiny models.
@@ -126,7 +126,7 @@ def _advance(model: nn.Module, arguments: dict[str, Any]) -> None:
     first = {**arguments, "input_ids": arguments["input_ids"][:, :FIRST_CHUNK]}
     if "attention_mask" in arguments:
         first["attention_mask"] = arguments["attention_mask"][:, :FIRST_CHUNK]
-    cache = getattr(model(**first), "past_key_values", None)
+    cache = cache_of(model(**first))
     if cache is None:
         raise NotApplicable("the model returns no cache")
     arguments["input_ids"] = arguments["input_ids"][:, FIRST_CHUNK:]
