@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # A second, older transformers beside the newest: its graphs differ, and the passes must prove both.
 OLDER := $(VENV)/transformers-5.17
 OLDER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0
-# The newest torch in an environment of its own: what Dynamo writes into a graph changes from version to version.
+# A newer torch in an environment of its own: what Dynamo writes into a graph changes from version to version.
 NEWER := $(VENV)/newer
 NEWER_TORCH ?= torch==2.14.1
 NEWER_TESTS := tests/passes tests/kernels/test_ops.py tests/sa_compile/test_backend.py
