@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sa_compile.lab.bench.cli import add_commands as add_bench_commands
 from sa_compile.lab.eval.cli import add_commands as add_eval_commands
+from sa_compile.lab.tokens import length_from
 from sa_compile.lab.tune.cli import add_commands as add_tune_commands
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
         help="print what the backend would do to a model's attention; reads no weights, computes nothing",
     )
     explain.add_argument("model", help="a Hugging Face model folder, or its config.json")
-    explain.add_argument("--seq-len", type=int, required=True, help="prompt length in tokens")
+    explain.add_argument(
+        "--seq-len", type=length_from, required=True, help="prompt length in tokens: 8192, 128K"
+    )
     explain.add_argument("--batch", type=int, default=1, help="prompts in the batch (default 1)")
     explain.add_argument(
         "--padding", action="store_true", help="pass a 2-D attention mask, as padded batches do"
@@ -73,9 +76,8 @@ def _options(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    for name in ("seq_len", "batch"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.batch < 1:
+        raise ValueError(f"--batch must be at least 1, got {arguments.batch}")
     report = explain_config(
         arguments.model,
         seq_len=arguments.seq_len,

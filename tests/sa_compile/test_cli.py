@@ -57,7 +57,11 @@ def test_explain_takes_options_and_a_config_file(model_folder, capsys):
             "no such model folder or config file: nowhere",
             id="path",
         ),
-        pytest.param(["explain", ".", "--seq-len", "0"], "--seq-len must be at least 1, got 0", id="length"),
+        pytest.param(
+            ["explain", ".", "--seq-len", "8", "--batch", "0"],
+            "--batch must be at least 1, got 0",
+            id="batch",
+        ),
         pytest.param(
             ["explain", ".", "--seq-len", "8", "--option", "alpha"], "NAME=VALUE, got 'alpha'", id="option"
         ),
@@ -66,6 +70,27 @@ def test_explain_takes_options_and_a_config_file(model_folder, capsys):
 def test_bad_arguments_are_named(arguments, message, capsys):
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["explain", ".", "--seq-len"], id="explain"),
+        pytest.param(["eval", "--model", ".", "--rules", "ours", "--json", "x", "--lengths"], id="eval"),
+        pytest.param(["tune", "--model", ".", "--out", "x", "--lengths"], id="tune"),
+        pytest.param(["bench", "memory", "--model", "llama-3.1-8b", "--lengths"], id="bench"),
+    ],
+)
+@pytest.mark.parametrize("length", ["0", "-1", "8G", "K"])
+def test_every_command_names_a_bad_length(arguments, length, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments[:-1], f"{arguments[-1]}={length}"])
+    assert f"a length must be a number, or one with K or M behind it: '{length}'" in capsys.readouterr().err
+
+
+def test_explain_takes_a_length_in_k(model_folder, capsys):
+    assert main(["explain", str(model_folder), "--seq-len", "8k"]) == 0
+    assert "8192 x 8192" in capsys.readouterr().out
 
 
 def test_the_options_page_is_up_to_date(capsys, request):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.lab.bench import model_cli
+from sa_compile.lab.tokens import length_from
 
 
 def add_commands(commands: Any) -> None:
@@ -23,7 +24,7 @@ def add_commands(commands: Any) -> None:
 def _add_cpu_ops(benchmarks: Any) -> None:
     parser = benchmarks.add_parser("cpu-ops", help="the CPU ops against dense attention")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as JSON")
-    parser.add_argument("--seq-len", type=int, default=16384)
+    parser.add_argument("--seq-len", type=length_from, default=16384)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, nargs="+", default=[8, 2])
     parser.add_argument("--head-dim", type=int, default=64)

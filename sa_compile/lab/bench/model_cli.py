@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sa_compile.lab.tokens import length_from, lengths_from
+
 
 def add_benchmarks(benchmarks: Any) -> None:
     """Add the subcommands; nothing heavy is imported before one of them runs."""
@@ -33,13 +35,13 @@ def add_benchmarks(benchmarks: Any) -> None:
     _add_shape(lengths)
     _add_device(lengths)
     lengths.add_argument("--prompts", type=int, default=50, help="default 50")
-    lengths.add_argument("--shortest", type=int, default=1 << 10, help="tokens (default 1024)")
-    lengths.add_argument("--longest", type=int, default=1 << 16, help="tokens (default 65536)")
+    lengths.add_argument("--shortest", type=length_from, default=1 << 10, help="tokens (default 1024)")
+    lengths.add_argument("--longest", type=length_from, default=1 << 16, help="tokens (default 65536)")
     lengths.add_argument("--seed", type=int, default=0)
     lengths.set_defaults(run=_lengths_of_prompts)
     memory = benchmarks.add_parser("memory", help="will a prompt fit: the peak of a prefill, without a GPU")
     _add_shape(memory)
-    memory.add_argument("--lengths", type=_lengths, required=True, help="tokens: 512K,1M")
+    memory.add_argument("--lengths", type=lengths_from, required=True, help="tokens: 512K,1M")
     memory.add_argument("--batch", type=int, default=1)
     memory.add_argument("--memory", type=float, metavar="GIB", help="say whether it fits into so much")
     memory.set_defaults(run=_memory)
@@ -61,7 +63,7 @@ def _add_models(benchmarks: Any) -> None:
         help="models to measure, such as gpt-oss-20b or 'gemma*' (default: all; a wrong name lists them)",
     )
     models.add_argument(
-        "--lengths", type=_lengths, default=[32 << 10, 128 << 10], help="tokens (default 32K,128K)"
+        "--lengths", type=lengths_from, default=[32 << 10, 128 << 10], help="tokens (default 32K,128K)"
     )
     models.add_argument(
         "--ways", default="eager,inductor,flex,exact,sampleattn,rest", help="default: %(default)s"
@@ -92,7 +94,9 @@ def _add_models(benchmarks: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser, baselines: str | None) -> None:
     _add_shape(parser)
     _add_device(parser)
-    parser.add_argument("--lengths", type=_lengths, required=True, help="tokens, comma-separated: 8K,128K,1M")
+    parser.add_argument(
+        "--lengths", type=lengths_from, required=True, help="tokens, comma-separated: 8K,128K,1M"
+    )
     if baselines is not None:
         parser.add_argument("--baselines", default=baselines, help=f"comma-separated (default {baselines})")
     parser.add_argument("--batch", type=int, default=1)
@@ -125,19 +129,6 @@ def _add_density(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--density-rule", default="chunked", help="whose density in that file (default chunked)"
     )
-
-
-def _lengths(text: str) -> list[int]:
-    units = {"K": 1 << 10, "M": 1 << 20}
-    lengths = []
-    for part in text.upper().split(","):
-        number, unit = (part[:-1], units[part[-1]]) if part[-1:] in units else (part, 1)
-        if not number.isdigit() or int(number) < 1:
-            raise argparse.ArgumentTypeError(
-                f"a length must be a number, or one with K or M behind it: {part!r}"
-            )
-        lengths.append(int(number) * unit)
-    return lengths
 
 
 def _ttft(arguments: argparse.Namespace) -> int:

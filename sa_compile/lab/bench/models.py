@@ -27,7 +27,8 @@ from sa_compile.lab.bench import competitors, parts
 from sa_compile.lab.bench.competitors import OURS
 from sa_compile.lab.bench.shape import load_shape
 from sa_compile.lab.bench.ttft import check_numbers, measure, parse_options
-from sa_compile.lab.bench.ttft_table import TITLES, length_text
+from sa_compile.lab.bench.ttft_table import TITLES
+from sa_compile.lab.tokens import length_text
 from sa_compile.provenance import provenance
 
 BENCHMARK = "models"
@@ -123,7 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
             if any(_same(one, done) for done in result["runs"]):
                 continue
             if time.monotonic() - begin > 60 * arguments.minutes:
-                result["skipped"].append(f"{case.shape} {length_text(length, 1)}")
+                result["skipped"].append(f"{case.shape} {length_text(length)}")
                 continue
             if model is None:
                 model = shape.build(arguments.device, getattr(torch, arguments.dtype))
@@ -216,7 +217,7 @@ def table(runs: Sequence[Result]) -> str:
         rows = {row["competitor"]: row for row in one["rows"]}
         ours, rest = rows.get(OURS), rows.get(REST)
         for name, row in rows.items():
-            line = [length_text(one["length"], 1), TITLES[name]]
+            line = [length_text(one["length"]), TITLES[name]]
             line += [row["error"] or f"{row['median_ms']:,.1f}", _times_faster(row, ours)]
             line += _attention(row, ours, rest)
             line += ["-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.1f}"]

@@ -22,6 +22,7 @@ from torch import Tensor
 from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.lab.bench.op_hooks import density_set
+from sa_compile.lab.tokens import length_from
 from sa_compile.prefill import CausalAttention
 from sa_compile.provenance import provenance
 
@@ -92,7 +93,9 @@ def _milliseconds(run: Callable[[], Any], device: torch.device) -> float:
 
 def add_lengths(parser: argparse.ArgumentParser) -> None:
     """Arguments: prompt lengths, and the density of each."""
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, help="prompt lengths in tokens")
+    parser.add_argument(
+        "--lengths", type=length_from, nargs="+", required=True, help="prompt lengths in tokens"
+    )
     parser.add_argument("--density", type=float, nargs="+", required=True, help="set density, one a length")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from sa_compile.lab.bench.competitors import OURS
+from sa_compile.lab.tokens import length_text
 
 TITLES = {
     "eager": "eager",
@@ -35,7 +36,7 @@ def table(result: dict[str, Any]) -> str:
     for length in dict.fromkeys((row["length"], row["batch"]) for row in result["rows"]):
         found = {row["competitor"]: row for row in result["rows"] if (row["length"], row["batch"]) == length}
         mine = found[OURS]
-        line = [length_text(*length), *(_time(found.get(name)) for name in [*baselines, *ours])]
+        line = [prompt_text(*length), *(_time(found.get(name)) for name in [*baselines, *ours])]
         line += [_ratio(found.get(name), mine, _goal(result, name, length[0])) for name in baselines]
         line += [" / ".join(_peak(found.get(name)) for name in [*baselines, *ours])]
         if baselines:
@@ -78,7 +79,7 @@ def chart(results: Sequence[dict[str, Any]], path: Path) -> Path:
             axis.plot(lengths, times, marker="o", color=colour[name], label=label, **style)
         axis.set(xscale="log", yscale="log", title=model, xlabel="prompt (tokens)")
         ticks = sorted({length for rows in measured.values() for length in rows})
-        axis.set_xticks(ticks, [length_text(tick, 1) for tick in ticks])
+        axis.set_xticks(ticks, [length_text(tick) for tick in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
@@ -117,10 +118,9 @@ def _caption(result: dict[str, Any]) -> str:
     return "; ".join(parts) + (f". {result['note']}" if result["note"] else ".")
 
 
-def length_text(length: int, batch: int) -> str:
+def prompt_text(length: int, batch: int) -> str:
     """A prompt's length as tables have it: 32K, 1M, 2 x 8K."""
-    text = f"{length // 1024}K" if length % 1024 == 0 and length < 1 << 20 else str(length)
-    text = f"{length >> 20}M" if length % (1 << 20) == 0 else text
+    text = length_text(length)
     return text if batch == 1 else f"{batch} x {text}"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sa_compile.lab.eval.files import read_result, write_result
 from sa_compile.lab.eval.pretrained import MODELS, TOKENIZERS_SINCE
+from sa_compile.lab.tokens import length_from
 
 FORCED = "+sink+w2+last128"  # what our methods always keep
 _PEERS = (
@@ -139,7 +140,9 @@ def add_commands(commands: Any) -> None:
     bench.add_argument("--data", type=Path, metavar="FILE", help="JSONL file; default: through datasets")
     bench.add_argument("--rules", nargs="+", required=True, metavar="RULE")
     bench.add_argument("--limit", type=int, help="examples (default: all)")
-    bench.add_argument("--max-length", type=int, default=32768, help="longer prompts lose their middle")
+    bench.add_argument(
+        "--max-length", type=length_from, default=32768, help="longer prompts lose their middle"
+    )
     bench.add_argument("--json", type=Path, required=True, metavar="FILE", help="JSON lines, gone on with")
     bench.add_argument("--device", help="default: cuda if there is one")
     bench.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")
@@ -172,7 +175,7 @@ def add_commands(commands: Any) -> None:
 
 def _add_documents(parser: argparse.ArgumentParser) -> None:
     """Arguments that say which documents there are."""
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192], metavar="TOKENS")
+    parser.add_argument("--lengths", type=length_from, nargs="+", default=[4096, 8192], metavar="TOKENS")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="default: those the example model knows")
     parser.add_argument("--places", nargs="+", metavar="PLACE", help="end, tenth, middle (default: all)")
     parser.add_argument("--count", type=int, default=10, help="documents with questions a length")

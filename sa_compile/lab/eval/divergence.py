@@ -16,6 +16,7 @@ from tabulate import tabulate
 
 from sa_compile.lab.eval.plan import FACTS
 from sa_compile.lab.eval.statistics import mean_interval
+from sa_compile.lab.tokens import length_text
 
 if TYPE_CHECKING:
     from sa_compile.lab.eval.report import Results
@@ -66,7 +67,7 @@ def divergence_table(results: Results) -> str:
         for rule in results.rules[1:]:
             found = [prediction(results, rule, length, kind) for kind in shown]
             if any(found):
-                rows.append([f"{length // 1024}K", rule, *map(_cell, found)])
+                rows.append([length_text(length), rule, *map(_cell, found)])
     headers = ["length", "rule", *(f"{kind}: kept, KL, same" for kind in shown)]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
 
@@ -128,7 +129,7 @@ def cost_table(results: Results, times: Times | None = None, bound: float = BOUN
             for families in by_kind.values():
                 sign, cost = cost_at(families[name], bound) if name in families else ("", math.nan)
                 cells.append("-" if math.isnan(cost) else f"{sign} {cost:.3f}".strip())
-            rows.append([f"{length // 1024}K", name, *cells])
+            rows.append([length_text(length), name, *cells])
     return (
         tabulate(rows, ["length", "rules", *shown], tablefmt="github", disable_numparse=True) if rows else ""
     )
@@ -163,7 +164,7 @@ def draw_curves(
     for (name, _, _, kind), row, families_of_row in zip(rows, axes, drawn, strict=True):
         for axis, length, families in zip(row, lengths, families_of_row, strict=True):
             _draw_families(axis, families, names)
-            axis.set_title(f"{name + ', ' if name else ''}{length // 1024}K, {kind}", fontsize=8)
+            axis.set_title(f"{name + ', ' if name else ''}{length_text(length)}, {kind}", fontsize=8)
     figure.supxlabel("milliseconds of attention and selection" if of_times else "kept share of causal blocks")
     figure.supylabel("KL(full attention || rule), nats")
     handles: dict[str, Any] = {}

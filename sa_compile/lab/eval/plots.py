@@ -13,6 +13,7 @@ from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.lab.eval import divergence
 from sa_compile.lab.eval.statistics import paired_ratio
 from sa_compile.lab.eval.tasks.documents import PLACES
+from sa_compile.lab.tokens import length_text
 
 if TYPE_CHECKING:
     from sa_compile.lab.eval.report import Results
@@ -73,7 +74,7 @@ def _accuracy_against_density(results: Results, folder: Path) -> list[Path]:
                 marker = "s" if "+" in rule else "o"
                 axis.errorbar(density, ratio, spread, fmt=marker, color=colour[kind], label=kind, ms=4)
             axis.axhline(0.99, color="grey", lw=0.7, ls=":")
-            axis.set(title=f"{length // 1024}K", xlabel="kept share of causal blocks", xlim=(0, 1.02))
+            axis.set(title=length_text(length), xlabel="kept share of causal blocks", xlim=(0, 1.02))
         axes[0][0].set_ylabel(f"accuracy / full attention, questions: {place}")
         handles = {label: h for a in axes[0] for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
         if handles:
@@ -100,7 +101,7 @@ def _needle_grids(results: Results, folder: Path) -> list[Path]:
     for axis, rule in zip(axes.flat, shown, strict=False):
         grid = needle_grid(results, rule)
         axis.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto", origin="lower")
-        axis.set_xticks(range(len(results.lengths)), [f"{n // 1024}K" for n in results.lengths])
+        axis.set_xticks(range(len(results.lengths)), [length_text(n) for n in results.lengths])
         axis.set_yticks([0, _DEPTHS - 1], ["start", "end"])
         axis.set_title(rule, fontsize=7)
     figure.supylabel("depth of the fact")
@@ -144,7 +145,7 @@ def _head_maps(results: Results, folder: Path) -> list[Path]:
         figure.colorbar(image, ax=axes, label="dropped share of causal blocks")
         figure.supxlabel("head")
         figure.supylabel("layer")
-        paths.append(save(figure, folder / f"heads_{length // 1024}k.png"))
+        paths.append(save(figure, folder / f"heads_{length_text(length).lower()}.png"))
     return paths
 
 
@@ -160,7 +161,7 @@ def _sparsity_maps(results: Results, folder: Path) -> list[Path]:
     )
     for axis, (length, grid) in zip(axes.flat, maps.items(), strict=True):
         image = axis.imshow(grid, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_title(f"{length // 1024}K, mean {grid.mean():.3f}", fontsize=8)
+        axis.set_title(f"{length_text(length)}, mean {grid.mean():.3f}", fontsize=8)
     figure.colorbar(image, ax=axes, label="SD(0.95): droppable share of entries")
     figure.supxlabel("head")
     figure.supylabel("layer")

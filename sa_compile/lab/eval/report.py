@@ -16,6 +16,7 @@ from sa_compile.lab.eval.plan import FACTS, Unit
 from sa_compile.lab.eval.statistics import mean_interval, paired_ratio, wilson
 from sa_compile.lab.eval.tasks.documents import PLACES, Document
 from sa_compile.lab.eval.tasks.facts import RECALLED
+from sa_compile.lab.tokens import length_text
 
 SOLVED = 0.9  # a task counts where full attention answers at least this share
 SOLVED_BY_ANY = 0.8  # the same of the tasks that no model was trained on
@@ -124,7 +125,7 @@ def summary_rows(results: Results) -> Iterable[list[Any]]:
                 continue
             means = results.means(rule, length)
             row = [
-                f"{length // 1024}K",
+                length_text(length),
                 rule,
                 f"{means['density']:.3f}",
                 f"{means['cra']:.3f}",
@@ -179,7 +180,7 @@ def answered_table(results: Results) -> str:
                 by_document = "" if math.isnan(low) else f" [{low:.3f}, {high:.3f}]"
                 cells.append(_share(int(right.sum()), int(known.sum())) + by_document)
             if any(cell != "-" for cell in cells):
-                rows.append([f"{length // 1024}K", rule, *cells])
+                rows.append([length_text(length), rule, *cells])
     headers = ["length", "rule", *PLACES]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
 
@@ -190,7 +191,7 @@ def task_table(results: Results, place: str) -> str:
     rows = []
     for length in results.lengths:
         for rule in results.rules:
-            row = [f"{length // 1024}K", rule]
+            row = [length_text(length), rule]
             for task in tasks:
                 asked, right, _ = results.counts(rule, length, [task], place)
                 row.append(_share(int(right.sum()), int(asked.sum())))
@@ -239,7 +240,7 @@ def text_table(results: Results) -> str:
                 change = np.array([own["nll"] - full["nll"] for own, full in pairs])
                 cells.append("{:+.4f} ± {:.4f}".format(*mean_interval(change)) if pairs else "-")
             if any(cell != "-" for cell in cells):
-                rows.append([f"{length // 1024}K", rule, *cells])
+                rows.append([length_text(length), rule, *cells])
     headers = ["length", "rule", *domains]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
 
@@ -256,7 +257,7 @@ def questions_table(documents: Mapping[Unit, Document]) -> str:
     rows = []
     for length in lengths:
         count = sum(unit[:2] == (FACTS, length) for unit in documents)
-        rows.append([f"{length // 1024}K", count, *(asked[(length, *cell)] for cell in cells)])
+        rows.append([length_text(length), count, *(asked[(length, *cell)] for cell in cells)])
     headers = ["length", "documents", *(f"{task}, {place}" for task, place in cells)]
     return tabulate(rows, headers, tablefmt="github")
 
@@ -269,7 +270,7 @@ def greedy_table(results: Results) -> str:
             marks = [own.get("greedy", "") for own, _ in results.lines(rule, length)]
             count = sum(map(len, marks))
             if count:
-                rows.append([f"{length // 1024}K", rule, _share(marks.count("1"), count)])
+                rows.append([length_text(length), rule, _share(marks.count("1"), count)])
     return tabulate(rows, ["length", "rule", "decoded right"], tablefmt="github") if rows else ""
 
 
@@ -279,7 +280,7 @@ def theorem_table(results: Results) -> str:
     for length in results.lengths:
         for rule in results.rules:
             if cells := theorem_cells(results, rule, length):
-                rows.append([f"{length // 1024}K", rule, *cells])
+                rows.append([length_text(length), rule, *cells])
     headers = ["length", "rule", "heads", "largest error", "its bound", "largest error / bound", "above"]
     return tabulate(rows, headers, tablefmt="github", disable_numparse=True) if rows else ""
 

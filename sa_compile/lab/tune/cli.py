@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.lab.eval.cli import add_stored, documents_of, load_model, rules_of
+from sa_compile.lab.tokens import length_from
 
 
 def add_commands(commands: Any) -> None:
@@ -18,7 +19,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument(
         "--lengths",
-        type=int,
+        type=length_from,
         nargs="+",
         required=True,
         metavar="TOKENS",
@@ -62,7 +63,7 @@ def add_commands(commands: Any) -> None:
     )
     rules.add_argument("--model", required=True, help="model folder")
     rules.add_argument("--rules", nargs="+", required=True, metavar="RULE", help="as eval takes them")
-    rules.add_argument("--lengths", type=int, nargs="+", required=True, metavar="TOKENS")
+    rules.add_argument("--lengths", type=length_from, nargs="+", required=True, metavar="TOKENS")
     rules.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the times go")
     rules.add_argument("--device", help="default: cuda if there is one")
     rules.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU")

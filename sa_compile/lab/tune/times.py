@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from sa_compile.lab.eval.report import Results
 from sa_compile.lab.eval.tasks.documents import PLACES
+from sa_compile.lab.tokens import length_text
 from sa_compile.lab.tune.space import FAMILIES, blocks_text
 
 NOTE = (
@@ -83,7 +84,7 @@ def _rows(results: Results, cost: Mapping[str, Any]) -> Iterator[list[str]]:
         selection, attention, total = _parts(results, rule, cost)
         bound, faster = ("", "") if selection is not None else (">= ", "<= ")
         yield [
-            f"{length // 1024}K",
+            length_text(length),
             rule,
             f"{means['density']:.3f}",
             f"{min(kept, default=math.nan):.3f}",

@@ -6,6 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from sa_compile.lab.tokens import length_text
+
 Row = dict[str, Any]
 # run -> points (x, milliseconds)
 Series = dict[str, list[tuple[float, float]]]
@@ -16,7 +18,9 @@ def draw(result: Row, folder: Path, tag: str = "") -> list[Path]:
     cases = [case for case in result["cases"] if "error" not in case]
     paths = []
     panels = {length: by_density(cases, length) for length in sorted({case["length"] for case in cases})}
-    panels = {f"{length // 1024}K tokens": series for length, series in panels.items() if _is_a_line(series)}
+    panels = {
+        f"{length_text(length)} tokens": series for length, series in panels.items() if _is_a_line(series)
+    }
     if panels:
         labels = ("kept share of the causal blocks", "ms")
         paths.append(_plot(panels, labels, folder / f"{tag}density.png", result["device"]))
