@@ -7,10 +7,10 @@ sampled       inference, no dropout, mask proven causal (offset and key         
               padding allowed), q_len >= min_seq_len or in a range that the profile
               tuned, dtype and head_dim that the kernels take
 sampled       the same, at an offset that is read when the graph runs                  "late"
-sampled       SDPA under a bool mask of unknown entries, or attention written out      "late"
-              under a float mask from outside of the graph, if the mask, read when
-              the graph runs, is causal with offset and padding (with a window too:
-              exact); else the same attention with the mask
+sampled       under a bool mask of unknown entries or a float mask from outside of     "late"
+              the graph, if the mask, read when the graph runs, is causal with offset
+              and padding (with a window too: exact); else the same attention with
+              the mask
 sampled       flex_attention under a causal mask_mod, if its block lists, read when    "late"
               the graph runs, are that mask's; else exactly the listed blocks
 exact         proven causal from the first key, nothing else masked (training too)     "sdpa_causal"

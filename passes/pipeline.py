@@ -25,7 +25,7 @@ from .graph.scan import GraphScan
 from .graph.sizes import SizeNotAvailable
 from .mask.predicate import NotProven
 from .mask.prove import prove_mask
-from .mask.readable import readable
+from .mask.readable import readable, unread
 from .match import find_sites
 from .pass_log import PassLog, a_pass
 from .rewrite.dead_code import remove_unused
@@ -112,7 +112,10 @@ def prove(work: GraphWork, one: SiteWork) -> None:
         return
     proven = prove_in_parent(site, work.child, prove_mask)
     one.from_parent = proven if isinstance(proven, MaskFromParent) else None
-    one.mask = proven.predicate if isinstance(proven, MaskFromParent) else proven
+    if isinstance(proven, MaskFromParent):
+        one.mask = proven.predicate
+    else:
+        one.mask = unread(proven, "it is in a graph module that another one calls")
 
 
 @a_pass

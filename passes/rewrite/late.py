@@ -5,14 +5,14 @@ Before, with a mask that another graph made::
     %sdpa = scaled_dot_product_attention(%q, %repeated_k, %repeated_v, attn_mask=%mask)
 
     %read = sampleattn.read_mask(%mask, "model.layers.0.self_attn")  # once for all layers that read it
-    %late = sampleattn.late_attention(%q, %k, %v, %mask, %read[0], %read[1], None, scale, options)
+    %late = sampleattn.late_attention(%q, %k, %v, %mask, %read[0], %read[1], %sinks, scale, options, ...)
 
 What was found of a mask is an output of the graph too, for the report (``outputs.py``).
 
 With an offset that a static cache holds there is no mask any more::
 
     %start = %cumulative_length.to("cpu", torch.int64, copy=True)
-    %late = sampleattn.late_attention(%q, %k, %v, None, %start, %key_valid, %sinks, scale, options)
+    %late = sampleattn.late_attention(%q, %k, %v, None, %start, %key_valid, %sinks, scale, options, ...)
 
 ``flex_attention`` computes the blocks that lists name, which are compared with those of the mask::
 
@@ -48,7 +48,8 @@ def emit_late_attention(
     else:
         start = emitter.function(operator.add, mask.start, offset) if offset != 0 else mask.start
         known = (None, start, mask.key_valid)
-    arguments = (site.query, site.key, site.value, *known, site.sinks, scale, options)
+    empty_is_nan = site.softmax_empty_rows == "softmax"
+    arguments = (site.query, site.key, site.value, *known, site.sinks, scale, options, empty_is_nan)
     return emitter.function(ops.late_attention_op, *arguments)
 
 

@@ -38,12 +38,12 @@ def rows_without_keys(key_valid: Tensor, q_len: int, q_offset: int, window: int)
     return seen[:, end] == before
 
 
-def attend_to_lowest(mask: Tensor, rows: Tensor, value: Tensor) -> Tensor:
+def attend_to_lowest(mask: Tensor, rows: Tensor, value: Tensor, empty_is_nan: bool) -> Tensor:
     """What softmax makes of ``rows`` [R] of a mask [B|1, Sq, Sk] that see no key: [B, Hkv, R, Dv].
 
     The lowest number drowns the scores: keys that have it weigh alike, beside those of -inf. Rows of -inf
-    alone are NaN. value [B, Hkv, Sk, Dv].
+    alone are NaN if ``empty_is_nan``, else 0. value [B, Hkv, Sk, Dv].
     """
     weighed = (mask[:, rows] == torch.finfo(mask.dtype).min).float()
-    weights = (weighed / weighed.sum(-1, keepdim=True)).to(value.dtype)
+    weights = (weighed / weighed.sum(-1, keepdim=True).clamp(min=0 if empty_is_nan else 1)).to(value.dtype)
     return (weights @ value.transpose(1, 2).flatten(2)).unflatten(-1, (value.shape[1], -1)).transpose(1, 2)

@@ -64,6 +64,7 @@ def attend(
     sinks: Tensor | None,
     scale: float,
     options: str,
+    empty_is_nan: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Sampled attention at the offset ``found``: out [B, Hq, Sq, Dv] (memory [B, Sq, Hq, Dv]) and its stats.
 
@@ -80,7 +81,8 @@ def attend(
     attention = CausalAttention(query, key, value, scale, q_offset, window, key_valid, sinks)
     stats = None
     if mask is not None and q_offset == NOT_CAUSAL:
-        out = (attend_densely if mask.dtype == torch.bool else _written_out)(attention, mask)
+        of_sdpa = sinks is None and not empty_is_nan
+        out = attend_densely(attention, mask) if of_sdpa else _written_out(attention, mask, empty_is_nan)
     elif q_offset < 0:
         raise ValueError(
             f"the causal offset of an attention, read when it ran, must be at least 0, got {q_offset}: its "
@@ -93,7 +95,7 @@ def attend(
     else:
         out, stats = prefill.sampled(attention.without_unseen_keys(), config)
     if mask is not None and mask.dtype != torch.bool and q_offset != NOT_CAUSAL and padded:
-        out = _lowest_in_empty_rows(attention, mask, out, even=padded != _UNEVEN)
+        out = _lowest_in_empty_rows(attention, mask, out, padded != _UNEVEN, empty_is_nan)
     return laid_out(out, stats, query, config)
 
 
@@ -118,27 +120,44 @@ def attend_densely(a: CausalAttention, mask: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(a.query, key, value, attn_mask=mask, scale=a.scale)
 
 
-def _written_out(a: CausalAttention, mask: Tensor) -> Tensor:
-    """Product, scale, mask, softmax, product, as the model has it: SDPA takes no mask of another dtype, and
-    not every kernel of it gives NaN to a row of -inf."""
-    scores = a.query @ _repeated(a, a.key).transpose(2, 3) * a.scale
-    weights = (scores + mask).softmax(-1, dtype=torch.float32)
+def _written_out(a: CausalAttention, mask: Tensor, empty_is_nan: bool) -> Tensor:
+    """Product, scale, mask, softmax, product, as the model has it: SDPA takes no sinks and no mask of another
+    dtype, and not every kernel of it gives NaN to a row of -inf."""
+    scores = a.query @ _repeated(a, a.key).transpose(2, 3) * a.scale + mask
+    weights = scores.softmax(-1, dtype=torch.float32)
+    if a.sink_logits is not None:
+        sinks, lse = a.sink_logits.view(-1, 1, 1), scores.float().logsumexp(-1, keepdim=True)
+        weights = weights * (lse - sinks).sigmoid()
+        if not empty_is_nan:
+            weights = weights.masked_fill((lse == -torch.inf) & (sinks > -torch.inf), 0)
     return weights.to(a.value.dtype) @ _repeated(a, a.value)
 
 
-def _lowest_in_empty_rows(a: CausalAttention, mask: Tensor, out: Tensor, even: bool) -> Tensor:
+def _lowest_in_empty_rows(
+    a: CausalAttention, mask: Tensor, out: Tensor, even: bool, empty_is_nan: bool
+) -> Tensor:
     """``out`` with what an added mask makes of rows that see no key; ``even``: all keys weigh alike there,
     those behind the row too."""
     assert a.key_valid is not None
     empty = rows_without_keys(a.key_valid, a.query.shape[2], a.q_offset, a.window)
     if even:
-        mean = _repeated(a, a.value.mean(2, keepdim=True))
+        mean = _beside_sinks(a, _repeated(a, a.value.mean(2, keepdim=True)), empty_is_nan)
         return torch.where(empty[:, None, :, None], mean, out)
     rows = empty.any(0).nonzero().squeeze(-1)
-    lowest = _repeated(a, attend_to_lowest(mask.reshape(-1, *mask.shape[-2:]), rows, a.value))
+    mask = mask.reshape(-1, *mask.shape[-2:])
+    lowest = attend_to_lowest(mask, rows, a.value, empty_is_nan or a.sinks is not None)
+    lowest = _beside_sinks(a, _repeated(a, lowest), empty_is_nan)
     out = out.clone()
     out[:, :, rows] = torch.where(empty[:, None, rows, None], lowest, out[:, :, rows])
     return out
+
+
+def _beside_sinks(a: CausalAttention, lowest: Tensor, empty_is_nan: bool) -> Tensor:
+    """What rows without keys get: any sink that is not -inf outweighs the lowest number."""
+    if a.sink_logits is None:
+        return lowest
+    no_sink = (a.sink_logits == -torch.inf).view(-1, 1, 1)
+    return lowest * no_sink if empty_is_nan else torch.where(no_sink, lowest, 0)
 
 
 def _repeated(a: CausalAttention, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag, torch.
 _library.define("read_mask(Tensor mask, str site) -> (Tensor found, Tensor key_valid)", tags=_TAGS)
 _library.define(
     "late_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, Tensor found, Tensor? key_valid, "
-    "Tensor? sinks, float scale, str options) -> (Tensor out, Tensor stats)",
+    "Tensor? sinks, float scale, str options, bool empty_is_nan=False) -> (Tensor out, Tensor stats)",
     tags=_TAGS,
 )
 _library.define(
@@ -66,6 +66,7 @@ def _late_attention_fake(
     sinks: Tensor | None,
     scale: float,
     options: str,
+    empty_is_nan: bool = False,
 ) -> tuple[Tensor, Tensor]:
     return _attention_fake("late_attention", query, key, value, options)
 

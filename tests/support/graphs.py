@@ -41,13 +41,15 @@ class PassesBackend:
     before: list[fx.GraphModule] = field(default_factory=list)
     after: list[fx.GraphModule] = field(default_factory=list)
     records: list[SiteRecord] = field(default_factory=list)
+    masks: MasksSeen = field(default_factory=MasksSeen)  # of the last graph
 
     def __call__(self, gm, example_inputs):
         self.before.append(copy.deepcopy(gm))
         before = len(self.records)
         self.records += pipeline.run(gm, SampleAttentionConfig(**{**LOSSLESS, **self.options}))
         self.after.append(gm)
-        return MasksSeen(self.records[before:]).wrap(gm.forward)
+        self.masks = MasksSeen(self.records[before:])
+        return self.masks.wrap(gm.forward)
 
     def ops(self, graph=-1):
         """How often each op of attention is in the rewritten graph (children included)."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support.attention import FLOAT_MIN, grouped, repeat_kv
 from support.models import LOSSLESS
 
@@ -33,9 +34,39 @@ def with_bias():
     return added(causal()) + torch.randn(LENGTH, LENGTH)
 
 
+SINKS = torch.tensor([0.5, -INF, 3.0, -30.0])
+
+
+def scores_of(query, key, mask):
+    return query @ repeat_kv(key).mT * 0.3 + mask
+
+
 def written_out(query, key, value, mask):
-    scores = query @ repeat_kv(key).mT * 0.3 + mask
-    return scores.softmax(-1) @ repeat_kv(value)
+    return scores_of(query, key, mask).softmax(-1) @ repeat_kv(value)
+
+
+def of_sdpa(query, key, value, mask):
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
+
+
+def with_sinks_joined(query, key, value, mask):
+    scores = scores_of(query, key, mask)
+    column = SINKS.view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    return torch.cat([scores, column], -1).softmax(-1)[..., :-1] @ repeat_kv(value)
+
+
+def with_sinks_share(query, key, value, mask):
+    scores = scores_of(query, key, mask)
+    share = (scores.logsumexp(-1, keepdim=True) - SINKS.view(-1, 1, 1)).sigmoid()
+    return scores.softmax(-1) @ repeat_kv(value) * share
+
+
+SPELLINGS = {  # with the op's sinks, and empty_is_nan
+    written_out: (None, True),
+    of_sdpa: (None, False),
+    with_sinks_joined: (SINKS, False),
+    with_sinks_share: (SINKS, True),
+}
 
 
 CAUSAL = {
@@ -59,24 +90,30 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", [*CAUSAL, *OTHERS])
+@pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.filterwarnings("ignore:sampleattn")
-def test_attention_under_an_added_mask_is_what_is_written_out(name):
+def test_attention_under_an_added_mask_is_what_was_spelled(name, spelling):
     mask = {**CAUSAL, **OTHERS}[name]
     query, key, value = grouped()
     found, key_valid = read_mask_op(mask, "a site")
     assert (found[0] != NOT_CAUSAL) == (name in CAUSAL)
-    out, _ = late_attention_op(query, key, value, mask, found, key_valid, None, 0.3, OPTIONS)
-    expected = written_out(query, key, value, mask)
+    sinks, empty_is_nan = SPELLINGS[spelling]
+    arguments = (query, key, value, mask, found, key_valid, sinks, 0.3, OPTIONS, empty_is_nan)
+    out, _ = late_attention_op(*arguments)
+    expected = spelling(query, key, value, mask)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
-def test_rows_without_keys_weigh_the_keys_behind_them_too():
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_rows_without_keys_weigh_the_keys_behind_them_too(spelling):
     query, key, value = (x[..., :LENGTH, :] for x in grouped())
     mask = torch.nn.functional.pad(added(causal(pad=7)), (0, 9), value=FLOAT_MIN)
     key, value = (torch.cat([x, torch.randn_like(x[:, :, :9])], 2) for x in (key, value))
     found, key_valid = read_mask_op(mask, "a site")
-    out, _ = late_attention_op(query, key, value, mask, found, key_valid, None, 0.3, OPTIONS)
-    torch.testing.assert_close(out, written_out(query, key, value, mask), atol=1e-5, rtol=1e-5)
+    sinks, empty_is_nan = SPELLINGS[spelling]
+    arguments = (query, key, value, mask, found, key_valid, sinks, 0.3, OPTIONS, empty_is_nan)
+    out, _ = late_attention_op(*arguments)
+    torch.testing.assert_close(out, spelling(query, key, value, mask), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("slab", [5, 1024])
@@ -113,4 +150,6 @@ def test_the_op_is_what_pytorch_asks_of_ops():
     mask = CAUSAL["rows without keys"]
     torch.library.opcheck(read_mask_op, (mask, ""))
     found, key_valid = read_mask_op(mask, "")
-    torch.library.opcheck(late_attention_op, (*grouped(), mask, found, key_valid, None, 0.3, OPTIONS))
+    for sinks, empty_is_nan in SPELLINGS.values():
+        arguments = (*grouped(), mask, found, key_valid, sinks, 0.3, OPTIONS, empty_is_nan)
+        torch.library.opcheck(late_attention_op, arguments)
