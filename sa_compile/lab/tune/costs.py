@@ -1,9 +1,10 @@
 """What attention costs on this machine, measured op by op, and the prediction made of it.
 
-The time of one attention is ``selection + density * block``: ``selection`` is the time of the sampling and
-selection ops and, for a method that counts left-out blocks for something, what that adds where no block is
-kept; ``block`` that of the block-sparse op with every causal block kept. Both are measured per length, block
-sizes and kind of attention; dense SDPA beside them, as the time that is to be beaten.
+The time of one attention is ``selection + floor + density * (block - floor)``: ``selection`` is the time of
+the sampling and selection ops and, for a method that counts left-out blocks for something, what that adds
+where no block is kept; ``block`` that of the block-sparse op with every causal block kept; ``floor`` what the
+op takes at any density, from its time with a quarter of the blocks. They are measured per length, block sizes
+and kind of attention; dense SDPA beside them, as the time that is to be beaten.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from sa_compile import prefill
 from sa_compile.config import SampleAttentionConfig
 from sa_compile.fingerprint import AttentionKind
 from sa_compile.kernels import ops
+from sa_compile.kernels.shared.blocks import pack_bits, unpack_bits
 from sa_compile.lab.bench.ops import timing
 from sa_compile.lab.tune.space import Candidate, blocks_text
 from sa_compile.methods import method_of
 
 _REPEATS = 5
+_PART = 0.25  # of the causal blocks, with which the block-sparse op is timed a second time
 
 
 @dataclass
@@ -38,12 +41,19 @@ class LengthCosts:
     dense_ms: float = 0.0
     block_ms: dict[str, float] = field(default_factory=dict)  # by block sizes, every causal block kept
     selection_ms: dict[str, float] = field(default_factory=dict)  # by Candidate.timed_as
+    floor_ms: dict[str, float] = field(default_factory=dict)  # by block sizes, of that what no density saves
     seconds: float = 0.0  # that measuring took
 
     def predict(self, candidate: Candidate, density: float) -> float:
         """Milliseconds of a forward pass's attentions that keep ``density`` of the causal blocks."""
         blocks = blocks_text(candidate.blocks)
-        return self.selection_ms[candidate.timed_as] + density * self.block_ms[blocks]
+        attention = attention_ms(density, self.block_ms[blocks], self.floor_ms[blocks])
+        return self.selection_ms[candidate.timed_as] + attention
+
+
+def attention_ms(density: float, block_ms: float, floor_ms: float) -> float:
+    """Milliseconds of the block-sparse op with ``density`` of the causal blocks; both as in LengthCosts."""
+    return floor_ms + density * (block_ms - floor_ms)
 
 
 @torch.no_grad()
@@ -65,9 +75,17 @@ def measure_costs(
         for block_q, block_k in sorted(sizes):
             blocks: dict[str, Any] = {"block_q": block_q, "block_k": block_k}
             every = ops.mask_blocks(query, key, **blocks).expand(1, kind.q_heads, -1, -1).contiguous()
+            some, density = _part_of(every, -(-length // block_k))
+            all_ms, some_ms = (
+                timed(partial(ops.block_sparse_attention, query, key, value, mask, **blocks))
+                for mask in (every, some)
+            )
             name = blocks_text((block_q, block_k))
-            attend = partial(ops.block_sparse_attention, query, key, value, every, **blocks)
-            costs.block_ms[name] = costs.block_ms.get(name, 0.0) + timed(attend)
+            floor = (
+                min(max((some_ms - density * all_ms) / (1 - density), 0.0), all_ms) if density < 1 else 0.0
+            )
+            costs.block_ms[name] = costs.block_ms.get(name, 0.0) + all_ms
+            costs.floor_ms[name] = costs.floor_ms.get(name, 0.0) + floor
         for name, candidate in distinct.items():
             attention = prefill.CausalAttention(query, key, value, query.shape[-1] ** -0.5)
             spent = timed(partial(prefill.keep, attention, candidate.config))
@@ -77,6 +95,14 @@ def measure_costs(
             costs.selection_ms[name] = costs.selection_ms.get(name, 0.0) + spent
     costs.seconds = time.monotonic() - begin
     return costs
+
+
+def _part_of(every: Tensor, n_key_blocks: int) -> tuple[Tensor, float]:
+    """Random blocks of an index, about a quarter, and which share of the blocks they are."""
+    blocks = unpack_bits(every, n_key_blocks)
+    generator = torch.Generator(every.device).manual_seed(0)
+    drawn = torch.rand(blocks.shape, generator=generator, device=every.device) < _PART
+    return pack_bits(blocks & drawn), int((blocks & drawn).sum()) / int(blocks.sum())
 
 
 def _over_no_block(

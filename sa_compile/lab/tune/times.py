@@ -11,14 +11,16 @@ from tabulate import tabulate
 from sa_compile.lab.eval.report import Results
 from sa_compile.lab.eval.tasks.documents import PLACES
 from sa_compile.lab.tokens import length_text
+from sa_compile.lab.tune.costs import attention_ms
 from sa_compile.lab.tune.space import FAMILIES, blocks_text
 
 NOTE = (
-    "Milliseconds of a forward pass's attentions: density times the block-sparse op's time with every causal "
-    "block kept, and selection (of `adaptive` with what the means of dropped blocks cost), as `tune` "
-    "measured them ({where}). Selection of other rules, in plain PyTorch, is what `rule-costs` measured; "
-    "what they are made to keep beside costs nothing. Where it is not known, the total is a lower bound. "
-    "Worst place: accuracy relative to full attention."
+    "Milliseconds of a forward pass's attentions: the block-sparse op's at that density, between its times "
+    "with every and with a quarter of the causal blocks (of profiles without the latter, density times the "
+    "former), and selection with what left-out blocks count for, as `tune` measured them ({where}). "
+    "Selection of other rules, in plain PyTorch, is what `rule-costs` measured; what they are made to keep "
+    "beside costs nothing. Where it is not known, the total is a lower bound. Worst place: accuracy relative "
+    "to full attention."
 )
 
 
@@ -63,7 +65,8 @@ def _parts(results: Results, rule: str, cost: Mapping[str, Any]) -> tuple[float 
     plan = results.result["plan"]
     blocks = blocks_text((plan["block_q"], plan["block_k"]))
     families = {family.method: family for family in FAMILIES}
-    attention = results.means(rule, cost["length"])["density"] * cost["block_ms"][blocks]
+    density, floor = results.means(rule, cost["length"])["density"], cost.get("floor_ms", {}).get(blocks, 0.0)
+    attention = attention_ms(density, cost["block_ms"][blocks], floor)
     base, forced, _ = rule.partition("+")
     family = families.get(base.partition(":")[0])
     if family is not None:

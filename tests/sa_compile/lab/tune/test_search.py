@@ -53,7 +53,9 @@ class Measured:
 def choose(table, asked, selection=None, dense=10.0, tmp="profile.json", documents=3):
     plan = Plan("m", (), (LENGTH,), count=documents)
     request = search.Request(plan, TRIED, asked, 1, tmp)
-    costs = LengthCosts(LENGTH, dense, {"128x128": 10.0}, selection or {c.timed_as: 0.1 for c in TRIED})
+    costs = LengthCosts(
+        LENGTH, dense, {"128x128": 10.0}, selection or {c.timed_as: 0.1 for c in TRIED}, {"128x128": 0.0}
+    )
     harness = Measured(table, documents)
     return search._search_length(request, harness, costs), harness
 

@@ -42,6 +42,12 @@ def test_a_row_a_rule_at_the_lengths_that_were_timed():
     assert "a GPU, `abc`" in note([PROFILE])
 
 
+def test_what_attention_takes_at_any_density_counts_where_a_profile_knows_it():
+    known = {**PROFILE["costs"][0], "floor_ms": {"128x128": 2.0}}
+    last = time_table(result(adaptive=0.25), [{**PROFILE, "costs": [known]}]).splitlines()[-1]
+    assert [cell.strip() for cell in last.split("|")[-5:-1]] == ["0.50", "4.00", "4.50", "1.78"]
+
+
 def test_selection_of_other_rules_counts_where_rule_costs_measured_it():
     measured = {
         "provenance": PROFILE["provenance"],
