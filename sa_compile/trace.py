@@ -20,7 +20,11 @@ class GraphTrace:
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"option 'trace': cannot make the folder {folder!r}: {error.strerror}"
+            raise type(error)(why) from error
         self.prefix = f"{os.getpid()}-{next(_numbers):03d}"
 
     def before(self, gm: fx.GraphModule) -> None:

@@ -75,3 +75,11 @@ def test_the_trace_folder_names_every_pass(tmp_path):
     passes = json.loads(file.read_text())
     assert list(passes) == PASSES
     assert all(runs["ms"] >= 0 for runs in passes.values())
+
+
+def test_a_trace_folder_that_can_not_be_made_is_an_error_of_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+        compiled = torch.compile(two_layers, backend="sampleattn", options={"trace": str(folder)})
+        with pytest.raises(RuntimeError, match=f"option 'trace': cannot make the folder '{folder}'"):
+            compiled(*operands())
