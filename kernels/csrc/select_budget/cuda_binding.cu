@@ -28,11 +28,11 @@ Error score_sm90(budget::Arguments const& args, int multiprocessors, cudaStream_
   });
 }
 
-// Fills `args` but for its workspace. Pointers in it are of `query`, `key` and `key_segment`.
-void set_arguments(budget::Arguments& args, Tensor const& query, Tensor const& key,
+// Fills `args` but for its workspace. Pointers in it are of `query`, `key` and `key_segment`; errors name `op`.
+void set_arguments(char const* op, budget::Arguments& args, Tensor const& query, Tensor const& key,
                    std::optional<Tensor> const& key_segment, SelectBudgetOptions const& options) {
-  STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock,
-                  "select_budget_sm90: blocks must be 128 x 128, got ", options.block_q, " x ", options.block_k);
+  STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock, op, ": blocks must be 128 x 128, got ",
+                  options.block_q, " x ", options.block_k);
   set_rows_and_keys(args, query, key, options);
   if (key_segment) {
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
@@ -45,7 +45,7 @@ void set_arguments(budget::Arguments& args, Tensor const& query, Tensor const& k
   args.budget = float(options.budget);
   args.tau_squared = float(options.tau) * float(options.tau);
   args.mask_words = mask_words(args.n());
-  STD_TORCH_CHECK(args.n() <= budget::kMostKeyBlocks, "select_budget_sm90: 'key' has ", args.kv_len, " keys, at most ",
+  STD_TORCH_CHECK(args.n() <= budget::kMostKeyBlocks, op, ": 'key' has ", args.kv_len, " keys, at most ",
                   budget::kMostKeyBlocks * kBlock, " are allowed");
 }
 
@@ -101,7 +101,7 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   Tensor const query = readable(call.query), key = readable(call.key);
   std::optional<Tensor> const key_segment = contiguous(call.key_segment);
   budget::Arguments args{};
-  set_arguments(args, query, key, key_segment, call.options);
+  set_arguments("select_budget_sm90", args, query, key, key_segment, call.options);
   return select(args, nullptr, query, device, current_stream(device));
 }
 
@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_budget_rest(SelectBudgetRest<T
   Tensor const block_mask = torch::stable::contiguous(call.block_mask);
   std::optional<Tensor> const key_segment = contiguous(call.key_segment);
   budget::Arguments args{};
-  set_arguments(args, query, key, key_segment, call.options);
+  set_arguments("select_budget_rest_sm90", args, query, key, key_segment, call.options);
 
   budget::Rest rest{};
   rest.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());
