@@ -276,6 +276,10 @@ def _exact_causal(
     if plain and sizes.holds(sympy.Eq(mask.q_offset, 0)):
         if site.spelling == "sdpa" and not _gains(site):
             return _exact("unchanged", f"already the cheapest exact form; {why}")
+        if (
+            isinstance(site.scale, float) and site.scale <= 0.0
+        ):  # a kernel that looks for a row's largest product makes NaN of it
+            return _kept(f"{why}; SDPA's is_causal is not right at a scale of {site.scale}")
         if _sdpa_is_fused(site, device) or blocked is not None and _native_heads(site):
             return _exact("sdpa_causal", why)
     if blocked is not None:

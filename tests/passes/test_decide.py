@@ -107,6 +107,20 @@ def test_causal_masks(function, tensors, mask, long, short):
         assert backend.score_shaped() == []
 
 
+@pytest.mark.parametrize("scale", [0.0, -0.25])
+@pytest.mark.parametrize("mask", [allowed, window], ids=["causal", "window"])
+def test_a_scale_that_is_not_positive_gives_what_the_model_gives(scale, mask):
+    """SDPA on a CPU makes NaN of it with ``is_causal``, and not with the mask."""
+
+    def attention(q, k, v):
+        return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=mask()[None, None], scale=scale)
+
+    everything = {"tau": 0.0, "budget": 0.0}
+    for options, outcome in ((everything, "sampled"), ({**everything, **SHORT}, "kept")):
+        (record,) = compile_with_passes(attention, *grouped(), **options).records
+        assert record.outcome == (outcome if mask is allowed else "exact")
+
+
 def padded_sdpa(q, k, v, padding):
     mask = allowed()[None, None] & padding.bool()[:, None, None, :]
     return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=mask)
