@@ -276,9 +276,8 @@ def _exact_causal(
     if plain and sizes.holds(sympy.Eq(mask.q_offset, 0)):
         if site.spelling == "sdpa" and not _gains(site):
             return _exact("unchanged", f"already the cheapest exact form; {why}")
-        if (
-            isinstance(site.scale, float) and site.scale <= 0.0
-        ):  # a kernel that looks for a row's largest product makes NaN of it
+        # Kernels of SDPA that look for a row's largest product before they scale it make NaN of such rows.
+        if isinstance(site.scale, float) and site.scale <= 0.0:
             return _kept(f"{why}; SDPA's is_causal is not right at a scale of {site.scale}")
         if _sdpa_is_fused(site, device) or blocked is not None and _native_heads(site):
             return _exact("sdpa_causal", why)
