@@ -233,7 +233,7 @@ def test_the_command_line_measures_resumes_and_reports(folder, capsys):
     (folder / "first.json").write_text(json.dumps(first))
     assert cli.main(["eval-report", str(folder / "first.json"), "--out", str(folder / "out")]) == 0
     written = {path.name for path in (folder / "out").iterdir()}
-    assert {"report.md", "needle_grid.png", "heads_1k.png", "blocks.png", "sparsity.png"} <= written
+    assert {"report.md", "needle_grid.png", "heads_1280.png", "blocks.png", "sparsity.png"} <= written
     text = (folder / "out" / "report.md").read_text()
     assert "## Error and its bound" in text
     assert "## Summary" in text and "## Plain text" in text and "## Greedy decoding" in text
@@ -261,7 +261,7 @@ def test_shards_on_stored_documents_join_to_the_whole_run(folder, capsys):
     stored = ["--out", str(folder / "documents.npz")]
     write = ["eval-documents", "--model", str(folder), *documents, *stored]
     assert cli.main([*write, "--count", "3"]) == 0
-    assert "1K" in capsys.readouterr().out
+    assert "1280" in capsys.readouterr().out
     parts = []
     for shard in ("1/2", "2/2"):
         parts.append(folder / f"part{shard[0]}.json")
