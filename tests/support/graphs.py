@@ -93,5 +93,13 @@ def compile_with_passes(function, *args, dynamic=None, training=False, tolerance
     return backend
 
 
+def assert_kept_as_it_was(function, args, reason):
+    """The attention stays, with ``reason`` in its record, and the graph is the one that was captured."""
+    backend = compile_with_passes(function, *args, tolerance=0.0)
+    assert backend.outcomes == [("kept", "")]
+    assert reason in backend.records[0].reason
+    assert str(backend.after[0].graph) == str(backend.before[0].graph)
+
+
 def _tensors(result):
     return [result] if isinstance(result, torch.Tensor) else list(result)

@@ -22,7 +22,7 @@ from support.attention import (
     repeat_kv,
     single,
 )
-from support.graphs import SAMPLED_OPS, compile_with_passes
+from support.graphs import SAMPLED_OPS, assert_kept_as_it_was, compile_with_passes
 
 INF = float("inf")
 
@@ -408,10 +408,7 @@ KEPT = [
 
 @pytest.mark.parametrize("function, reason", KEPT)
 def test_kept_as_it_was(function, reason):
-    backend = compile_with_passes(function, *full(), tolerance=0.0)
-    assert backend.outcomes == [("kept", "")]
-    assert reason in backend.records[0].reason
-    assert str(backend.after[0].graph) == str(backend.before[0].graph)
+    assert_kept_as_it_was(function, full(), reason)
 
 
 def test_what_is_not_understood_has_its_lengths_in_the_report():
