@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+CACHES = ("cache", "past_key_values")  # what transformers calls a KV cache: since 5.24, and before
+
 
 def cache_argument(model: Any) -> str:
-    """The name under which ``model.forward`` takes the cache: "cache" (transformers >= 5.24), else
-    "past_key_values", the older name."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    """The name under which ``model.forward`` takes the cache; the older one if it names neither."""
+    newer, older = CACHES
+    return newer if newer in inspect.signature(model.forward).parameters else older
 
 
 def cache_of(output: Any) -> Any:
     """The KV cache that a model returned, under either name; None if it returned none. A newer transformers
     warns of the older name."""
-    return output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
+    newer, older = CACHES
+    return getattr(output, newer) if hasattr(output, newer) else getattr(output, older, None)

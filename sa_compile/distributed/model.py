@@ -21,8 +21,7 @@ from sa_compile.distributed.checks import attention_modules, check_call, check_m
 from sa_compile.distributed.implementation import CONTEXT, NAME
 from sa_compile.distributed.layout import Layout, in_order, shard_mask
 from sa_compile.distributed.ranks import Ranks
-
-CACHES = ("cache", "past_key_values")  # what transformers calls a KV cache, the newest name first
+from sa_compile.model_call import CACHES, cache_argument
 
 
 def context_parallel(
@@ -68,7 +67,7 @@ class _Sharing:
     def __init__(self, model: PreTrainedModel, run: Callable[..., Any], context: Context) -> None:
         self.config, self.forward, self.run, self.context = model.config, model.forward, run, context
         self.signature = inspect.signature(model.forward)
-        self.cache_name = next(name for name in CACHES if name in self.signature.parameters)
+        self.cache_name = cache_argument(model)
 
     def as_forward(self) -> Callable[..., Any]:
         """What the model's ``forward`` becomes; its signature stays, which ``generate`` reads."""
