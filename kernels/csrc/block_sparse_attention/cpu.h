@@ -30,8 +30,7 @@ struct AttentionArguments {
   float* lse;  // [B, Hq, Sq] contiguous
   BlockMask block_mask;
   Segments query_segment, key_segment;
-  const float* sinks;  // [Hq|1] or null
-  int64_t sink_stride;
+  Sinks sinks;
   BlockSparseAttentionOptions options;  // a window <= 0: none
   RestArguments rest;
 };
@@ -69,7 +68,7 @@ class AttentionWorker {
     for_each_set_bit(words, mask_words(sizes_.key_blocks()), [&](int64_t block) {
       if (block < sizes_.key_blocks()) add_block(packed, pair, b, block);
     });
-    const float sink = args_.sinks ? args_.sinks[h * args_.sink_stride] * kLog2e : -__builtin_inff();
+    const float sink = args_.sinks.of_head(h) * kLog2e;
     const LeftOut left_out = this->left_out((b * sizes_.q_heads + h) * sizes_.query_blocks() + query_block);
     for (int64_t s = 0; s * kStripRows < rows; ++s) {
       const int64_t row = first_row + s * kStripRows;

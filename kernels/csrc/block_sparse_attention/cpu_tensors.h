@@ -22,11 +22,6 @@ inline std::tuple<Tensor, Tensor> attend(const char* op, BlockSparseAttention<Te
   Tensor out = torch::stable::transpose(
       empty(call.query, {sizes.batch, sizes.q_len, sizes.q_heads, sizes.value_head_dim}), 1, 2);
   Tensor lse = empty(call.query, {sizes.batch, sizes.q_heads, sizes.q_len}, ScalarType::Float);
-  if (call.sinks) {
-    STD_TORCH_CHECK(call.sinks->dim() == 1 && call.sinks->scalar_type() == ScalarType::Float &&
-                        (call.sinks->size(0) == sizes.q_heads || call.sinks->size(0) == 1),
-                    op, ": 'sinks' must be a float32 [", sizes.q_heads, "] or [1] tensor, got ", shape(*call.sinks));
-  }
   const AttentionArguments args{sizes,
                                 view(call.query, dtype),
                                 view(call.key, dtype),
@@ -36,8 +31,7 @@ inline std::tuple<Tensor, Tensor> attend(const char* op, BlockSparseAttention<Te
                                 block_mask_of(op, call.block_mask, sizes),
                                 segments_of(op, "query_segment", call.query_segment, sizes.batch, sizes.q_len),
                                 segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
-                                call.sinks ? call.sinks->const_data_ptr<float>() : nullptr,
-                                call.sinks && call.sinks->size(0) > 1 ? call.sinks->stride(0) : 0,
+                                sinks_of(op, call.sinks, sizes),
                                 call.options,
                                 rest};
   block_sparse_attention(args, select_isa(), parallel_for, torch::stable::get_num_threads());

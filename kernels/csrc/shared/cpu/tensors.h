@@ -81,6 +81,14 @@ inline Segments segments_of(const char* op, const char* name, std::optional<Tens
   return {tensor->const_data_ptr<int32_t>(), tensor->size(0) == 1 ? 0 : tensor->stride(0)};
 }
 
+inline Sinks sinks_of(const char* op, const std::optional<Tensor>& tensor, const Sizes& sizes) {
+  if (!tensor) return {};
+  STD_TORCH_CHECK(tensor->dim() == 1 && tensor->is_cpu() && tensor->scalar_type() == ScalarType::Float &&
+                      (tensor->size(0) == sizes.q_heads || tensor->size(0) == 1),
+                  op, ": 'sinks' must be a float32 CPU tensor [", sizes.q_heads, "] or [1], got ", shape(*tensor));
+  return {tensor->const_data_ptr<float>(), tensor->size(0) > 1 ? tensor->stride(0) : 0};
+}
+
 inline BlockMask block_mask_of(const char* op, Tensor& mask, const Sizes& sizes) {
   const int64_t words = mask_words(sizes.key_blocks());
   STD_TORCH_CHECK(mask.dim() == 4 && mask.is_cpu() && mask.scalar_type() == ScalarType::Int &&

@@ -40,6 +40,14 @@ struct BlockMask {
   }
 };
 
+// fp32 [Hq|1]: of a head, a logit beside its scores that has no value; data nullptr: there is none.
+struct Sinks {
+  const float* data = nullptr;
+  int64_t stride = 0;  // 0 broadcasts
+
+  float of_head(int64_t h) const { return data ? data[h * stride] : -__builtin_inff(); }
+};
+
 struct Sizes {
   int64_t batch, q_heads, kv_heads, q_len, kv_len, head_dim, value_head_dim;
   int64_t block_q, block_k;
