@@ -8,7 +8,7 @@ from torch import Tensor
 from ..defaults import LANDMARK_GROUPS
 from ..shared import eager as shared
 from ..shared.blocks import pack_bits
-from ..shared.eager import grouped_product
+from ..shared.eager import grouped_product, with_sinks
 from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
 from ..shared.rows import block_stops, row_ends
@@ -36,7 +36,7 @@ class AdaptiveBlocks:
 
     def __init__(self, a: Arguments) -> None:
         self.query, self.key, self.scale = a.query, a.key, a.scale
-        self.block_q, self.block_k = a.block_q, a.block_k
+        self.block_q, self.block_k, self.sinks = a.block_q, a.block_k, a.sinks
         self.representatives, self.log_weights, self.spreads = a.representatives, a.log_weights, a.spreads
         grid, device = Grid.of(a), a.query.device
         self.n_key_blocks = grid.n_key_blocks
@@ -72,6 +72,7 @@ class AdaptiveBlocks:
             exact = self.exact[blocks].repeat_interleave(self.block_q, 0)[: query.shape[2]]
             scores = scores.masked_fill(exact[:, None], -torch.inf)
             total = torch.logaddexp(scores.logsumexp((-1, -2)), self._exact_log_sum(query, blocks))
+            total = with_sinks(total, self.sinks)
             total = total[..., None, None]
             doubled = 2 * (scores - total)
             doubled[..., :1, :] += (2 * boosts - numbers).clamp(max=0)

@@ -37,6 +37,7 @@ class Arguments(NamedTuple):
     window_slashes: int
     last_rows: int
     q_stride: Size = 1
+    sinks: Tensor | None = None
 
     @property
     def forced(self) -> Forced:
@@ -49,6 +50,7 @@ def check(a: Arguments) -> None:
     checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
     checks.check_representatives(NAME, a.representatives, a.log_weights, a.spreads, a.key, a.block_k)
     checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_sinks(NAME, a.sinks, a.query)
     checks.check_at_least(NAME, 0, tau=a.tau, last_rows=a.last_rows)
     checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
 
@@ -82,6 +84,7 @@ def select_adaptive(
     window_slashes: int = 2,
     last_rows: int = 0,
     q_stride: int = 1,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Per query block, the key blocks that its rows are estimated to look for, as a block_mask.
 
@@ -92,12 +95,14 @@ def select_adaptive(
     diagonals are always kept. Blocks before a query block's own are scored by their representatives, its own
     exactly: of landmarks 1, 4, 7, .., of 2, 5, 8, .. and of 3, 6, 9, .. a row counts the one that it looks
     for most. The Hopper kernel rounds numbers to bytes for that. Query blocks that hold a prompt's
-    last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows.
+    last ``last_rows`` rows keep every block; ``tau`` 0 keeps every block that causality allows. ``sinks``
+    float32 [Hq] or [1]: logits that take their share of each row's attention, as in
+    :func:`block_sparse_attention`; what is left to keys is less then, and so is what is kept.
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.
     """
     scale = scale_or_default(scale, query)
     where = (*representatives, key_segment, scale, q_offset, block_q, block_k)
-    a = Arguments(query, key, *where, tau, keep_sink, window_slashes, last_rows, q_stride)
+    a = Arguments(query, key, *where, tau, keep_sink, window_slashes, last_rows, q_stride, sinks)
     check(a)
     return torch.ops.sampleattn.select_adaptive.default(*a)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..defaults import LANDMARK_GROUPS
 from ..shared.grid import Grid
-from ..shared.reference import blocks_of_rows, causal_entries, prompt_ends, rows_of_block
+from ..shared.reference import blocks_of_rows, causal_entries, prompt_ends, rows_of_block, with_sink
 from .op import Arguments
 
 
@@ -92,6 +92,7 @@ def squared_shares(a: Arguments, product: Product = exact_product) -> tuple[Tens
                 unequal = torch.zeros_like(scores)  # log of the sum of squares by the square of the sum
                 unequal[:, 0] = (2 * boost - number)[:, 0].clamp(max=0)  # a landmark is one key
                 total = torch.logsumexp(torch.cat((scores.flatten(1), exact), -1), -1)[:, None, None]
+                total = with_sink(total, a.sinks, h)
                 shares = torch.where(total > -torch.inf, (scores - total).exp(), 0.0)
                 squares[b, h, i, far] = (unequal.exp() * shares.square()).sum((0, 1))
     return squares, forced, allowed

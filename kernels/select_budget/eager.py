@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..shared import eager as shared
 from ..shared.blocks import pack_bits
-from ..shared.eager import row_weights
+from ..shared.eager import row_weights, with_sinks
 from ..shared.forced import forced_blocks
 from ..shared.grid import Grid
 from ..shared.rows import block_stops
@@ -49,6 +49,7 @@ class Sampled(NamedTuple):
 
     share: Tensor  # of attention, averaged over the rows, [B, Hq, n_query_blocks, n_key_blocks]
     squares: Tensor  # of the keys' shares, as they would sum up over block_q rows like those, likewise
+    of_keys: Tensor  # as share, of the attention among keys alone, of which no sink takes any
     level: Tensor  # the mean of the rows' log-sum-exp, [B, Hq, n_query_blocks]; -inf where no row sees a key
 
 
@@ -65,7 +66,7 @@ def block_shares(a: Arguments) -> Sampled:
     sampled = sampled + step * torch.arange(count, device=a.query.device)
     last = ((block + 1) * block_q).clamp(max=q_len) - 1
     sampled = torch.minimum(sampled, last[:, None])
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    parts: tuple[list[Tensor], ...] = ([], [], [], [])
     at_a_time = max(shared.SCORE_BYTES // (4 * batch * heads * max(kv_len, 1) * count), 1)
     for begin in range(0, n_query_blocks, at_a_time):
         end = min(begin + at_a_time, n_query_blocks)
@@ -80,14 +81,21 @@ def block_shares(a: Arguments) -> Sampled:
         weights, highest = row_weights(reached, chosen, grid.positions(chosen), valid)
         total = weights.sum(-1, keepdim=True)
         shares = weights / torch.where(total > 0, total, 1)
+        of_row = highest + total.log()
         sees = (total > 0).unflatten(2, (end - begin, count))
         rows = sees.sum(3)  # [B, Hq, blocks, 1]
-        for part, x, number in ((parts[0], shares, 1), (parts[1], shares.square(), block_q)):
-            by_block = blocks_of_keys(x, a.block_k).sum(-1).unflatten(2, (end - begin, count))
-            part.append(F.pad(by_block.sum(3) * number / rows.clamp(min=1), (0, n_key_blocks - blocks)))
-        lse = torch.where(sees, (highest + total.log()).unflatten(2, (end - begin, count)), 0).sum(3)
-        parts[2].append(torch.where(rows > 0, lse / rows.clamp(min=1), -torch.inf).squeeze(-1))
+        of_keys, squares = (blocks_of_keys(x, a.block_k).sum(-1) for x in (shares, shares.square()))
+        share = of_keys
+        if a.sinks is not None:
+            left = torch.exp(of_row - with_sinks(of_row.squeeze(-1), a.sinks)[..., None])
+            left = torch.where(total > 0, left, 0)
+            share, squares = of_keys * left, squares * left.square()
+        for part, x, number in ((parts[0], share, 1), (parts[1], squares, block_q), (parts[2], of_keys, 1)):
+            by_block = x.unflatten(2, (end - begin, count)).sum(3)
+            part.append(F.pad(by_block * number / rows.clamp(min=1), (0, n_key_blocks - blocks)))
+        lse = torch.where(sees, of_row.unflatten(2, (end - begin, count)), 0).sum(3)
+        parts[3].append(torch.where(rows > 0, lse / rows.clamp(min=1), -torch.inf).squeeze(-1))
     if not parts[0]:
         empty = a.query.new_zeros((batch, heads, 0, n_key_blocks), dtype=torch.float32)
-        return Sampled(empty, empty, empty[..., 0])
+        return Sampled(empty, empty, empty, empty[..., 0])
     return Sampled(*(torch.cat(part, 2) for part in parts))

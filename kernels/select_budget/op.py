@@ -35,6 +35,7 @@ class Arguments(NamedTuple):
     keep_sink: bool
     window_slashes: int
     q_stride: Size = 1
+    sinks: Tensor | None = None
 
     @property
     def forced(self) -> Forced:
@@ -51,6 +52,7 @@ def check(a: Arguments, op: str = NAME) -> None:
     checks.check_qkv(op, a.query, a.key)
     checks.check_block_size(op, block_q=a.block_q, block_k=a.block_k)
     checks.check_segment(op, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_sinks(op, a.sinks, a.query)
     checks.check_at_least(op, 0, budget=a.budget, tau=a.tau)
     checks.check_at_least(op, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
     checks.check_power_of_two(op, rows=a.rows)
@@ -84,6 +86,7 @@ def select_budget(
     keep_sink: bool = True,
     window_slashes: int = 2,
     q_stride: int = 1,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Per query block, the key blocks that sampled rows give too much attention to be left out.
 
@@ -93,13 +96,15 @@ def select_budget(
     left out grows by that. A block is kept, too, if the shares of its keys reach ``tau`` in their 2-norm over
     rows, ``block_q`` of them for those that were sampled. Prompts of more than 16384 keys sample half as many
     rows each time they double, 4 at least. The sink block and ``window_slashes`` >= 1 block diagonals are
-    always kept; ``budget`` 0 or ``tau`` 0 keeps every block that causality allows. Returns int32
-    [B, Hq, n_query_blocks, n_words]. Source: docs/pretrained.md. Raises ValueError for arguments that do not
-    fit.
+    always kept; ``budget`` 0 or ``tau`` 0 keeps every block that causality allows. ``sinks`` float32 [Hq] or
+    [1]: logits that take their share of each row's attention, as in :func:`block_sparse_attention`, before
+    those of keys are looked at. Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/pretrained.md.
+    Raises ValueError for arguments that do not fit.
     """
     scale = scale_or_default(scale, query)
     where = (key_segment, scale, q_offset, block_q, block_k)
-    a = Arguments(query, key, *where, budget, tau, rows, keep_sink, window_slashes, q_stride)
+    kept = (keep_sink, window_slashes, q_stride, sinks)
+    a = Arguments(query, key, *where, budget, tau, rows, *kept)
     check(a)
     return torch.ops.sampleattn.select_budget.default(*a)
 

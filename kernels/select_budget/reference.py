@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..shared.grid import Grid
-from ..shared.reference import blocks_of_rows, causal_entries
+from ..shared.reference import blocks_of_rows, causal_entries, with_sink
 from .op import Arguments, first_row, rows_of_a_block
 
 
@@ -34,7 +34,8 @@ def growths(a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             for h in range(heads):
                 keys = a.key[b, h // group].double().nan_to_num()
                 scores = a.scale * (a.query[b, h, sampled].double() @ keys.T)
-                weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)[visible.any(-1)]
+                scores = scores.masked_fill(~visible, -torch.inf)[visible.any(-1)]
+                weights = (scores - with_sink(scores.logsumexp(-1, keepdim=True), a.sinks, h)).exp()
                 share = grown.new_zeros(grid.n_key_blocks)
                 if len(weights):
                     parts = weights.split(a.block_k, -1)

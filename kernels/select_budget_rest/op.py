@@ -37,6 +37,7 @@ class Arguments(NamedTuple):
     keep_sink: bool
     window_slashes: int
     q_stride: Size = 1
+    sinks: Tensor | None = None
 
     @property
     def of_budget(self) -> select_budget.Arguments:
@@ -89,6 +90,7 @@ def select_budget_rest(
     keep_sink: bool = True,
     window_slashes: int = 2,
     q_stride: int = 1,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The blocks of ``select_budget`` or of ``block_mask``, and what sampled rows get from all others.
 
@@ -100,11 +102,13 @@ def select_budget_rest(
     these shares; ``rest_level``, likewise, the natural logarithm of what the kept blocks sum up to in a
     sampled row: the mean over these rows of their log-sum-exp over all keys, and log(1 - rest_share). A mean
     value that is not finite counts as 0. Nothing left out, and no row that sees a key: 0, 0 and -inf or
-    more. Source: docs/pretrained.md. Raises ValueError for arguments that do not fit.
+    more. ``sinks`` have a say in what is kept alone: all three are of the attention among keys, which is what
+    :func:`block_rest_attention` gives the sink its share of. Source: docs/pretrained.md. Raises ValueError
+    for arguments that do not fit.
     """
     scale = scale_or_default(scale, query)
     where = (key_segment, scale, q_offset, block_q, block_k)
-    kept = (keep_sink, window_slashes, q_stride)
+    kept = (keep_sink, window_slashes, q_stride, sinks)
     a = Arguments(query, key, value, block_mask, *where, budget, tau, rows, *kept)
     check(a)
     return torch.ops.sampleattn.select_budget_rest.default(*a)

@@ -52,6 +52,17 @@ def block_mass(a: CausalRows, block_k: int, rows: Tensor, valid: Tensor) -> Tens
     return torch.where(total > 0, mass / torch.where(total > 0, total, 1), 0)
 
 
+def with_sinks(log_sum: Tensor, sinks: Tensor | None) -> Tensor:
+    """Rows' log-sum-exps over keys, [B, Hq, R], and their heads' sinks [Hq] or [1], if any.
+
+    -inf stays: a row that sees no key gives none a share.
+    """
+    if sinks is None:
+        return log_sum
+    both = torch.logaddexp(log_sum, sinks[:, None])
+    return torch.where(log_sum == -torch.inf, log_sum, both)
+
+
 def row_weights(a: CausalRows, rows: Tensor, position: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Exponentials of the rows' scores less their largest, fp32 [B, Hq, R, Sk], 0 where nothing is seen; and
     the largest, [B, Hq, R, 1]."""

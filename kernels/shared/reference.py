@@ -148,6 +148,14 @@ def blocks_of_rows(
     return allowed, [j for j in allowed if own - j < forced.window_slashes or j in sinks]
 
 
+def with_sink(log_sum: Tensor, sinks: Tensor | None, head: int) -> Tensor:
+    """Log-sum-exps of rows over keys and the head's sink; -inf, of a row that sees no key, stays."""
+    if sinks is None:
+        return log_sum
+    sink = sinks[head % len(sinks)].double()
+    return torch.where(log_sum > -torch.inf, torch.logaddexp(log_sum, sink), log_sum)
+
+
 def packed(kept: Tensor) -> Tensor:
     """An index, int32 [..., n_words], of bool [..., n_key_blocks]."""
     n_key_blocks = kept.shape[-1]

@@ -184,7 +184,7 @@ def test_long_prompts_as_pytorch_keeps_them(heads: int, kv_heads: int, length: i
         pytest.skip("needs Hopper and the CUDA library")
     query, key, _ = inputs_of(case, cuda)
     given = Arguments(query, key, None, 0.4, case.q_offset, 128, 128, 0.03, 0.1, 32, True, 2)
-    share, squares, level = budget_eager.block_shares(given)
+    share, squares, _, level = budget_eager.block_shares(given)
     bits = blocks.unpack_bits(budget_eager.select_budget(given), -(-length // 128))
     grown = budget_eager.growths(share.masked_fill(~allowed_candidates(given), 0.0))
     with preferring("cuda_sm90"):

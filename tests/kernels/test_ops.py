@@ -16,6 +16,7 @@ CASES = {
     "plain": Case(dtype=torch.bfloat16),
     "padded": Case(batch=2, segments="left_padding"),
     "packed": Case(segments="packed"),
+    "sinks": Case(sinks=True),
 }
 
 
@@ -55,9 +56,11 @@ def calls():
             True,
             2,
             20,
+            sinks=x.sinks,
         )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
         budget = Budget(x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
+        budget = budget._replace(sinks=x.sinks)
         yield f"select_budget-{name}", ops.select_budget_op, budget
         rest = BudgetRest(*budget[:2], x.value, x.block_mask, *budget[2:])
         yield f"select_budget_rest-{name}", ops.select_budget_rest_op, rest
@@ -206,6 +209,7 @@ ERRORS = {
     "window": (lambda: adaptive(window_slashes=0), "'window_slashes' must be >= 1, got 0"),
     "terms-size": (lambda: adaptive((TERMS[0], TERMS[1][..., :3], TERMS[2])), "'log_weights'.*size 4 in dim"),
     "terms-dtype": (lambda: adaptive((TERMS[0], TERMS[1], TERMS[2].half())), "'spreads' must be a float32"),
+    "sinks": (lambda: adaptive(sinks=torch.zeros(3)), "'sinks' must have size 4 or 1 in dimension 0"),
     "representatives": (lambda: adaptive((TERMS[0][0], *TERMS[1:])), "'representatives' must be a .B, Hkv"),
     "alpha": (lambda: select(alpha_c=-0.1), "'alpha_c' must be >= 0, got -0.1"),
     "alpha-nan": (lambda: select(alpha_s=float("nan")), "'alpha_s' must be >= 0, got nan"),
@@ -228,6 +232,8 @@ def direct_calls():
     for sinks in (torch.zeros(2), torch.zeros(4, 1), torch.zeros(4).half()):
         arguments = (Q, K, K, MASK, None, None, sinks, *tail[3:])
         yield "sinks", lambda arguments=arguments: ops.block_sparse_attention_op(*arguments)
+        selection = Budget(Q, K, None, 0.1, 0, 16, 16, 0.1, 0.1, 8, True, 2, sinks=sinks)
+        yield "sinks of a selection", lambda given=selection: ops.select_budget_op(*given)
     yield "means", lambda: ops.block_mean_attention_op(Q, K, K[:, :1], MASK, None, None, 0.1, 0, 16, 16)
     budget = (None, 0.1, 0, 16, 16, 0.1, 0.1, 8, True, 2)
     yield "rest index", lambda: ops.select_budget_rest_op(Q, K, K, MASK[:, :, :1], *budget)

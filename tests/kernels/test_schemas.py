@@ -19,9 +19,9 @@ SCHEMAS = {
     "block_mean_attention": "758f749cb342acc9",
     "attention_mass": "27086dcbf86d948d",
     "block_representatives": "4f675d25be0d3354",
-    "select_adaptive": "aa22e812e811baef",
-    "select_budget": "37cb8698e2d55562",
-    "select_budget_rest": "41358b1a129b6e96",
+    "select_adaptive": "63629527bbfb4a4c",
+    "select_budget": "44dbc3ba256d153e",
+    "select_budget_rest": "5f0d3eb1a8be62c7",
     "block_rest_attention": "0ef3e1c7a49ad21f",
 }
 

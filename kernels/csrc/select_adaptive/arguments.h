@@ -19,11 +19,12 @@ struct SelectAdaptive {
   static constexpr char kSchema[] =
       "(Tensor query, Tensor key, Tensor representatives, Tensor log_weights, Tensor spreads, Tensor? key_segment, "
       "float scale, int q_offset, int block_q, int block_k, float tau, bool keep_sink, int window_slashes, "
-      "int last_rows, int q_stride=1) -> Tensor";
+      "int last_rows, int q_stride=1, Tensor? sinks=None) -> Tensor";
 
   Tensor query, key, representatives, log_weights, spreads;
   std::optional<Tensor> key_segment;
   SelectAdaptiveOptions options;
+  std::optional<Tensor> sinks;
 };
 
 }  // namespace sampleattn

@@ -32,6 +32,7 @@ struct AdaptiveArguments {
   int64_t members;
   Segments key_segment;
   SelectAdaptiveOptions options;
+  Sinks sinks;
 };
 
 namespace detail {
@@ -127,8 +128,8 @@ class AdaptiveWorker {
       }
       isa_.add_squared_shares(static_cast<int>(strip_.n_rows), strip_.padded_rows, query, sizes_.head_dim,
                               packed.member(pair, 0), args_.members, columns_, own, packed.log2_weight(pair, 0),
-                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact, member_scores_.get(),
-                              squares_.get());
+                              packed.half_spread(pair, 0), maximum_.data(), sum_.data(), n_exact,
+                              args_.sinks.of_head(h) * kLog2e, member_scores_.get(), squares_.get());
     }
   }
 

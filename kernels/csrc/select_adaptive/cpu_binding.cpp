@@ -44,7 +44,8 @@ Tensor run(SelectAdaptive<Tensor> call) {
       call.spreads.const_data_ptr<float>(),
       members,
       segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
-      options};
+      options,
+      sinks_of(op, call.sinks, sizes)};
   Tensor mask = empty_block_mask(call.query, sizes);
   select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(), words_of(mask));
   return mask;

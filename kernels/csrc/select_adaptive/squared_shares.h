@@ -18,6 +18,7 @@ struct MemberTerms {
   const float* exact_maximum;
   const float* exact_sum;
   int64_t n_exact;
+  float sink;
 
   // What a representative's spread adds to its score, at most what the keys that it stands for can.
   Vec boost(int64_t at) const {
@@ -54,7 +55,7 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
     reference = terms.exact_maximum[f] > reference ? terms.exact_maximum[f] : reference;
   }
   if (reference == -kInf) return;  // the row sees no key
-  float total = 0.0f;
+  float total = __builtin_exp2f(terms.sink - reference);  // of infinity, shares are the 0 that they are nearly
   for (int64_t f = 0; f < terms.n_exact; ++f) {
     total += terms.exact_sum[f] * exp2_nonpositive(splat(terms.exact_maximum[f] - reference))[0];
   }
@@ -77,7 +78,7 @@ inline void row_squares(float* scores, int64_t stride, const MemberTerms& terms,
 void add_squared_shares(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
                         int64_t members, int64_t columns, int64_t end, const float* log2_weights,
                         const float* half_spreads, const float* exact_maximum, const float* exact_sum, int64_t n_exact,
-                        float* scores, float* squares) {
+                        float sink, float* scores, float* squares) {
   const int64_t stride = padded_rows * columns;
   for (int64_t m = 0; m < members; ++m) {
     product(padded_rows, query, head_dim, head_dim, 0, head_dim, packed + m * head_dim * columns, columns, 0, end,
@@ -88,7 +89,7 @@ void add_squared_shares(int rows, int padded_rows, const float* query, int64_t h
     for (int64_t d = 0; d < head_dim; ++d) norm += query[r * head_dim + d] * query[r * head_dim + d];
     row_squares(scores + r * columns, stride,
                 {members, columns, end, log2_weights, half_spreads, norm, exact_maximum + r * n_exact,
-                 exact_sum + r * n_exact, n_exact},
+                 exact_sum + r * n_exact, n_exact, sink},
                 squares);
   }
 }

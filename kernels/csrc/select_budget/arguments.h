@@ -19,11 +19,13 @@ template <class Tensor>
 struct SelectBudget {
   static constexpr char kSchema[] =
       "(Tensor query, Tensor key, Tensor? key_segment, float scale, int q_offset, int block_q, int block_k, "
-      "float budget, float tau, int rows, bool keep_sink, int window_slashes, int q_stride=1) -> Tensor";
+      "float budget, float tau, int rows, bool keep_sink, int window_slashes, int q_stride=1, Tensor? sinks=None) "
+      "-> Tensor";
 
   Tensor query, key;
   std::optional<Tensor> key_segment;
   SelectBudgetOptions options;
+  std::optional<Tensor> sinks;
 };
 
 }  // namespace sampleattn

@@ -31,6 +31,7 @@ struct BudgetArguments {
   View query, key;
   Segments key_segment;
   SelectBudgetOptions options;
+  Sinks sinks;
   const BudgetRest* rest = nullptr;  // nullptr: nobody asks for it
 };
 
@@ -80,6 +81,7 @@ class BudgetWorker {
   // What the rows of a head give each key block, summed over the rows that see a key.
   struct Shares {
     std::vector<float> share, squares;
+    std::vector<float> of_keys;  // shares of what the sink leaves; for the rest alone
     double level;  // of their log-sum-exps
     int64_t rows;
   };
@@ -92,6 +94,7 @@ class BudgetWorker {
     for (Shares& head : heads_) {
       head.share.assign(stop, 0.0f);
       head.squares.assign(stop, 0.0f);
+      if (args_.rest) head.of_keys.assign(stop, 0.0f);
       head.level = 0.0;
       head.rows = 0;
     }
@@ -110,13 +113,17 @@ class BudgetWorker {
         float *sum = sum_.get() + at, *squares = squares_.get() + at;
         const float level = isa_.normalise(maximum_.get() + at, sum, squares, stop);
         if (level == -__builtin_inff()) continue;
-        Shares& head = heads_[(first + r) / sampled_.size()];
+        const int64_t g = (first + r) / static_cast<int64_t>(sampled_.size());
+        Shares& head = heads_[g];
         head.level += level;
         ++head.rows;
+        const float sink = args_.sinks.of_head(kv_head * sizes_.group() + g) * kLog2e;
+        const float left = 1.0f / (1.0f + __builtin_exp2f(sink - level));  // by the sink
         for (int64_t j = 0; j < stop; ++j) {
-          head.share[j] += sum[j];
-          head.squares[j] += squares[j];
+          head.share[j] += sum[j] * left;
+          head.squares[j] += squares[j] * (left * left);
         }
+        for (int64_t j = 0; args_.rest && j < stop; ++j) head.of_keys[j] += sum[j];
       }
     }
   }
@@ -184,7 +191,7 @@ class BudgetWorker {
       words[w] |= given[w] & allowed_[w];
       for (uint32_t left_out = allowed_[w] & ~words[w]; left_out; left_out &= left_out - 1) {
         const int64_t j = w * 32 + std::countr_zero(left_out);
-        const float share = head.share[j] / rows;
+        const float share = head.of_keys[j] / rows;
         const float* mean = means.mean(pair, j);
         for (int64_t d = 0; d < dim; ++d) value[d] += share * mean[d];
         sum += share;
@@ -192,7 +199,7 @@ class BudgetWorker {
     }
     rest.share[at] = static_cast<float>(sum);
     // -inf if no row sees a key. 1 - sum would be roundings where little is kept.
-    for_each_set_bit(words, mask_words(n_blocks_), [&](int64_t j) { kept += head.share[j] / rows; });
+    for_each_set_bit(words, mask_words(n_blocks_), [&](int64_t j) { kept += head.of_keys[j] / rows; });
     rest.level[at] = static_cast<float>(head.level * kLn2 / rows + std::log(kept));
   }
 

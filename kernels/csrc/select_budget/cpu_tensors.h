@@ -25,6 +25,7 @@ inline Tensor select_budget(const char* op, SelectBudget<Tensor> call, const Siz
                              view(call.key, dtype),
                              segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
                              call.options,
+                             sinks_of(op, call.sinks, sizes),
                              rest};
   Tensor mask = empty_block_mask(call.query, sizes);
   select_budget(args, select_isa(), parallel_for, torch::stable::get_num_threads(), words_of(mask));

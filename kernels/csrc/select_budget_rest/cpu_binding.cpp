@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run(SelectBudgetRest<Tensor> call) {
   const BudgetRest rest{view(value, dtype_of(op, call.query)), block_mask_of(op, call.block_mask, sizes),
                         rest_value.mutable_data_ptr<float>(), share.mutable_data_ptr<float>(),
                         level.mutable_data_ptr<float>()};
-  Tensor mask = select_budget(op, {call.query, call.key, call.key_segment, call.options}, sizes, &rest);
+  Tensor mask = select_budget(op, {call.query, call.key, call.key_segment, call.options, call.sinks}, sizes, &rest);
   return {mask, rest_value, share, level};
 }
 

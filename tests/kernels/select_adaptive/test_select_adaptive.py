@@ -43,6 +43,11 @@ def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS, tau=0
     return Arguments(inputs.query, inputs.key, *representatives, *where, tau, keep_sink, window, last_rows)
 
 
+def sinks_of(case):
+    """A logit a head: that of the first takes little from the keys, that of the last most."""
+    return torch.linspace(-1.0, 6.0, case.heads)
+
+
 def unpacked(mask, case):
     return blocks.unpack_bits(mask, -(-case.kv_len // case.block_k))
 
@@ -59,8 +64,10 @@ def assert_blocks_equal_the_oracles(kept, given):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("forced", [(True, 2), (False, 1), (True, 4)], ids=["default", "least", "wide"])
-def test_shares_equal_the_oracle(case, forced):
+@pytest.mark.parametrize("sinks", [False, True], ids=["keys-alone", "sinks"])
+def test_shares_equal_the_oracle(case, forced, sinks):
     given = selection(case, sharpened(case), *forced)
+    given = given._replace(sinks=sinks_of(case) if sinks else None)
     expected, *_ = adaptive_reference.squared_shares(given)
     shares = adaptive_eager.AdaptiveBlocks(given).squared_shares()
     torch.testing.assert_close(shares.double(), expected, **TOLERANCE)
@@ -74,6 +81,34 @@ def test_shares_equal_the_oracle(case, forced):
 def test_blocks_equal_the_oracle(select, case, forced, last_rows, tau):
     given = selection(case, sharpened(case), *forced, tau=tau, last_rows=last_rows)
     assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+
+
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("case", CASES)
+def test_blocks_equal_the_oracle_with_sinks(select, case):
+    given = selection(case, sharpened(case), tau=0.1, last_rows=40)._replace(sinks=sinks_of(case))
+    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+
+
+@pytest.mark.parametrize("select", SELECT)
+def test_one_sink_is_that_of_all_heads(select):
+    given = selection(BASE, sharpened(BASE), tau=0.5)
+    one, all_heads = torch.tensor([4.0]), torch.full((2 * BASE.heads,), 4.0)[::2]
+    found = select(given._replace(sinks=one))
+    assert torch.equal(found, select(given._replace(sinks=all_heads)))
+    assert not torch.equal(found, select(given))
+
+
+@pytest.mark.parametrize("select", SELECT)
+@pytest.mark.parametrize("case", CASES)
+def test_a_sink_of_minus_infinity_is_none_and_a_large_one_leaves_what_is_forced(select, case):
+    given = selection(case, sharpened(case))
+    none, large = (torch.full((case.heads,), sink) for sink in (-torch.inf, 60.0))
+    assert torch.equal(select(given._replace(sinks=none)), select(given))
+    _, forced, _ = adaptive_reference.squared_shares(given)
+    assert torch.equal(unpacked(select(given._replace(sinks=large)), case), forced)
+    endless = torch.full((1,), torch.inf)
+    assert torch.equal(unpacked(select(given._replace(sinks=endless)), case), forced)
 
 
 @pytest.mark.parametrize("select", SELECT)
@@ -175,6 +210,18 @@ def test_less_is_kept_as_tau_grows_and_what_is_forced_stays(seed, q_offset, bloc
     assert not (forced & ~high).any()
     only_forced = kept(1e3)
     assert torch.equal(only_forced, forced)
+
+
+@given(**SMALL, sinks=st.tuples(st.floats(-5.0, 10.0), st.floats(-5.0, 10.0)))
+@settings(max_examples=30, deadline=None)
+def test_less_is_kept_as_sinks_grow(seed, q_offset, block, padding, sinks):
+    case, given = drawn(seed, q_offset, block, padding)
+    none = unpacked(ops.select_adaptive_op(*given), case)
+    low, high = (
+        unpacked(ops.select_adaptive_op(*given._replace(sinks=torch.tensor([sink]))), case)
+        for sink in sorted(sinks)
+    )
+    assert not (high & ~low).any() and not (low & ~none).any()
 
 
 @given(**SMALL)

@@ -55,6 +55,55 @@ def test_blocks_equal_the_oracles(select, case, sink, window):
         assert_equals_the_oracle(unpacked(select(bounded), case), bounded)
 
 
+@pytest.mark.parametrize(
+    "select",
+    [pytest.param(run_op, id="op"), pytest.param(eager.select_budget, id="eager")],
+)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("bounds", [(BUDGET, NONE), (NONE, TAU / 3)], ids=["budget", "tau"])
+def test_blocks_equal_the_oracles_with_sinks(select, case, bounds):
+    sinks, (budget, tau) = torch.linspace(-1.0, 6.0, case.heads), bounds
+    given = arguments(case, make_inputs(case), budget=budget, tau=tau)._replace(sinks=sinks)
+    assert_equals_the_oracle(unpacked(select(given), case), given)
+
+
+@pytest.mark.parametrize("select", [run_op, eager.select_budget], ids=["op", "eager"])
+def test_one_sink_is_that_of_all_heads(select):
+    given = arguments(BASE, make_inputs(BASE))
+    one, all_heads = torch.tensor([4.0]), torch.full((2 * BASE.heads,), 4.0)[::2]
+    found = select(given._replace(sinks=one))
+    assert torch.equal(found, select(given._replace(sinks=all_heads)))
+    assert not torch.equal(found, select(given))
+
+
+@pytest.mark.parametrize("select", [run_op, eager.select_budget], ids=["op", "eager"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_sink_of_minus_infinity_is_none_and_a_large_one_leaves_what_is_forced(select, case):
+    given = arguments(case, make_inputs(case))
+    none = torch.full((case.heads,), -torch.inf)
+    assert torch.equal(select(given._replace(sinks=none)), select(given))
+    _, _, forced, allowed = reference.growths(given)
+    for large in (60.0, torch.inf):
+        kept = unpacked(select(given._replace(sinks=torch.full((1,), large))), case)
+        assert torch.equal(kept, forced & allowed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 150), st.integers(0, 2**31), st.floats(-4.0, 8.0), st.sampled_from([1, 8]))
+def test_less_is_kept_with_a_sink(q_len, seed, sink, rows):
+    """By either bound. With several rows a budget keeps no more blocks, but they may be others."""
+    case = BASE.but(q_len=q_len, kv_len=q_len + 40, q_offset=40, block_q=16)
+    given = arguments(case, make_inputs(case, seed), rows=rows)
+    sinks = torch.tensor([sink])
+    for budget, tau in ((BUDGET, NONE), (NONE, TAU)):
+        bounded = given._replace(budget=budget, tau=tau)
+        kept = unpacked(run_op(bounded), case)
+        beside_sink = unpacked(run_op(bounded._replace(sinks=sinks)), case)
+        assert (beside_sink.sum(-1) <= kept.sum(-1)).all()
+        if rows == 1 or budget == NONE:
+            assert not (beside_sink & ~kept).any()
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("bounds", [(0.0, NONE), (NONE, 0.0)], ids=["budget", "tau"])
 def test_zero_keeps_every_block_that_causality_allows(case, bounds):
@@ -134,6 +183,8 @@ def test_a_query_block_has_no_more_rows_than_it_has():
         ("budget", -0.1, "'budget' must be >= 0, got -0.1"),
         ("tau", -1.0, "'tau' must be >= 0, got -1.0"),
         ("window_slashes", 0, "'window_slashes' must be >= 1, got 0"),
+        ("sinks", torch.zeros(3), r"'sinks' must have size 2 or 1 in dimension 0"),
+        ("sinks", torch.zeros(2).half(), r"'sinks' must be a float32 \[2\] or \[1\] tensor or None"),
         ("block_q", 48, "'block_q' must be one of 16, 32, 64, 128, got 48"),
     ],
 )

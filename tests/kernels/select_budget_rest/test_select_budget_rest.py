@@ -63,6 +63,24 @@ def test_equals_the_oracle(run, case, shared):
 
 
 @BOTH
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_oracle_with_sinks(run, case):
+    inputs = make_inputs(case.but(density=0.15))
+    given = arguments(case, inputs, tau=0.2)._replace(sinks=torch.linspace(-1.0, 4.0, case.heads))
+    assert_rest_equals_the_oracle(run(given), given)
+
+
+@BOTH
+@pytest.mark.parametrize("case", CASES)
+def test_a_sink_that_leaves_little_to_keys_leaves_the_rest_as_keys_have_it(run, case):
+    """It has its share of the whole output: what is left out is what it is to the keys."""
+    given = arguments(case, make_inputs(case.but(density=0.15)), NONE)
+    found = run(given._replace(sinks=torch.tensor([60.0])))
+    for tensor, same in zip(found, run(given), strict=True):
+        assert torch.equal(tensor, same)
+
+
+@BOTH
 def test_equals_the_oracle_where_few_rows_of_many_keys_are_sampled(run):
     case = BASE.but(q_len=64, kv_len=20000, q_offset=19936, block_q=64, block_k=128, heads=1, density=0.05)
     given = arguments(case, make_inputs(case), rows=8, tau=0.5)

@@ -56,11 +56,11 @@ struct Isa {
   // Adds to squares[j], for every column j < end, the squared share that column j's members have of the attention of
   // each row of a strip. packed: a head_dim x columns matrix for each member; log2_weights and half_spreads (in units of
   // log2): [members, columns]. The rest of a row's attention comes as the maxima and sums of n_exact blocks,
-  // [rows, n_exact]. scores is scratch: members x padded_rows x columns.
+  // [rows, n_exact], and as `sink`, a logit in units of log2. scores is scratch: members x padded_rows x columns.
   void (*add_squared_shares)(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
                              int64_t members, int64_t columns, int64_t end, const float* log2_weights,
                              const float* half_spreads, const float* exact_maximum, const float* exact_sum,
-                             int64_t n_exact, float* scores, float* squares);
+                             int64_t n_exact, float sink, float* scores, float* squares);
 };
 
 // The best instruction set of this machine, or the one that ATEN_CPU_CAPABILITY names.
