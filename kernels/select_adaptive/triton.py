@@ -113,6 +113,7 @@ def _score_blocks(
     all_row_codes,  # int8 [B * Hq, query blocks of the group, BLOCK_Q, CODE_DIM]
     squares,  # bf16 [B * Hq, query blocks of the group, tiles, BLOCK_Q, TILE_BLOCKS]
     inverses,  # fp32 [B * Hq, query blocks of the group, BLOCK_Q]: what squares become shares with; 0: none
+    sink_logits,  # fp32 [Hq|1]: of a head, a logit that has its share of each row's attention; or None
     q_batch,
     q_head,
     q_row,
@@ -121,6 +122,7 @@ def _score_blocks(
     k_row,
     segment_batch,
     ends_batch,
+    sink_stride,
     q_heads,
     group,
     q_len,
@@ -144,6 +146,7 @@ def _score_blocks(
     CHUNK: tl.constexpr,  # members of each block of a tile in a product
     WHOLE: tl.constexpr,  # every block before a query block's own has all its landmarks
     HAS_SEGMENT: tl.constexpr,
+    HAS_SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     LOG2_E: tl.constexpr,
     FARTHEST: tl.constexpr,
@@ -266,6 +269,8 @@ def _score_blocks(
         again = tl.max(wrong.to(tl.int32), 0) != 0
     total += tl.sum(masses, 1)
     counts = (row < row_stop) & (total > 0)
+    if HAS_SINKS:
+        total += tl.exp2(tl.load(sink_logits + head * sink_stride) * LOG2_E - offset)
     total = tl.where(counts, total, 1.0)
     tl.store(inverses + slot, tl.where(counts, 1.0 / (total * total), 0.0))
 
@@ -326,10 +331,12 @@ def select_adaptive(a: Arguments) -> Tensor:
             row_codes,
             squares,
             inverses,
+            a.sinks,
             *query.stride()[:3],
             *key.stride()[:3],
             batch_stride(a.key_segment),
             batch_stride(ends),
+            batch_stride(a.sinks),
             q_heads,
             q_heads // kv_heads,
             q_len,
@@ -353,6 +360,7 @@ def select_adaptive(a: Arguments) -> Tensor:
             CHUNK=chunk,
             WHOLE=whole,
             HAS_SEGMENT=a.key_segment is not None,
+            HAS_SINKS=a.sinks is not None,
             PRECISION="ieee",
             LOG2_E=LOG2_E,
             FARTHEST=FARTHEST,

@@ -152,8 +152,10 @@ def _write_bits(
     rest_shares,  # fp32 [B * Hq, query blocks of the batch, n_key_blocks]: of blocks that are not kept
     rest_share,  # fp32 [B * Hq, n_query_blocks]: their sum
     rest_level,  # likewise: the mean of the rows' log-sum-exp, and the logarithm of what is kept of them
+    sink_logits,  # fp32 [Hq|1]: of a head, a logit that has its share of each row's attention; or None
     visible_batch,
     sink_batch,
+    sink_logit_stride,
     given_batch,
     given_head,
     given_row,
@@ -177,6 +179,7 @@ def _write_bits(
     WORD_BITS: tl.constexpr,
     HALVINGS: tl.constexpr,
     HAS_REST: tl.constexpr,  # what comes after block_mask and its strides are read and written
+    HAS_SINKS: tl.constexpr,
 ):
     q_block = first_query_block + tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
@@ -188,8 +191,11 @@ def _write_bits(
     allowed = (j < n_key_blocks) & (j * BLOCK_K <= last)
     share = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     squares = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
+    among_keys = tl.zeros([ALL_WORDS * WORD_BITS], dtype=tl.float32)
     rows = 0.0
     level = 0.0
+    if HAS_SINKS:
+        sink = tl.load(sink_logits + batch_head % q_heads * sink_logit_stride) * 1.4426950408889634
     place = (batch_head * n_key_blocks + j) * (query_blocks * COUNT) + tl.program_id(0) * COUNT
     for r in range(0, COUNT):
         row = tl.load(logs + place + r, mask=allowed, other=float("-inf"))
@@ -199,8 +205,13 @@ def _write_bits(
         masses = tl.exp2(row - offset)
         total = tl.sum(masses, 0)
         total_or_one = tl.where(total > 0.0, total, 1.0)
-        share += masses / total_or_one
-        largest = tl.exp2(norm - offset) / total_or_one
+        if HAS_SINKS:
+            among_keys += masses / total_or_one
+            all_of_row = total_or_one + tl.exp2(sink - offset)
+        else:
+            all_of_row = total_or_one
+        share += masses / all_of_row
+        largest = tl.exp2(norm - offset) / all_of_row
         squares += largest * largest
         rows += tl.where(total > 0.0, 1.0, 0.0)
         level += tl.where(total > 0.0, offset + tl.log2(total_or_one), 0.0)
@@ -208,7 +219,7 @@ def _write_bits(
     squares = squares * (BLOCK_Q / tl.maximum(rows, 1.0))
     allowed = allowed & (tl.load(visible + batch * visible_batch + j, mask=j < n_key_blocks, other=0) != 0)
     forced = (own - j < window_slashes) | (j == tl.load(sinks + batch * sink_batch))
-    average = share
+    average = among_keys / tl.maximum(rows, 1.0) if HAS_SINKS else share
     share = tl.where(allowed & (forced == 0), share, 0.0)
     low, high = budget * 0.0, budget
     for _ in range(HALVINGS):
@@ -331,8 +342,10 @@ def select_and_rest(a: Arguments, rest: Rest | None) -> Tensor:
             left_out,
             share,
             level,
+            a.sinks,
             batch_stride(visible),
             batch_stride(sinks),
+            batch_stride(a.sinks),
             *strides,
             q_heads,
             q_len,
@@ -353,6 +366,7 @@ def select_and_rest(a: Arguments, rest: Rest | None) -> Tensor:
             WORD_BITS=WORD_BITS,
             HALVINGS=HALVINGS,
             HAS_REST=rest is not None,
+            HAS_SINKS=a.sinks is not None,
             num_warps=4 if n_key_blocks <= 1024 else 8,
         )
         if rest is not None:
