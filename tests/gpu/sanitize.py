@@ -94,11 +94,13 @@ def check_adaptive() -> None:
         padding = torch.where(torch.arange(700) < torch.tensor([[200], [0]]), -1, 0).int()
         for segment in (None, padding):
             moved = None if segment is None else segment.cuda()
+            sinks = None if segment is None else torch.linspace(-1.0, 4.0, 4)
             terms = ops.block_representatives(key, key_segment=segment, landmarks=landmarks)
             on_device = ops.block_representatives(key.cuda(), key_segment=moved, landmarks=landmarks)
             assert torch.equal(on_device[0][:, :, 1:].cpu(), terms[0][:, :, 1:])
-            found = ops.select_adaptive(query.cuda(), key.cuda(), on_device, key_segment=moved)
-            expected = ops.select_adaptive(query, key, terms, key_segment=segment)
+            of_device = {"key_segment": moved, "sinks": None if sinks is None else sinks.cuda()}
+            found = ops.select_adaptive(query.cuda(), key.cuda(), on_device, **of_device)
+            expected = ops.select_adaptive(query, key, terms, key_segment=segment, sinks=sinks)
             assert (found.cpu() != expected).float().mean() < 0.05
             print("adaptive", dim, landmarks, "plain" if segment is None else "padded", flush=True)
 
@@ -122,11 +124,14 @@ def _of_means(arguments: Sequence) -> tuple:
     return query, key, value, mask, segment, sinks, scale, q_offset, block_q, block_k
 
 
+SINKS = {"ragged": "none", "padding": "a_head"}
+
+
 def check_rest() -> None:
     """``select_budget_rest`` and ``block_rest_attention`` at every head dim of theirs, padded and ragged."""
     for dims in CUDA_REST_HEAD_DIMS:
-        for name in ("ragged", "padding"):
-            case = CASES[name].with_(head_dim=dims[0], value_head_dim=dims[1], density=0.3)
+        for name in SINKS:
+            case = CASES[name].with_(head_dim=dims[0], value_head_dim=dims[1], density=0.3, sinks=SINKS[name])
             inputs = attention_cases.random_inputs(case, "cpu", seed=sum(dims))
             found, expected = _with_a_rest(on_device(inputs, case)), _with_a_rest(inputs.arguments(case))
             for tensor, wanted in zip(found, expected, strict=True):
@@ -136,10 +141,11 @@ def check_rest() -> None:
 
 def _with_a_rest(arguments: Sequence) -> tuple[torch.Tensor, ...]:
     """What both ops give where bounds keep nothing: no share is near one."""
-    query, key, value, mask, _, segment, *_ = arguments
+    query, key, value, mask, _, segment, sinks, *_ = arguments
+    of_keys = {"key_segment": segment, "sinks": sinks}
     bounds = {"budget": 10.0, "tau": 9.0, "keep_sink": False, "window_slashes": 1}
-    chosen = ops.select_budget_rest(query, key, value, mask, key_segment=segment, **bounds)
-    return *chosen, *ops.block_rest_attention(query, key, value, *chosen, key_segment=segment)
+    chosen = ops.select_budget_rest(query, key, value, mask, **of_keys, **bounds)
+    return *chosen, *ops.block_rest_attention(query, key, value, *chosen, **of_keys)
 
 
 CHECKS = {

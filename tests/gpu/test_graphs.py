@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -84,8 +85,14 @@ def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -
     with preferring(*kernels):
         check_replay(lambda: ops.block_representatives(key, key_segment=segment))
         terms = ops.block_representatives(key, key_segment=segment)
-        check_replay(lambda: (ops.select_adaptive(query, key, terms, key_segment=segment),))
-        check_replay(lambda: (ops.select_budget(query, key, key_segment=segment, budget=0.04, tau=0.08),))
+        for sinks in (None, torch.zeros(4, device=cuda)):
+            given = {"key_segment": segment, "sinks": sinks}
+            check_replay(partial(_alone, ops.select_adaptive, query, key, terms, **given))
+            check_replay(partial(_alone, ops.select_budget, query, key, **given, budget=0.04, tau=0.08))
+
+
+def _alone(op: Callable, *arguments: Any, **given: Any) -> tuple[Tensor]:
+    return (op(*arguments, **given),)
 
 
 @pytest.mark.parametrize("segments", ["none", "left_padding", "packed"])
@@ -140,7 +147,7 @@ def test_selection_and_attention_with_a_rest(kernels: tuple[str, ...], padded: b
         q_len=1000, kv_len=1000, batch=2, segments="left_padding" if padded else "none", sinks="a_head"
     )
     x = attention_cases.random_inputs(case, cuda, seed=3)
-    given = {"key_segment": x.key_segment}
+    given = {"key_segment": x.key_segment, "sinks": x.sinks}
     with preferring(*kernels):
         skip_without(kernels[0])
         select = partial(
@@ -148,9 +155,7 @@ def test_selection_and_attention_with_a_rest(kernels: tuple[str, ...], padded: b
         )
         check_replay(select)
         chosen = select()
-        check_replay(
-            lambda: ops.block_rest_attention(x.query, x.key, x.value, *chosen, **given, sinks=x.sinks)
-        )
+        check_replay(lambda: ops.block_rest_attention(x.query, x.key, x.value, *chosen, **given))
 
 
 @pytest.mark.parametrize("kernels", [("cuda_sm90", "triton"), ("triton",)], ids=str)

@@ -39,6 +39,7 @@ class Case:
     keep_sink: bool = True
     window: int = 2
     last_rows: int = 0
+    sinks: tuple[float, ...] | None = None  # of heads, or one for all
 
 
 BASE = Case()
@@ -88,6 +89,15 @@ CASES = {
     **{f"seven_landmarks_{dim}": replace(BASE, dim=dim, landmarks=7) for dim in (96, 192, 256)},
     "head_dim_256_ragged": replace(BASE, dim=256, q_len=555, kv_len=555, layout="bshd", heads=8, kv_heads=1),
     "head_dim_192_fp16": replace(BASE, dim=192, dtype=torch.float16, q_len=1500, kv_len=1500),
+    "sinks": replace(BASE, sinks=(-2.0, 0.0, 3.0, 6.0)),
+    "one_sink_padded": replace(BASE, sinks=(3.0,), batch=3, padding="left", q_len=555, kv_len=555),
+    "sinks_of_three_heads_a_key_head": replace(
+        BASE, heads=3, kv_heads=1, batch=2, sinks=(5.0, 0.0, -3.0), dim=64, landmarks=7
+    ),
+    # Beside scores of several hundred, and without any that is exact before the estimates come.
+    "sinks_steep": replace(BASE, sharpness=60.0, sinks=(0.0, 200.0, 400.0, 800.0)),
+    "sinks_without_end": replace(BASE, sinks=(float("-inf"), float("inf"), 60.0, -500.0)),
+    "sinks_256": replace(BASE, dim=256, sinks=(-2.0, 0.0, 3.0, 6.0)),
     "two_words": replace(BASE, q_len=256, kv_len=5000, q_offset=4744, heads=2, kv_heads=1),
 }
 
@@ -142,7 +152,9 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     query, key, segment = inputs(case, seed=sorted(CASES).index(name))
     terms = ops.block_representatives_op(key, segment, 128, case.landmarks)
     where = (segment, case.dim**-0.5, case.q_offset, 128, 128)
-    given = Arguments(query, key, *terms, *where, 0.0, case.keep_sink, case.window, case.last_rows)
+    sinks = None if case.sinks is None else torch.tensor(case.sinks, device=kernel)
+    forced = (case.keep_sink, case.window, case.last_rows)
+    given = Arguments(query, key, *terms, *where, 0.0, *forced, 1, sinks)
     on_cpu = Arguments(*(x.cpu() if isinstance(x, Tensor) else x for x in given))
     product = adaptive_reference.byte_product
     squares, *_ = adaptive_reference.squared_shares(on_cpu, product)

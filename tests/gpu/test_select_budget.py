@@ -41,6 +41,7 @@ class Case:
     keep_sink: bool = True
     window: int = 2
     q_stride: int = 1
+    sinks: tuple[float, ...] | None = None  # of heads, or one for all
 
 
 BASE = Case()
@@ -77,6 +78,14 @@ CASES = {
         BASE, q_len=300, kv_len=1600, q_offset=256, q_stride=4, batch=2, padding="left", rows=4
     ),
     "two_ranges_of_keys": replace(BASE, q_len=300, kv_len=9000, q_offset=8700),
+    "sinks": replace(BASE, sinks=(-2.0, 0.0, 3.0, 6.0)),
+    "one_sink_padded": replace(BASE, sinks=(3.0,), batch=3, padding="left"),
+    "sinks_of_every_row": replace(BASE, sinks=(-2.0, 0.0, 3.0, 6.0), rows=128),
+    "sinks_of_blocks_apart": replace(
+        BASE, q_len=640, kv_len=1600, q_offset=128, q_stride=2, sinks=(1.0, 2.0, 3.0, 4.0)
+    ),
+    "sinks_in_the_hundreds": replace(BASE, sharpness=100.0, sinks=(0.0, 200.0, 400.0, 800.0)),
+    "sinks_without_end": replace(BASE, sinks=(float("-inf"), float("inf"), 60.0, -500.0)),
     "scores_in_the_hundreds": replace(BASE, sharpness=100.0),
 }
 BOUNDS = ((0.0, 9.0), (0.03, 9.0), (0.2, 9.0), (9.0, 0.3), (0.03, 0.3))
@@ -100,6 +109,10 @@ def inputs_of(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
     return query, key.masked_fill(padded[:, None, :, None], float("nan")), torch.where(padded, -1, 0).int()
 
 
+def sinks_of(case: Case, device: str) -> Tensor | None:
+    return None if case.sinks is None else torch.tensor(case.sinks, device=device)
+
+
 def compare(given: Arguments, found: Tensor, grown: Tensor, squares: Tensor, expected: Tensor) -> None:
     kept = blocks.unpack_bits(found, -(-given.key.shape[2] // given.block_k))
     near = (grown - given.budget**2).abs() <= NEAR * given.budget**2
@@ -117,7 +130,8 @@ def test_the_cuda_kernel_keeps_the_oracles_blocks(name: str, cuda: str) -> None:
         pytest.skip("needs Hopper and the CUDA library")
     query, key, segment = inputs_of(case, cuda)
     where = (query, key, segment, case.sharpness * case.dim**-0.5, case.q_offset, 128, 128)
-    given = Arguments(*where, 0.0, 0.0, case.rows, case.keep_sink, case.window, case.q_stride)
+    sampled = (case.rows, case.keep_sink, case.window, case.q_stride, sinks_of(case, cuda))
+    given = Arguments(*where, 0.0, 0.0, *sampled)
     grown, squares, forced, allowed = budget_reference.growths(given)
     for budget, tau in BOUNDS:
         bounded = given._replace(budget=budget, tau=tau)
@@ -159,7 +173,7 @@ def test_the_cuda_kernel_gives_the_oracles_rest(name: str, cuda: str) -> None:
     query, key, segment = inputs_of(case, cuda)
     value, mask = rest_inputs(case, segment, cuda)
     where = (key, value, mask, segment, case.sharpness * case.dim**-0.5, case.q_offset, 128, 128)
-    sampled = (case.rows, case.keep_sink, case.window, case.q_stride)
+    sampled = (case.rows, case.keep_sink, case.window, case.q_stride, sinks_of(case, cuda))
     given = rest_op.Arguments(query, *where, 0.0, 0.0, *sampled)
     grown, squares, forced, allowed = budget_reference.growths(given.of_budget)
     given_too = blocks.unpack_bits(mask, allowed.shape[-1]) & allowed

@@ -37,7 +37,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
   Tensor const representatives = torch::stable::contiguous(call.representatives);
   Tensor const log_weights = torch::stable::contiguous(call.log_weights);
   Tensor const spreads = torch::stable::contiguous(call.spreads);
-  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment), sinks = contiguous(call.sinks);
 
   adaptive::Arguments args{};
   set_rows_and_keys(args, query, key, options);
@@ -48,6 +48,7 @@ Tensor select_adaptive(SelectAdaptive<Tensor> call) {
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
+  set_sinks(args, sinks);
   args.members = int(representatives.size(2));
   args.window_slashes = int(options.window_slashes);
   args.last_rows = int(std::min<int64_t>(options.last_rows, args.q_len));

@@ -28,9 +28,10 @@ Error score_sm90(budget::Arguments const& args, int multiprocessors, cudaStream_
   });
 }
 
-// Fills `args` but for its workspace. Pointers in it are of `query`, `key` and `key_segment`; errors name `op`.
+// Fills `args` but for its workspace. Pointers in it are of the tensors; errors name `op`.
 void set_arguments(char const* op, budget::Arguments& args, Tensor const& query, Tensor const& key,
-                   std::optional<Tensor> const& key_segment, SelectBudgetOptions const& options) {
+                   std::optional<Tensor> const& key_segment, std::optional<Tensor> const& sinks,
+                   SelectBudgetOptions const& options) {
   STD_TORCH_CHECK(options.block_q == kBlock && options.block_k == kBlock, op, ": blocks must be 128 x 128, got ",
                   options.block_q, " x ", options.block_k);
   set_rows_and_keys(args, query, key, options);
@@ -38,6 +39,7 @@ void set_arguments(char const* op, budget::Arguments& args, Tensor const& query,
     args.key_segment = static_cast<int32_t const*>(key_segment->const_data_ptr());
     args.key_segment_stride = broadcast_stride(*key_segment, 0);
   }
+  set_sinks(args, sinks);
   args.window_slashes = int(options.window_slashes);
   args.rows_log2 = std::countr_zero(uint64_t(rows_of_a_block<int64_t>(options.rows, args.kv_len, kBlock)));
   args.keep_sink = options.keep_sink;
@@ -99,9 +101,9 @@ Tensor select_budget(SelectBudget<Tensor> call) {
   int const device = call.query.get_device();
   torch::stable::accelerator::DeviceGuard const guard(device);
   Tensor const query = readable(call.query), key = readable(call.key);
-  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment), sinks = contiguous(call.sinks);
   budget::Arguments args{};
-  set_arguments("select_budget_sm90", args, query, key, key_segment, call.options);
+  set_arguments("select_budget_sm90", args, query, key, key_segment, sinks, call.options);
   return select(args, nullptr, query, device, current_stream(device));
 }
 
@@ -112,9 +114,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> select_budget_rest(SelectBudgetRest<T
   cudaStream_t const stream = current_stream(device);
   Tensor const query = readable(call.query), key = readable(call.key), value = readable(call.value);
   Tensor const block_mask = torch::stable::contiguous(call.block_mask);
-  std::optional<Tensor> const key_segment = contiguous(call.key_segment);
+  std::optional<Tensor> const key_segment = contiguous(call.key_segment), sinks = contiguous(call.sinks);
   budget::Arguments args{};
-  set_arguments("select_budget_rest_sm90", args, query, key, key_segment, call.options);
+  set_arguments("select_budget_rest_sm90", args, query, key, key_segment, sinks, call.options);
 
   budget::Rest rest{};
   rest.block_mask = static_cast<uint32_t const*>(block_mask.const_data_ptr());

@@ -19,6 +19,8 @@ struct Arguments {
 
   const int32_t* key_segment;  // [B|1, Sk] or null: every key may be seen; else those with 0
   int64_t key_segment_stride;
+  const float* sink_logits;  // [Hq|1] or null: of a head, a logit that has its share of each row's attention
+  int64_t sink_logit_stride;
 
   uint32_t* block_mask;  // [B, Hq, q_blocks, mask_words] contiguous
   int mask_words;

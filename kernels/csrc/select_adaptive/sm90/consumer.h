@@ -94,7 +94,8 @@ struct Consumer {
       }
       if (!added) add_estimates(products, tile);
     }
-    hand_over(agree(read_alone(item.tile[consumer / 2].stop)) - agree(read_alone(item.tile[consumer / 2].row)));
+    hand_over(agree(read_alone(item.tile[consumer / 2].stop)) - agree(read_alone(item.tile[consumer / 2].row)),
+              sink_of(agree(read_alone(item.tile[consumer / 2].head))));
     if constexpr (C::kQueryStages == 1) release(shared.query_place);
     release(barrier);
     query_stage.advance();
@@ -473,15 +474,22 @@ struct Consumer {
     }
   }
 
-  // The squares are complete, and so are the totals. Every lane that writes one says so itself. rows: of the tile, those
-  // that count.
-  CUTE_DEVICE void hand_over(int rows) {
+  // A query head's sink in powers of two.
+  CUTE_DEVICE float sink_of(int head) const {
+    if (!args.sink_logits) return -INFINITY;
+    return __ldg(args.sink_logits + head * args.sink_logit_stride) * sampleattn::adaptive::kLog2E;
+  }
+
+  // The squares are complete, and so are the totals but for the sink. Every lane that writes one says so itself. rows: of
+  // the tile, those that count.
+  CUTE_DEVICE void hand_over(int rows, float sink) {
     float inverse[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float const sum = quad_sum(total[r]);
       bool const counts = own_row() + 8 * r < rows && sum > 0.f;
-      inverse[r] = counts ? 1.f / (sum * sum) : 0.f;
+      float const all = sum + exp2_approximate(sink - offset[r]);  // of infinity, shares are the 0 that they are nearly
+      inverse[r] = counts ? 1.f / (all * all) : 0.f;
     }
     __syncwarp();
     if (column_lane() != 0) return;

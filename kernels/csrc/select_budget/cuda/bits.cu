@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kHalvings = 24;  // of the interval in which that share is searched: its width is budget / 2^24
 constexpr int kMostThreads = 1024;
-constexpr float kLn2 = 0.6931471805599453f;
+constexpr float kLn2 = 0.6931471805599453f, kLog2E = 1.4426950408889634f;
 
 // A sum of exponentials, relative to the largest exponent.
 struct Total {
@@ -43,14 +43,16 @@ __device__ float sum_of_all(float x, float (&scratch)[kMostThreads / 32]) {
 }
 
 // Up to 32 rows lie in a warp's lanes side by side, as they do in memory, and beside them those of other key blocks.
-// kRest: `rest` has more blocks to keep, and gets the others' shares and what they sum to.
-template <bool kRest>
+// kRest: `rest` has more blocks to keep, and gets the others' shares and what they sum to. kSinks: what keys get is less
+// the sink's share where it decides what is kept; the shares that `rest` gets are among keys, and wait in its memory.
+template <bool kRest, bool kSinks>
 __global__ void __launch_bounds__(kMostThreads)
     write(const __grid_constant__ Arguments args, const __grid_constant__ Rest rest) {
   extern __shared__ float shares[];  // the rows' average for every key block, and behind those what squares sum to
   __shared__ float scratch[kMostThreads / 32];
   __shared__ Total parts[kMostThreads];  // of a warp's rows
   __shared__ float2 terms[kBlock];  // of a row: its largest exponent, and the inverse of its sum
+  __shared__ float left[kSinks ? kBlock : 1];  // of a row: the part that the sink leaves to keys
   int const in_batch = blockIdx.x, q_block = args.first_query_block + in_batch, n = args.n();
   int const batch = blockIdx.y / args.q_heads, entry = args.visibilities > 1 ? batch : 0;
   int const stop = args.stop_of(q_block + 1);  // behind the last block that causality allows
@@ -58,6 +60,12 @@ __global__ void __launch_bounds__(kMostThreads)
   int const width = min(args.rows(), 32), step = 32 / width * warps;
   int const first = (warp * 32 + lane) / width;  // this lane's first key block, of which every `step`-th is its own
   float* const squares = shares + n;
+  float* const left_out =
+      kRest ? rest.shares + (int64_t(blockIdx.y) * args.query_blocks + in_batch) * rest_pitch(args) : nullptr;
+  float sink_logit = -INFINITY;  // in powers of two
+  if constexpr (kSinks) {
+    sink_logit = __ldg(args.sink_logits + blockIdx.y % args.q_heads * args.sink_logit_stride) * kLog2E;
+  }
   auto const logs_of = [&](int row) {
     int const sample = (in_batch << args.rows_log2) + row;
     return reinterpret_cast<float2 const*>(args.logs) +
@@ -76,29 +84,40 @@ __global__ void __launch_bounds__(kMostThreads)
     if (warp == 0) {
       for (int other = 1; other < warps; ++other) total.add(parts[other * 32 + lane]);
       bool const sees = total.sum > 0.f;
-      if (lane < width) terms[row + lane] = make_float2(fmaxf(total.highest, -FLT_MAX), sees ? 1.f / total.sum : 0.f);
+      if (lane < width) {
+        terms[row + lane] = make_float2(fmaxf(total.highest, -FLT_MAX), sees ? 1.f / total.sum : 0.f);
+        if constexpr (kSinks) {
+          float const beside = exp2f(sink_logit - total.highest - log2f(total.sum));
+          left[row + lane] = sees ? 1.f / (1.f + beside) : 0.f;
+        }
+      }
     }
     __syncthreads();
   }
   for (int row = lane; row < args.rows(); row += 32) rows += terms[row].y > 0.f ? 1.f : 0.f;
   for (int side = 16; side > 0; side /= 2) rows += __shfl_xor_sync(0xffffffffu, rows, side);
+  float const average = 1.f / fmaxf(rows, 1.f);
 
 #pragma unroll 4
   for (int j = first; j - first < stop; j += step) {  // all lanes of a warp, for they exchange what they find
-    float share = 0.f, square = 0.f;
+    float share = 0.f, square = 0.f, among_keys = 0.f;
     for (int row = lane % width; row < args.rows() && j < stop; row += width) {
       float2 const found = __ldg(logs_of(row) + int64_t(j) * kStripRows), term = terms[row];
-      float const norm = exp2f(found.y - term.x) * term.y;
-      share = fmaf(exp2f(found.x - term.x), term.y, share);
+      float const mass = exp2f(found.x - term.x), unit = kSinks ? term.y * left[row] : term.y;
+      float const norm = exp2f(found.y - term.x) * unit;
+      share = fmaf(mass, unit, share);
       square = fmaf(norm, norm, square);
+      if constexpr (kRest && kSinks) among_keys = fmaf(mass, term.y, among_keys);
     }
     for (int side = 1; side < width; side *= 2) {
       share += __shfl_xor_sync(0xffffffffu, share, side);
       square += __shfl_xor_sync(0xffffffffu, square, side);
+      if constexpr (kRest && kSinks) among_keys += __shfl_xor_sync(0xffffffffu, among_keys, side);
     }
     if (lane % width == 0 && j < stop) {
       shares[j] = share;
       squares[j] = square;
+      if constexpr (kRest && kSinks) left_out[j] = among_keys * average;
     }
   }
   __syncthreads();
@@ -107,10 +126,9 @@ __global__ void __launch_bounds__(kMostThreads)
   int const sink = args.key_segment ? args.sinks[entry] : args.keep_sink ? 0 : n;
   auto const allowed = [&](int j) { return j < stop && (!args.key_segment || args.visible[int64_t(entry) * n + j]); };
   auto const forced = [&](int j) { return own - j < args.window_slashes || j == sink; };
-  float const average = 1.f / fmaxf(rows, 1.f);
   float kept = 0.f;  // of this thread's blocks, the shares of those that are kept
   for (int j = threadIdx.x; j < stop; j += blockDim.x) {
-    if (kRest && allowed(j) && forced(j)) kept += shares[j] * average;
+    if (kRest && !kSinks && allowed(j) && forced(j)) kept += shares[j] * average;
     shares[j] = allowed(j) && !forced(j) ? shares[j] * average : 0.f;
   }
   float low = 0.f, high = args.budget;
@@ -136,16 +154,16 @@ __global__ void __launch_bounds__(kMostThreads)
     uint32_t const bits = __ballot_sync(0xffffffffu, keep);
     if (j % 32 == 0) words[j / 32] = bits;
     if (kRest && keep) {
-      kept += shares[j];
-      shares[j] = 0.f;
+      float& share = kSinks ? left_out[j] : shares[j];  // the latter 0 for forced blocks
+      kept += share;
+      share = 0.f;
     }
   }
 
   if constexpr (kRest) {
-    float* const left_out = rest.shares + (int64_t(blockIdx.y) * args.query_blocks + in_batch) * rest_pitch(args);
     float share = 0.f, level = 0.f;
     for (int j = threadIdx.x; j < rest_stop(args, in_batch / kRestRows); j += blockDim.x) {
-      float const of_block = j < stop ? shares[j] : 0.f;
+      float const of_block = j < stop ? (kSinks ? left_out[j] : shares[j]) : 0.f;
       left_out[j] = of_block;
       share += of_block;
     }
@@ -163,14 +181,14 @@ __global__ void __launch_bounds__(kMostThreads)
   }
 }
 
-template <bool kRest>
+template <bool kRest, bool kSinks>
 Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
   constexpr int kLogsOfAThread = 16;
   int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
   int const bytes = 2 * args.n() * int(sizeof(float));
-  cudaError_t status = cudaFuncSetAttribute(&write<kRest>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t status = cudaFuncSetAttribute(&write<kRest, kSinks>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status == cudaSuccess) {
-    write<kRest><<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args, rest);
+    write<kRest, kSinks><<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args, rest);
     status = cudaGetLastError();
   }
   return to_error(status);
@@ -179,7 +197,9 @@ Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
 }  // namespace
 
 Error write_bits(Arguments const& args, Rest const* rest, cudaStream_t stream) {
-  return rest ? launch<true>(args, *rest, stream) : launch<false>(args, {}, stream);
+  if (rest)
+    return args.sink_logits ? launch<true, true>(args, *rest, stream) : launch<true, false>(args, *rest, stream);
+  return args.sink_logits ? launch<false, true>(args, {}, stream) : launch<false, false>(args, {}, stream);
 }
 
 }  // namespace sampleattn::budget

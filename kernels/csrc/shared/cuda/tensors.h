@@ -83,4 +83,12 @@ void set_rows_and_keys(Arguments& args, Tensor const& query, Tensor const& key, 
   args.dtype = data_type(query);
 }
 
+// The sinks of a selection; the tensor must be contiguous, and outlive the arguments.
+template <class Arguments>
+void set_sinks(Arguments& args, std::optional<Tensor> const& sinks) {
+  if (!sinks) return;
+  args.sink_logits = static_cast<float const*>(sinks->const_data_ptr());
+  args.sink_logit_stride = broadcast_stride(*sinks, 0);
+}
+
 }  // namespace sampleattn
