@@ -139,7 +139,7 @@ class Adaptive(Method):
         a = attention
         found = run.call(ops.block_representatives_op, a.key, a.key_segment, a.block_k, options.landmarks)
         representatives = (run.item(found, number) for number in range(3))
-        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows, *a.apart)
+        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows, *a.apart_beside_sinks)
         return run.call(
             ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
         )
@@ -148,7 +148,7 @@ class Adaptive(Method):
         """What both ops that sample rows take behind the tensors."""
         a = attention
         sampled = (options.budget, options.budget_tau, options.budget_rows)
-        kept = (forced.keep_sink, forced.window_slashes, *a.apart)
+        kept = (forced.keep_sink, forced.window_slashes, *a.apart_beside_sinks)
         return (*a.where, a.block_q, a.block_k, *sampled, *kept)
 
     def attend(self, run: Calls, options: Any, attention: Attention, value: Any, kept: Kept) -> Any:

@@ -100,7 +100,7 @@ class Attention:
     padding, or None. Row i has position ``i + q_offset``, or with a ``q_stride`` above 1 the one that
     ``kernels.shared.shapes.row_positions`` says. ``q_len`` and ``kv_len`` are expressions over the symbols of
     a graph. ``sinks`` float32 [Hq] or [1], or None: logits without values that the attention over the kept
-    blocks has beside its scores, and that no selection looks at.
+    blocks has beside its scores; a selection may count them, see ``apart_beside_sinks``.
     """
 
     query: Any
@@ -144,6 +144,11 @@ class Attention:
     def apart(self) -> tuple[int, ...]:
         """What ops that know query blocks that stand apart take at the end: nothing where they do not."""
         return () if self.q_stride == 1 else (self.q_stride,)
+
+    @property
+    def apart_beside_sinks(self) -> tuple[Any, ...]:
+        """What selections that count sinks take at the end: :attr:`apart`, and the sinks if there are any."""
+        return self.apart if self.sinks is None else (self.q_stride, self.sinks)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support.attention import grouped, left_padding
+from support.attention import FLOAT_MIN, SCALE, SINKS, added, column, grouped, left_padding, repeat_kv
 from support.graphs import PassesBackend, compile_with_passes
 
 OPS = {
@@ -73,6 +73,24 @@ def test_a_budget_and_its_rows_reach_their_op():
     }
     backend = compile_with_passes(causal, *grouped(), tolerance=1e9, method="adaptive", **options)
     assert arguments(backend, "select_budget_rest")[-7:] == (16, 16, 0.2, 0.3, 8, False, 3)
+
+
+def beside_sinks(q, k, v):
+    weights = torch.matmul(q, repeat_kv(k).transpose(2, 3)) * SCALE + added(FLOAT_MIN)
+    weights = F.softmax(torch.cat([weights, column(SINKS)], dim=-1), dim=-1)[..., :-1]
+    return torch.matmul(weights, repeat_kv(v))
+
+
+@pytest.mark.parametrize("rest", [0.0, 0.5])
+def test_sinks_reach_what_selects_and_what_attends(rest):
+    options = {**EXACT, "rest": rest, "block_q": 16, "block_k": 16}
+    backend = compile_with_passes(beside_sinks, *grouped(), **options)
+    assert backend.outcomes == [("sampled", "sampled")]
+    attends, place = ("block_rest_attention", 8) if rest else ("block_sparse_attention", 6)
+    sinks = arguments(backend, attends)[place]
+    assert isinstance(sinks, torch.fx.Node)
+    assert arguments(backend, "select_adaptive")[-2:] == (1, sinks)
+    assert arguments(backend, "select_budget")[-2:] == (1, sinks)
 
 
 @pytest.mark.parametrize("rest", [0.0, 0.3, 1.0])
