@@ -21,5 +21,9 @@ LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of
 # each key's component there, 1 - (1 - 1/2)^2 of its square.
 LANDMARK_TAKEN = 0.75
+# Of ``select_peaks``: the share of a row's attention that a landmark must get, and how many key blocks have
+# one normal distribution in a row's total.
+PEAK = 0.2
+PEAK_BLOCKS = 8
 # Groups to which the landmarks of a key block belong in turn: of each a row counts the one it looks for most.
 LANDMARK_GROUPS = 3

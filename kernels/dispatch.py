@@ -28,6 +28,7 @@ from .select_adaptive import op as select_adaptive
 from .select_blocks import op as select_blocks
 from .select_budget import op as select_budget
 from .select_budget_rest import op as select_budget_rest
+from .select_peaks import op as select_peaks
 from .shared.record import schema
 
 NAMESPACE = "sampleattn"
@@ -42,6 +43,7 @@ OPS: tuple[Any, ...] = (
     select_adaptive,
     select_budget,
     select_budget_rest,
+    select_peaks,
     block_rest_attention,
 )
 

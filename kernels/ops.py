@@ -30,6 +30,7 @@ from .select_adaptive.op import select_adaptive
 from .select_blocks.op import select_blocks
 from .select_budget.op import select_budget
 from .select_budget_rest.op import select_budget_rest
+from .select_peaks.op import select_peaks
 
 __all__ = [
     "NAMESPACE",
@@ -55,6 +56,8 @@ __all__ = [
     "select_budget_op",
     "select_budget_rest",
     "select_budget_rest_op",
+    "select_peaks",
+    "select_peaks_op",
     "block_rest_attention",
     "block_rest_attention_op",
 ]
@@ -84,6 +87,7 @@ block_representatives_op = torch.ops.sampleattn.block_representatives.default
 select_adaptive_op = torch.ops.sampleattn.select_adaptive.default
 select_budget_op = torch.ops.sampleattn.select_budget.default
 select_budget_rest_op = torch.ops.sampleattn.select_budget_rest.default
+select_peaks_op = torch.ops.sampleattn.select_peaks.default
 block_rest_attention_op = torch.ops.sampleattn.block_rest_attention.default
 
 

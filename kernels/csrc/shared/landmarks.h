@@ -7,5 +7,7 @@ namespace sampleattn {
 constexpr double kLandmarkTaken = 0.75;
 // Landmark m is of group m % kLandmarkGroups; of a group the one that a row looks for most counts: LANDMARK_GROUPS.
 constexpr int kLandmarkGroups = 3;
+// Key blocks that have one normal distribution in a row's total: PEAK_BLOCKS.
+constexpr int kPeakBlocks = 8;
 
 }  // namespace sampleattn
