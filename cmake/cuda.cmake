@@ -42,6 +42,7 @@ endmacro()
 sampleattn_head_dims(block_sparse_attention 64,64 96,96 128,128 192,128 192,192 256,256 512,512)
 sampleattn_head_dims(block_mean_attention 64,64 128,128)
 sampleattn_head_dims(select_adaptive 64,64 96,96 128,128 192,192 256,256)
+sampleattn_head_dims(select_peaks 64,64 96,96 128,128 192,192 256,256)
 sampleattn_head_dims(select_budget 64,64 96,96 128,128 192,192 256,256)
 configure_file(kernels/csrc/shared/cuda/head_dims.h.in "${SAMPLEATTN_GENERATED}/shared/cuda/head_dims.h" @ONLY)
 

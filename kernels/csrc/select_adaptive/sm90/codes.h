@@ -31,7 +31,9 @@ CUTE_DEVICE uint32_t pack_codes(float const* numbers, float factor) {
 
 // One warp a block. Of each 32 elements, the eight from 8 c on are words c and c + 4 of the bytes: what a lane of an
 // operand holds lies together in a row of queries. Products do not mind the order.
-template <class C>
+// kMeans: means are among the members; else the first landmark takes the mean's place, as that of any that the block
+// lacks: the largest product stays what it is. A block without any is worth NaN then.
+template <class C, bool kMeans = true>
 __global__ void write_codes(const __grid_constant__ Arguments args) {
   constexpr int kUnits = C::kHeadDim / 8, kAtOnce = 32 / kUnits, kReads = C::kMembers / kAtOnce;
   static_assert(C::kMembers % kAtOnce == 0);
@@ -50,8 +52,9 @@ __global__ void write_codes(const __grid_constant__ Arguments args) {
   CUTE_UNROLL
   for (int i = 0; i < kReads; ++i) {
     int const member = i * kAtOnce + lane / kUnits;
-    bool const exists = reads && block < n && log_weights[member * n + block] != -INFINITY;
-    uint4 const loaded = exists ? representatives[(member * n + block) * kUnits + unit] : common;
+    auto has = [&](int any) { return reads && block < n && log_weights[any * n + block] != -INFINITY; };
+    int const taken = kMeans || (member > 0 && has(member)) ? member : 1;
+    uint4 const loaded = has(taken) ? representatives[(taken * n + block) * kUnits + unit] : common;
     auto const* element = reinterpret_cast<typename C::Element const*>(&loaded);
     CUTE_UNROLL
     for (int e = 0; e < 8; ++e) {
@@ -76,7 +79,8 @@ __global__ void write_codes(const __grid_constant__ Arguments args) {
   }
   if (lane == 0) {
     float const spread = block < n ? args.spreads[head * C::kMembers * n + block] : 0.f;
-    code_terms(args)[quad * 4 + block % 4] = make_float2(largest / kLargestCode, spread);
+    bool const counts = kMeans || (block < n && log_weights[n + block] != -INFINITY);
+    code_terms(args)[quad * 4 + block % 4] = make_float2(counts ? largest / kLargestCode : NAN, spread);
   }
 }
 

@@ -63,17 +63,22 @@ struct Config {
   using CodeMma = decltype(make_tiled_mma(SM90_64x128x32_S32S8S8_SS_TN{}));
 };
 
+// What the producer fills: tiles of queries, and of keys or representatives.
 template <class C>
-struct SharedStorage {
+struct SharedTiles {
   alignas(1024) array_aligned<typename C::Element, cosize_v<typename C::LayoutQ>, 1024> query;
   alignas(1024) array_aligned<unsigned char, C::kStages * C::kStageBytes, 1024> key;
-  // Two items each: while the consumers work on one, the producer fetches the next and the writers end the last.
-  Item item[2];
-  float2 inverse_square[2][2][8][8];  // of the totals; of tile, warp, and its row and the one eight further down
+  Item item[2];  // while the consumers work on one, the producer fetches the next
   Barrier query_barrier[2];
   Barrier query_place;  // only `empty`, and only if there is one place for queries: the consumers give it back
-  Barrier squares_barrier[2];  // only `full`: the writers give back the queries' place, and the squares' with it
   Barrier key_barrier[C::kStages];
+};
+
+// And what the writers read, of two items: while the consumers work on one, the writers end the last.
+template <class C>
+struct SharedStorage : SharedTiles<C> {
+  float2 inverse_square[2][2][8][8];  // of the totals; of tile, warp, and its row and the one eight further down
+  Barrier squares_barrier[2];  // only `full`: the writers give back the queries' place, and the squares' with it
 };
 
 }  // namespace sampleattn::sm90::adaptive

@@ -17,19 +17,9 @@ __global__ void __launch_bounds__(C::kThreads, 1)
   SharedStorage<C>& shared = *reinterpret_cast<SharedStorage<C>*>(memory);
 
   if (threadIdx.x == 0) {
-    auto initialise = [](Barrier& barrier, int filled_by, int emptied_by) {
-      TransactionBarrier::init(&barrier.full, filled_by);
-      TransactionBarrier::init(&barrier.empty, emptied_by);
-    };
-    constexpr int kWarps = C::kConsumers * 4;
-    for (Barrier& barrier : shared.query_barrier) initialise(barrier, 1, kWarps + C::kWriters * 32);
-    initialise(shared.query_place, 1, kWarps);
-    for (Barrier& barrier : shared.key_barrier) initialise(barrier, 1, kWarps);
-    for (Barrier& barrier : shared.squares_barrier) initialise(barrier, kWarps * 8, 1);
+    initialise_tiles<C>(shared, maps, C::kWriters * 32);
+    for (Barrier& barrier : shared.squares_barrier) initialise(barrier, C::kConsumers * 4 * 8, 1);
     cutlass::arch::fence_barrier_init();
-    prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.query));
-    prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.key));
-    prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.codes));
   }
   __syncthreads();
 
@@ -39,11 +29,11 @@ __global__ void __launch_bounds__(C::kThreads, 1)
     if (threadIdx.x >= 32) {
       Writer<C>{args, shared}.run();
     } else if (threadIdx.x == 0) {
-      Producer<C>{args, maps, shared}.run();
+      Producer<C>{args, maps, shared}.run([](Item const&) {});
     }
   } else {
     cutlass::arch::warpgroup_reg_alloc<104>();
-    Consumer<C>{args, shared, cutlass::canonical_warp_group_idx() - 1}.run();
+    Consumer<C>{{args, shared, cutlass::canonical_warp_group_idx() - 1}, shared}.run();
   }
 #endif
 }

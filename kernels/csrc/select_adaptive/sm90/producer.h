@@ -10,24 +10,51 @@ struct TensorMaps {
   CUtensorMap query, key, codes;
 };
 
+CUTE_DEVICE void initialise(Barrier& barrier, int filled_by, int emptied_by) {
+  TransactionBarrier::init(&barrier.full, filled_by);
+  TransactionBarrier::init(&barrier.empty, emptied_by);
+}
+
+// The barriers of the tiles, by one thread; others: threads beside the consumers that empty a place of queries.
+template <class C>
+CUTE_DEVICE void initialise_tiles(SharedTiles<C>& tiles, TensorMaps const& maps, int others) {
+  constexpr int kWarps = C::kConsumers * 4;
+  for (Barrier& barrier : tiles.query_barrier) initialise(barrier, 1, kWarps + others);
+  initialise(tiles.query_place, 1, kWarps);
+  for (Barrier& barrier : tiles.key_barrier) initialise(barrier, 1, kWarps);
+  prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.query));
+  prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.key));
+  prefetch_tma_descriptor(reinterpret_cast<TmaDescriptor const*>(&maps.codes));
+}
+
 template <class C>
 struct Producer {
   Arguments const& args;
   TensorMaps const& maps;
-  SharedStorage<C>& shared;
+  SharedTiles<C>& shared;
   Stage<2> query_stage;
   Stage<1> query_place;
   Stage<C::kStages> key_stage;
 
-  CUTE_DEVICE void run() {
+  // more: of an item, fetches what the consumers take between its own keys and representatives.
+  template <class More>
+  CUTE_DEVICE void run(More const& more) {
     for (int round = 0;; ++round) {
       int const index = item_of_round(round, blockIdx.x, gridDim.x);
       if (round * int(gridDim.x) >= args.item_count) return;
-      if (index < args.item_count) produce(locate_item(args, index));
+      if (index < args.item_count) {
+        Item const item = locate_item(args, index);
+        produce_queries(item);
+        for (int block = item.first; block < item.behind; ++block) {
+          produce_keys(maps.key, block * kBlock, item.head_kv, item.batch);
+        }
+        more(item);
+        produce_codes(item);
+      }
     }
   }
 
-  CUTE_DEVICE void produce(Item const& item) {
+  CUTE_DEVICE void produce_queries(Item const& item) {
     Barrier& barrier = shared.query_barrier[query_stage.index];
     wait_empty(barrier, query_stage.parity);
     if constexpr (C::kQueryStages == 1) {
@@ -47,20 +74,23 @@ struct Producer {
                              queries + i * C::kTileElements + column * kBlock, column, tile.row, tile.head, item.batch);
     });
     query_stage.advance();
+  }
 
-    for (int block = item.first; block < item.behind; ++block) {
-      int const row = block * kBlock;
-      CUTE_NO_UNROLL
-      for (int first = 0; first < C::kHeadDim; first += C::kKeyPart) {
-        unsigned char* stage = next_stage(C::kPartBytes);
-        CUTE_UNROLL
-        for (int column = 0; column < C::kKeyPart; column += C::kChunk) {
-          SM90_TMA_LOAD_4D::copy(&maps.key, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
-                                 stage + column * C::kColumns * 2, first + column, row, item.head_kv, item.batch);
-        }
-        key_stage.advance();
+  // A tile of keys, from `row` on.
+  CUTE_DEVICE void produce_keys(CUtensorMap const& map, int row, int head, int batch) {
+    CUTE_NO_UNROLL
+    for (int first = 0; first < C::kHeadDim; first += C::kKeyPart) {
+      unsigned char* stage = next_stage(C::kPartBytes);
+      CUTE_UNROLL
+      for (int column = 0; column < C::kKeyPart; column += C::kChunk) {
+        SM90_TMA_LOAD_4D::copy(&map, full_barrier(), static_cast<uint64_t>(TMA::CacheHintSm90::EVICT_LAST),
+                               stage + column * C::kColumns * 2, first + column, row, head, batch);
       }
+      key_stage.advance();
     }
+  }
+
+  CUTE_DEVICE void produce_codes(Item const& item) {
     for (int block = 0; block < item.own; block += C::kBlocks) {
       unsigned char* stage = next_stage(C::kCodeBytes);
       int const quad = (item.batch * args.kv_heads + item.head_kv) * args.quad_count + block / 4;
