@@ -126,7 +126,8 @@ def _set_density(density: float | None) -> AbstractContextManager[Any]:
     from sa_compile.lab.bench.op_hooks import SetDensity, replaced
 
     chosen = SetDensity(density)
-    selections = ("select_adaptive", "select_budget", "select_budget_rest", "select_blocks")
+    by_landmarks = ("select_adaptive", "select_peaks")
+    selections = (*by_landmarks, "select_budget", "select_budget_rest", "select_blocks")
     return replaced("cuda", {op: chosen.wrapper(op) for op in selections})
 
 

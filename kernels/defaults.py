@@ -3,6 +3,7 @@
 # Methods A and B: share of the sampled attention that columns, and slashes, reach.
 ALPHA = 0.95
 # Method C.
+ADAPTIVE_PEAK = 1.0  # not looked at: tau decides
 ADAPTIVE_TAU = 0.2
 ADAPTIVE_LANDMARKS = 15
 BUDGET = 0.025
@@ -12,6 +13,8 @@ REST = 0.5
 MEANS = False
 # What stood for these before there were settings of them: tau decided alone, and means counted for the rest.
 BEFORE_THE_BUDGET = {"budget": 1.0, "means": True}
+# What decided before there was a peak: tau, with as many landmarks.
+BEFORE_THE_PEAK = {"peak": 1.0, "landmarks": 15}
 # What left-out blocks counted for before there was a setting of it, and the first two defaults of the budget.
 BEFORE_THE_REST = {"rest": 0.0}
 FIRST_BUDGET = {"budget": 0.025, "budget_tau": 0.08, **BEFORE_THE_REST}

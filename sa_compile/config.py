@@ -116,7 +116,7 @@ class SampleAttentionConfig(StrideOptions, SharedOptions, AdaptiveOptions, Chunk
     def from_options(cls, options: Mapping[str, Any] | None) -> SampleAttentionConfig:
         """The config that an ``options`` dict describes; an unknown name is a ``ValueError``.
 
-        An option that the method does not read is a warning.
+        An option that the method does not read, or not with what others are set to, is a warning.
         """
         if options is None:
             return cls()
@@ -137,7 +137,15 @@ class SampleAttentionConfig(StrideOptions, SharedOptions, AdaptiveOptions, Chunk
         if self.tuned is not None:  # it may set a method for each range
             return
         method = method_of(self)
+        unread = method.unread(self)
         for name in given:
+            if name in unread:
+                other = unread[name]
+                warnings.warn(
+                    f"option {name}={getattr(self, name)!r} has no effect with {other}="
+                    f"{getattr(self, other)!r}: method {method.name!r} does not look at it",
+                    stacklevel=3,
+                )
             readers = [other for other in METHODS.values() if name in other.reads]
             of_stats = self.stats and name in method.read_by_stats
             if readers and method not in readers and not of_stats:

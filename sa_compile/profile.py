@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from sa_compile.fingerprint import Fingerprint
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, FIRST_BUDGET, SECOND_BUDGET
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_PEAK, FIRST_BUDGET, SECOND_BUDGET
 
 FORMAT = "sa_compile profile"
-VERSION = 4
+VERSION = 5
 # Files leave out options at their defaults: what those of method 'adaptive' were in older versions.
 _DEFAULTS_OF: dict[int, Mapping[str, Any]] = {
-    1: BEFORE_THE_BUDGET,
-    2: FIRST_BUDGET,
-    3: SECOND_BUDGET,
+    1: {**BEFORE_THE_BUDGET, **BEFORE_THE_PEAK},
+    2: {**FIRST_BUDGET, **BEFORE_THE_PEAK},
+    3: {**SECOND_BUDGET, **BEFORE_THE_PEAK},
+    4: BEFORE_THE_PEAK,
     VERSION: {},
 }
 

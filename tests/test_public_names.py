@@ -24,10 +24,11 @@ OPS = {
     "select_blocks",
     "select_budget",
     "select_budget_rest",
+    "select_peaks",
 }
 OPTIONS = [
     *("method", "alpha_c", "alpha_s", "chunk_n", "sample_rows"),
-    *("tau", "landmarks", "budget", "budget_tau", "budget_rows", "means", "rest"),
+    *("tau", "landmarks", "peak", "budget", "budget_tau", "budget_rows", "means", "rest"),
     *("block_q", "block_k", "min_seq_len", "keep_sink", "window_blocks", "last_rows", "r_w", "r_row"),
     *("profile", "trace", "stats", "inner", "inductor"),
 ]

@@ -12,8 +12,10 @@ import torch
 from sa_compile.kernels import ops
 from sa_compile.kernels.defaults import (
     ADAPTIVE_LANDMARKS,
+    ADAPTIVE_PEAK,
     ADAPTIVE_TAU,
     BEFORE_THE_BUDGET,
+    BEFORE_THE_PEAK,
     BEFORE_THE_REST,
     BUDGET,
     BUDGET_ROWS,
@@ -22,7 +24,7 @@ from sa_compile.kernels.defaults import (
     REST,
 )
 
-from .base import Attention, Calls, Forced, Kept, Method, axis
+from .base import Attention, Calls, Forced, Kept, Method
 from .options import flag, int_up_to, number_in, option, power_of_two
 
 _share = number_in(0, 1)
@@ -39,8 +41,9 @@ _BUDGETS = (
     (0.015, 0.05, 8),
     (0.025, 0.07, 8),
 )
-# What tuning tries: tau alone, with the means of what is left out, or with a budget.
-_TRIED = (
+# What tuning tries, with few landmarks and many: tau alone, with the means of what is left out, or with a
+# budget.
+_BY_TAU = (
     *({"tau": tau, "budget": 1.0, "means": True} for tau in (0.1, 0.2, 0.3, 0.5, 0.8)),
     *(
         {"tau": tau, "budget": budget, "budget_tau": budget_tau, "budget_rows": rows}
@@ -49,6 +52,31 @@ _TRIED = (
     ),
     *({"budget": budget, "budget_tau": 0.05, "budget_rows": 16, "rest": 0.0} for budget in (0.015, 0.02)),
 )
+# And with few landmarks by their peaks.
+_BY_PEAK = tuple(
+    {"peak": peak, "landmarks": 7, "budget": budget, "budget_tau": budget_tau, "budget_rows": rows}
+    for peak in (0.1, 0.2, 0.3)
+    for budget, budget_tau, rows in ((BUDGET, BUDGET_TAU, BUDGET_ROWS), (0.02, 0.06, 16))
+)
+_TRIED = (
+    *({**settings, "peak": 1.0, "landmarks": landmarks} for settings in _BY_TAU for landmarks in (7, 15)),
+    *_BY_PEAK,
+)
+
+
+def _peak(options: Any, name: str, value: Any) -> float:
+    peak = _share(options, name, value)
+    check_landmarks(peak, options.landmarks)
+    return float(peak)
+
+
+def check_landmarks(peak: float, landmarks: int) -> None:
+    """ValueError if there are no landmarks among which to look for a peak."""
+    if peak < 1 and landmarks < 1:
+        raise ValueError(
+            f"option 'peak' below 1 looks at landmarks, of which there must be 1 or more, got peak={peak!r} "
+            f"with landmarks={landmarks!r}"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,7 +84,8 @@ class AdaptiveOptions:
     tau: float = option(
         ADAPTIVE_TAU,
         "A block is kept if the shares of attention that a query block's rows give its keys reach this in "
-        "their 2-norm; 0 keeps every block (method 'adaptive'), in [0, 1].",
+        "their 2-norm; 0 keeps every block (method 'adaptive'), in [0, 1]. With a 'peak' below 1 it is not "
+        "looked at.",
         _share,
     )
     landmarks: int = option(
@@ -65,11 +94,18 @@ class AdaptiveOptions:
         "directions, in [0, block_k]; on Hopper 7 and 15 have the fastest kernel.",
         int_up_to(0, "block_k"),
     )
+    peak: float = option(
+        ADAPTIVE_PEAK,
+        "A block is kept if one of its landmarks gets this share of the attention of a query block's row "
+        "(method 'adaptive'), instead of for its 'tau'; 0 keeps every block; in [0, 1], 1: it is not looked "
+        "at, below 1 'landmarks' must be 1 or more.",
+        _peak,
+    )
     budget: float = option(
         BUDGET,
         "What may be left out of a query block's attention (method 'adaptive'): blocks go from the smallest "
         "share on, as long as a share times (itself and twice what went before it) stays below this squared; "
-        "in [0, 1], 1: neither this nor 'budget_tau' is looked at, and 'tau' alone decides.",
+        "in [0, 1], 1: neither this nor 'budget_tau' is looked at, and 'tau' or 'peak' alone decides.",
         _share,
     )
     budget_tau: float = option(
@@ -113,7 +149,7 @@ class Adaptive(Method):
     options = AdaptiveOptions
     shared = ("window_blocks", "last_rows")
     read_by_stats = ("chunk_n", "sample_rows")
-    tried = (_TRIED, axis("landmarks", 7, 15))
+    tried = (_TRIED,)
 
     def select(self, run: Calls, options: Any, attention: Attention, forced: Forced) -> Any:
         """What either every row, by landmarks, or the sampled rows, by all keys, ask for."""
@@ -139,10 +175,10 @@ class Adaptive(Method):
         a = attention
         found = run.call(ops.block_representatives_op, a.key, a.key_segment, a.block_k, options.landmarks)
         representatives = (run.item(found, number) for number in range(3))
-        kept = (options.tau, forced.keep_sink, forced.window_slashes, forced.last_rows, *a.apart_beside_sinks)
-        return run.call(
-            ops.select_adaptive_op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept
-        )
+        by_peak = options.peak < 1
+        op, least = (ops.select_peaks_op, options.peak) if by_peak else (ops.select_adaptive_op, options.tau)
+        kept = (least, forced.keep_sink, forced.window_slashes, forced.last_rows, *a.apart_beside_sinks)
+        return run.call(op, a.query, a.key, *representatives, *a.where, a.block_q, a.block_k, *kept)
 
     def _sampled(self, options: Any, attention: Attention, forced: Forced) -> tuple[Any, ...]:
         """What both ops that sample rows take behind the tensors."""
@@ -165,13 +201,19 @@ class Adaptive(Method):
     def counts_left_out(self, options: Any) -> bool:
         return bool(options.means) or rest_counts(options)
 
+    def unread(self, options: Any) -> dict[str, str]:
+        return {"tau": "peak"} if options.peak < 1 else {}
+
     def timed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The landmarks, how many rows a budget samples, and whether they tell what is left out.
+        """The landmarks, whether for their peak, how many rows a budget samples, and whether they tell what
+        is left out.
 
         Settings that are older than a budget have none, and take what is left out by its means.
         """
-        settings = {**BEFORE_THE_REST, **BEFORE_THE_BUDGET, **settings}
+        settings = {**BEFORE_THE_PEAK, **BEFORE_THE_REST, **BEFORE_THE_BUDGET, **settings}
         found = {"landmarks": settings["landmarks"]}
+        if settings["peak"] < 1:
+            found["peak"] = True
         if settings["budget"] < 1:
             found["rows"] = settings["budget_rows"] if "budget_rows" in settings else settings["rows"]
         if settings["means"] != ("rows" not in found):

@@ -216,6 +216,10 @@ class Method(ABC):
         """Rows whose CRA stats measure: the last rows of how many chunks, and how many of each."""
         return options.chunk_n, options.sample_rows or attention.block_q
 
+    def unread(self, options: Any) -> Mapping[str, str]:
+        """Options of its own that these options leave without effect, each with the one that does so."""
+        return {}
+
     def timed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """What the time of ``select`` depends on, beside the block sizes, of options or a rule's settings."""
         return {name: settings[name] for name in self.own_options}

@@ -7,11 +7,13 @@ import warnings
 import pytest
 
 from sa_compile import SampleAttentionConfig
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_PEAK
 
 
 def test_the_defaults_are_the_measured_ones():
     config = SampleAttentionConfig()
-    assert (config.method, config.tau, config.landmarks) == ("adaptive", 0.2, 15)
+    assert (config.method, config.tau) == ("adaptive", 0.2)
+    assert (config.peak, config.landmarks) == (ADAPTIVE_PEAK, ADAPTIVE_LANDMARKS)
     assert (config.chunk_n, config.alpha_c, config.alpha_s) == (2, 0.95, 0.95)
     assert (config.window_blocks, config.keep_sink, config.block_q, config.block_k) == (2, True, 128, 128)
 
@@ -25,7 +27,10 @@ def test_the_defaults_are_the_measured_ones():
         ({"chunk_n": 3}, "chunk_n=3 has no effect with method='adaptive'"),
         ({"chunk_n": 3, "stats": True}, None),
         ({"method": "chunked", "alpha_s": 0.9, "chunk_n": 3, "window_blocks": 3, "keep_sink": False}, None),
-        ({"tau": 0.3, "landmarks": 3, "window_blocks": 3}, None),
+        ({"peak": 1.0, "tau": 0.3, "landmarks": 3, "window_blocks": 3}, None),
+        ({"peak": 0.2, "landmarks": 3}, None),
+        ({"peak": 0.2, "tau": 0.2}, "tau=0.2 has no effect with peak=0.2: method 'adaptive' does not look"),
+        ({"method": "stride", "peak": 0.2}, "peak=0.2 has no effect with method='stride': .* 'adaptive'"),
     ],
     ids=str,
 )
@@ -95,6 +100,14 @@ def test_whole_numbers_are_shares_too():
             id="more-landmarks-than-keys",
         ),
         pytest.param({"landmarks": 4.0}, TypeError, "'landmarks' must be an int in", id="landmarks-float"),
+        pytest.param({"peak": 1.5}, ValueError, r"'peak' must be in \[0, 1\], got 1.5", id="peak-above-one"),
+        pytest.param({"peak": True}, TypeError, "'peak' must be a number in .*got True", id="peak-bool"),
+        pytest.param(
+            {"peak": 0.2, "landmarks": 0},
+            ValueError,
+            "option 'peak' below 1 looks at landmarks, .* got peak=0.2 with landmarks=0",
+            id="peak-without-landmarks",
+        ),
         pytest.param({"keep_sink": 1}, TypeError, "'keep_sink' must be a bool, got 1", id="flag-number"),
         pytest.param({"trace": 1}, TypeError, "'trace' must be a folder's path", id="trace-number"),
         pytest.param(

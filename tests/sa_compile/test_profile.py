@@ -12,6 +12,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 import sa_compile
 from sa_compile import SampleAttentionConfig
 from sa_compile.fingerprint import WrongModel
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_PEAK
 from sa_compile.profile import load_profile
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -100,6 +101,20 @@ def test_one_graph_a_range_under_symbolic_lengths(llama, profile):
     assert all(isinstance(s.q_len, str) for report in reports for s in report.sites)
 
 
+@torch.no_grad()
+def test_a_range_may_look_for_peaks(llama, tmp_path, known):
+    options = {**BLOCKS, "peak": 0.2, "landmarks": 3, "window_blocks": 1, "last_rows": 0}
+    path = write_profile(tmp_path / "p.json", known, [(32, None, options)])
+    report = sa_compile.explain(llama, prompt(96), use_cache=False, options={"profile": path})
+    assert "peak=0.2" in report.sites[0].reason and "landmarks=3" in report.sites[0].reason
+    compiled = torch.compile(llama, backend="sampleattn", options={"profile": path, "inner": "eager"})
+    found = logits(compiled, 96)
+    torch._dynamo.reset()
+    by_hand = {**options, "min_seq_len": 32, "inner": "eager"}
+    by_hand = torch.compile(llama, backend="sampleattn", options=by_hand)
+    assert torch.equal(found, logits(by_hand, 96))
+
+
 def test_the_report_says_which_range_and_what_was_compared(llama, profile):
     with torch.no_grad():
         report = sa_compile.explain(llama, prompt(96), use_cache=False, options={"profile": profile})
@@ -124,16 +139,25 @@ def test_settings_of_a_range_may_change_the_block_sizes(llama, tmp_path, known):
 
 
 @pytest.mark.parametrize(
-    "version, budget, means, rest",
-    [(1, 1.0, True, 0.5), (2, 0.025, False, 0.0), (3, 0.02, False, 0.0), (4, 0.025, False, 0.5)],
+    "version, budget, means, rest, peak, landmarks",
+    [
+        (1, 1.0, True, 0.5, 1.0, 15),
+        (2, 0.025, False, 0.0, 1.0, 15),
+        (3, 0.02, False, 0.0, 1.0, 15),
+        (4, 0.025, False, 0.5, 1.0, 15),
+        (5, 0.025, False, 0.5, ADAPTIVE_PEAK, ADAPTIVE_LANDMARKS),
+    ],
 )
-def test_a_file_of_other_defaults_means_what_it_meant(version, budget, means, rest, known, tmp_path):
+def test_a_file_of_other_defaults_means_what_it_meant(
+    version, budget, means, rest, peak, landmarks, known, tmp_path
+):
     data = profile_data(known, [(32, 63, {"tau": 0.3}), (64, None, {"method": "stride"})])
     path = tmp_path / "profile.json"
     path.write_text(json.dumps({**data, "version": version}))
     first, second = (one.options for one in load_profile(str(path)).ranges)
-    found = SampleAttentionConfig.from_options(first)
+    found = SampleAttentionConfig(**first)
     assert (found.tau, found.budget, found.means, found.rest) == (0.3, budget, means, rest)
+    assert (found.peak, found.landmarks) == (peak, landmarks)
     assert second == {"method": "stride"}
 
 
@@ -146,7 +170,7 @@ BAD_FILES = [
     pytest.param("{", ValueError, "is not JSON", id="not-json"),
     pytest.param({"format": "other"}, ValueError, "is no profile", id="another-format"),
     pytest.param(
-        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 4", id="version"
+        {"version": 99}, ValueError, "format version 99, this sa_compile reads 1 to 5", id="version"
     ),
     pytest.param({"version": [3]}, ValueError, r"format version \[3\], this", id="version-in-a-list"),
     pytest.param({"model": {}}, ValueError, "is incomplete", id="no-fingerprint"),

@@ -11,8 +11,15 @@ MODEL = ROOT / "examples" / "model"
 LONG, SHORT = 640, 300
 OPTIONS = {"min_seq_len": 256, "inner": "eager", "block_q": 32, "block_k": 32}
 METHODS = {
-    "adaptive": {"tau": 0.3, "landmarks": 7, "last_rows": 64, "budget": 1.0, "means": True},
-    "budget": {"tau": 1.0, "landmarks": 7, "last_rows": 64, "budget": 0.05, "budget_tau": 0.3},
+    "adaptive": {
+        **{"peak": 1.0, "tau": 0.3, "landmarks": 7, "last_rows": 64},
+        **{"budget": 1.0, "means": True},
+    },
+    "budget": {
+        **{"peak": 1.0, "tau": 1.0, "landmarks": 7, "last_rows": 64},
+        **{"budget": 0.05, "budget_tau": 0.3},
+    },
+    "peaks": {"peak": 0.2, "landmarks": 7, "last_rows": 64, "budget": 0.05, "budget_tau": 0.3},
     "chunked": {"alpha_c": 0.8, "alpha_s": 0.8, "sample_rows": 32, "last_rows": 64},
 }
 

@@ -14,7 +14,11 @@ EVERY_OPTION = {
 }
 STRIDE = {"method": "stride", "alpha_c": 0.5, "r_row": 0.1, "r_w": 0.1}
 ADAPTIVE = {
-    **{"method": "adaptive", "tau": 0.3, "landmarks": 3},
+    **{"method": "adaptive", "peak": 1.0, "tau": 0.3, "landmarks": 3},
+    **{"keep_sink": False, "window_blocks": 1, "last_rows": 20, "chunk_n": 3},
+}
+PEAKS = {
+    **{"peak": 0.9, "landmarks": 1, "budget": 0.9, "budget_tau": 1.0, "budget_rows": 16},
     **{"keep_sink": False, "window_blocks": 1, "last_rows": 20, "chunk_n": 3},
 }
 # A rule, the options that say the same, and where the compiled model measures CRA: the chunks (None: a tenth
@@ -32,16 +36,22 @@ CASES = [
     ),
     pytest.param("stride:alpha=0.5,r_row=0.1,r_w=0.1", STRIDE, (None, 1), id="stride"),
     pytest.param(
-        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=1,means=1",
+        "adaptive:peak=1,tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=1,means=1",
         {**ADAPTIVE, "budget": 1.0, "means": True},
         (3, None),
         id="adaptive",
     ),
     pytest.param(
-        "adaptive:tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=0.1,rows_tau=0.3,rows=16",
+        "adaptive:peak=1,tau=0.3,landmarks=3,sink=0,window=1,last=20,budget=0.1,rows_tau=0.3,rows=16",
         {**ADAPTIVE, "budget": 0.1, "budget_tau": 0.3, "budget_rows": 16},
         (3, None),
         id="budget",
+    ),
+    pytest.param(
+        "adaptive:peak=0.9,landmarks=1,sink=0,window=1,last=20,budget=0.9,rows_tau=1,rows=16",
+        PEAKS,
+        (3, None),
+        id="peaks",
     ),
 ]
 

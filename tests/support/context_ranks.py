@@ -26,7 +26,9 @@ import sa_compile
 import sa_compile.hf
 from sa_compile.distributed.attention import context_of
 
-OPTIONS = {**SMALL_BLOCKS, "tau": 0.5, "budget": 0.3, "budget_tau": 1.0, "last_rows": 20}
+BUDGET = {"budget": 0.3, "budget_tau": 1.0, "last_rows": 20}
+OPTIONS = {**SMALL_BLOCKS, "peak": 1.0, "tau": 0.5, **BUDGET}
+PEAKS = {**SMALL_BLOCKS, "peak": 0.1, "landmarks": 3, **BUDGET}
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
 
 
@@ -78,6 +80,16 @@ def compare(make, inputs, options=OPTIONS, compile=False):
 def lengths():
     for length in (200, 64, 33, 17, 5):  # ragged; whole runs; one row in the third run; each rank by itself
         compare(tiny_llama, {"input_ids": tokens(1, length)})
+
+
+def peaks():
+    for inputs in ({"input_ids": tokens(1, 200)}, padded([150, 61, 131], "left")):
+        compare(tiny_llama, inputs, PEAKS)
+    compare(tiny_gpt_oss, {"input_ids": tokens(1, 150)}, PEAKS)
+    model = compare(tiny_llama, {"input_ids": tokens(1, 300)}, {**PEAKS, "inner": "eager"}, compile=True)
+    other = tokens(1, 130)
+    expected = one_rank(tiny_llama, PEAKS)(other).logits
+    torch.testing.assert_close(model(other, logits_to_keep=0).logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def compiled():

@@ -27,6 +27,7 @@ PARTS = {
     "select_blocks": "selection",
     "block_representatives": "sampling",
     "select_adaptive": "selection",
+    "select_peaks": "selection",
     "select_budget": "selection",
     "select_budget_rest": "selection",
     "mask_blocks": "mask blocks",

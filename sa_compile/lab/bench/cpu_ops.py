@@ -2,8 +2,7 @@
 
 One prefill of one layer: dense causal SDPA, and block-sparse attention that keeps a given share of the causal
 blocks (sink and diagonal, the rest at random), plus sampling and selection, and the selection of method
-"adaptive". Runs alternate, medians are
-compared.
+"adaptive" by tau and by peaks. Runs alternate, medians are compared.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ class Result:
     sample_ms: float
     select_ms: float
     adaptive_ms: float  # block_representatives and select_adaptive
+    peaks_ms: float  # block_representatives with 7 landmarks and select_peaks
 
     @property
     def sparse_speedup(self) -> float:
@@ -85,6 +85,7 @@ def measure(
         "sample": lambda: ops.sample_scores(query, key),
         "select": lambda: ops.select_blocks(*scores, q_len=seq_len, kv_len=seq_len),
         "adaptive": lambda: ops.select_adaptive(query, key, ops.block_representatives(key)),
+        "peaks": lambda: ops.select_peaks(query, key, ops.block_representatives(key, landmarks=7)),
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     with torch.no_grad():
@@ -111,6 +112,7 @@ def print_table(results: list[Result]) -> None:
         "sample ms",
         "select ms",
         "adaptive ms",
+        "peaks ms",
     ]
     rows = [
         [
@@ -123,6 +125,7 @@ def print_table(results: list[Result]) -> None:
             r.sample_ms,
             r.select_ms,
             r.adaptive_ms,
+            r.peaks_ms,
             f"{r.overhead:.1%}",
         ]
         for r in results

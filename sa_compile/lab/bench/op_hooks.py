@@ -23,7 +23,7 @@ Kernel = Callable[..., Any]
 TIMED = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive", "select_budget"),
     *("mask_blocks", "block_sparse_attention", "block_mean_attention"),
-    *("select_budget_rest", "block_rest_attention"),
+    *("select_peaks", "select_budget_rest", "block_rest_attention"),
 )
 
 
@@ -167,6 +167,7 @@ def _sizes_behind(sizes: Sequence[Any], query: Tensor, key: Tensor) -> Sizes:
 _SIZES: dict[str, Callable[..., Sizes]] = {
     "select_blocks": _sizes_of_strips,
     "select_adaptive": _sizes_by_rows,
+    "select_peaks": _sizes_by_rows,
     "select_budget": _sizes_by_sample,
     "select_budget_rest": _sizes_with_rest,
 }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from sa_compile.kernels import choice
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_PEAK
 from sa_compile.passes.conditions.kernels import MAX_HEAD_DIM
 
-_SELECTION = ("block_representatives", "select_adaptive", "select_budget_rest")
+_LOOKED_FOR = "select_peaks" if ADAPTIVE_PEAK < 1 else "select_adaptive"
+_SELECTION = ("block_representatives", _LOOKED_FOR, "select_budget_rest")
 _SHORT = {"cuda_sm90": "sm90"}
 _BLOCK = 128
 

@@ -39,7 +39,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Axis:
-    """A setting of a rule, its values, and what it is."""
+    """A setting of a rule, its values, and what it is; ``rule`` may hold settings beside which it counts."""
 
     rule: str
     setting: str
@@ -49,13 +49,16 @@ class Axis:
     def points(self) -> tuple[Point, ...]:
         """Its values, the default among them."""
         plain = parse_rule(self.rule)
+        joined = "," if ":" in self.rule else ":"
         default = getattr(plain, self.setting)
         if not default and self.setting in _ZERO_STANDS_FOR:
             default = _ZERO_STANDS_FOR[self.setting]
         return tuple(
             Point(
                 _text(value),
-                plain.spec if value == default else _spec(f"{self.rule}:{self.setting}={_text(value)}"),
+                plain.spec
+                if value == default
+                else _spec(f"{self.rule}{joined}{self.setting}={_text(value)}"),
                 BLOCK,
                 value == default,
             )
@@ -98,8 +101,15 @@ AXES: dict[str, Axis | BlockAxis] = {
     "stride_alpha": Axis("stride", "alpha", (0.8, 0.9, 0.95, 0.98), "share that columns reach, method A"),
     "r_w": Axis("stride", "r_w", (0.02, 0.04, 0.08, 0.16), "window as a share of the keys, method A"),
     "r_row": Axis("stride", "r_row", (0.01, 0.02, 0.05, 0.1), "share of rows that is sampled, method A"),
-    "tau": Axis("adaptive", "tau", (0.0, 0.05, 0.1, 0.2, 0.4, 0.8), "2-norm that keeps a block, method C"),
-    "landmarks": Axis("adaptive", "landmarks", (0, 3, 7, 15, 31), "keys that stand for a block, method C"),
+    "tau": Axis(
+        "adaptive:peak=1.0", "tau", (0.0, 0.05, 0.1, 0.2, 0.4, 0.8), "2-norm that keeps a block, method C"
+    ),
+    "peak": Axis(
+        "adaptive", "peak", (0.05, 0.1, 0.2, 0.3, 0.5, 1.0), "a row's share that keeps a block, method C"
+    ),
+    "landmarks": Axis(
+        "adaptive:peak=1.0", "landmarks", (0, 3, 7, 15, 31), "keys that stand for a block, method C"
+    ),
     "last": Axis("adaptive", "last", (0, 128, 256), "rows at the end that attend to every key, method C"),
 }
 

@@ -30,9 +30,10 @@ _SETS = {
         "chunked",
         "chunked:alpha=0.9",
         "adaptive",
-        "adaptive:tau=0.1",
-        "adaptive:tau=0.4",
-        "adaptive:landmarks=7",
+        "adaptive:peak=1.0,tau=0.1",
+        "adaptive:peak=1.0,tau=0.4",
+        "adaptive:peak=1.0,landmarks=7",
+        "adaptive:peak=0.2,landmarks=7",
     ),
     "oracle": ("oracle:alpha=0.9", "oracle:alpha=0.95", "oracle:alpha=0.98"),
 }

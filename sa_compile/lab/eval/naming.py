@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_REST
+from sa_compile.kernels.defaults import BEFORE_THE_BUDGET, BEFORE_THE_PEAK, BEFORE_THE_REST
 from sa_compile.lab.eval.rules import RULES, kind_of
 
 # Settings that a rule was given since, with what stood for them before. Of methods that others registered
 # nothing is known: a setting of the same name is another one.
 _BEFORE: dict[str, dict[str, Any]] = {
     "chunked": {"last": 0},
-    "adaptive": {"last": 0, **BEFORE_THE_BUDGET},
+    "adaptive": {"last": 0, **BEFORE_THE_BUDGET, **BEFORE_THE_PEAK},
 }
 
 

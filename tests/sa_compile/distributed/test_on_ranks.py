@@ -4,7 +4,7 @@ import pytest
 from support.ranks import launched
 
 CONTEXT_ON_TWO = (
-    *("lengths", "compiled", "left_padding", "right_padding", "windows", "sinks"),
+    *("lengths", "peaks", "compiled", "left_padding", "right_padding", "windows", "sinks"),
     *("generate", "generate_compiled", "static_cache", "second_turn", "stats", "refusals", "soft_caps"),
     *("other_prompts", "local_order", "forgotten"),
     "failure",  # at the end: the ranks are out of step then

@@ -11,6 +11,7 @@ from sa_compile.config import SampleAttentionConfig
 from sa_compile.kernels.shared.blocks import popcount
 from sa_compile.prefill import CausalAttention
 
+BY_TAU = {"peak": 1.0, "landmarks": 15}
 SMALL = {"block_q": 32, "block_k": 16, "min_seq_len": 1, "last_rows": 0, "window_blocks": 1}
 
 
@@ -33,9 +34,10 @@ def kept(options, sinks, q_stride=1):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"budget": 1.0, "tau": 0.5}, id="tau"),
-        pytest.param({"tau": 1.0, "budget": 0.2, "budget_tau": 0.3, "rest": 0.0}, id="budget"),
-        pytest.param({"tau": 1.0, "budget": 0.2, "budget_tau": 0.3, "rest": 0.5}, id="rest"),
+        pytest.param({**BY_TAU, "budget": 1.0, "tau": 0.5}, id="tau"),
+        pytest.param({"peak": 0.1, "landmarks": 7, "budget": 1.0}, id="peak"),
+        pytest.param({**BY_TAU, "tau": 1.0, "budget": 0.2, "budget_tau": 0.3, "rest": 0.0}, id="budget"),
+        pytest.param({**BY_TAU, "tau": 1.0, "budget": 0.2, "budget_tau": 0.3, "rest": 0.5}, id="rest"),
     ],
 )
 def test_adaptive_keeps_less_beside_a_sink_that_takes_much(options, q_stride):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from sa_compile.kernels import choice, ops
-from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, BUDGET, BUDGET_TAU
+from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_PEAK, BUDGET, BUDGET_TAU
 from sa_compile.kernels.shared import blocks
 from sa_compile.lab.bench.ops import competitors, inputs
 from sa_compile.lab.bench.ops.inputs import Shape
@@ -153,8 +153,9 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     over random blocks, with the rest of all other blocks and with their means. Of the random blocks alone
     ``select_budget_rest`` is given those, and finds all others to be left out.
 
-    "whole" is the method with default settings: the three ops, and attention over the random blocks, for
-    random keys have flat scores, of which nearly all blocks would be kept.
+    "whole" is the method with default settings: its three ops, of tau and peaks the one that these ask for,
+    and attention over the random blocks, for random keys have flat scores, of which nearly all blocks would
+    be kept.
     """
     query, key, value = inputs.qkv(shape, device)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
@@ -164,8 +165,10 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     selection["select_budget_rest"] = Run(none_but_these)
     attention = Run(lambda: ops.block_rest_attention(query, key, value, mask, *rest))
 
+    unused = "select_adaptive" if ADAPTIVE_PEAK < 1 else "select_peaks"
+
     def whole() -> None:
-        for run in (*selection.values(), attention):
+        for run in (*(run for name, run in selection.items() if name != unused), attention):
             run.function()
 
     runs = {
@@ -186,6 +189,7 @@ def _selection(query: Tensor, key: Tensor, landmarks: int, note: str) -> dict[st
     return {
         f"block_representatives{note}": Run(lambda: ops.block_representatives(key, landmarks=landmarks)),
         f"select_adaptive{note}": Run(lambda: ops.select_adaptive(query, key, representatives)),
+        f"select_peaks{note}": Run(lambda: ops.select_peaks(query, key, representatives)),
     }
 
 
@@ -231,7 +235,7 @@ def portable_attention(shape: Shape, density: float, against: tuple[str, ...], d
 
 
 def portable_selection(shape: Shape, density: float, against: tuple[str, ...], device: str) -> Problem:
-    """Method C's two ops with default settings, and the same in Triton; the share is of no block mask."""
+    """Method C's ops on landmarks with default settings, and in Triton; the share is of no block mask."""
     query, key, _ = inputs.qkv(shape, device)
     runs = _selection(query, key, ADAPTIVE_LANDMARKS, "")
     runs |= {f"{name}{IN_TRITON}": Run(partial(_on, "triton", run.function)) for name, run in runs.items()}

@@ -8,6 +8,7 @@ A rule's string is its name with settings after a colon, and what is forced afte
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 from sa_compile.methods import METHODS
@@ -57,12 +58,18 @@ def parse_rule(spec: str) -> Rule:
 
     ``+sink`` forces the sink block, ``+wN`` N block diagonals, ``+lastN`` all blocks of
     the last N rows. ValueError for an unknown rule or setting, or a value of the wrong kind; it names what is
-    known.
+    known. A setting that others leave without effect is a warning.
     """
     text, *extras = spec.split("+")
-    name, _, settings = text.partition(":")
+    name, _, described = text.partition(":")
     kind = kind_of(name)
-    rule = kind(**_settings(kind, settings))
+    settings = _settings(kind, described)
+    rule = kind(**settings)
+    for setting, other in rule.unread().items():
+        if setting in settings:
+            warnings.warn(
+                f"rule {spec!r}: {setting} has no effect with {other}={getattr(rule, other)!r}", stacklevel=2
+            )
     return _with_forced(rule, extras, spec) if extras else rule
 
 

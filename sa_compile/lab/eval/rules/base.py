@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -228,6 +228,10 @@ class Rule(ABC):
     def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
         """Attention over what was kept, [B, Hq, Sq, Dv]; ``where`` as of :meth:`select`."""
         return ops.block_sparse_attention(query, key, value, kept.block_mask, **where)[0]
+
+    def unread(self) -> Mapping[str, str]:
+        """Settings that these settings leave without effect, each with the one that does so."""
+        return {}
 
     @abstractmethod
     def blocks(self, problem: Problem) -> Tensor:

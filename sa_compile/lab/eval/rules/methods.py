@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sa_compile.kernels.defaults import (
     ADAPTIVE_LANDMARKS,
+    ADAPTIVE_PEAK,
     ADAPTIVE_TAU,
     ALPHA,
     BUDGET,
@@ -26,7 +28,7 @@ from sa_compile.kernels.defaults import (
 from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.kernels.shared.shapes import ceil_div
 from sa_compile.methods import METHODS, ON_TENSORS, Attention, Forced, Kept, Method
-from sa_compile.methods.adaptive import AdaptiveOptions
+from sa_compile.methods.adaptive import AdaptiveOptions, check_landmarks
 from sa_compile.methods.chunked import ChunkedOptions, sampled_scores, strips
 
 from .base import Problem, Rule
@@ -43,6 +45,9 @@ class MethodRule(Rule):
     @abstractmethod
     def forced(self) -> Forced:
         """The blocks that are kept in any case."""
+
+    def unread(self) -> Mapping[str, str]:
+        return METHODS[self.name].unread(self)
 
     def blocks(self, problem: Problem) -> Tensor:
         attention = _attention(problem, problem.q_len, problem.kv_len)
@@ -167,7 +172,8 @@ class Adaptive(MethodRule):
 
     A block is kept if the shares of attention that the query block's rows are estimated to give its keys
     reach ``tau`` in their 2-norm, every key block represented by ``landmarks`` of its keys, large ones in
-    different directions, and the mean of the others; or if ``rows`` sampled rows give it more than may be
+    different directions, and the mean of the others, or with a ``peak`` below 1, if a landmark of it gets
+    that share of a row's attention; or if ``rows`` sampled rows give it more than may be
     left out within ``budget`` (1: sampled rows are not looked at), or its keys shares that reach ``rows_tau``
     in their 2-norm. The sink block (``sink``) and ``window`` block diagonals are kept, as are all blocks of
     the last ``last`` rows. With ``means`` the others count by their mean key and value, else by ``rest`` of
@@ -177,6 +183,7 @@ class Adaptive(MethodRule):
     name: ClassVar[str] = "adaptive"
     tau: float = ADAPTIVE_TAU
     landmarks: int = ADAPTIVE_LANDMARKS
+    peak: float = ADAPTIVE_PEAK
     sink: bool = True
     window: int = 2
     last: int = LAST_ROWS
@@ -186,10 +193,13 @@ class Adaptive(MethodRule):
     means: bool = MEANS
     rest: float = REST
 
+    def __post_init__(self) -> None:
+        check_landmarks(self.peak, self.landmarks)
+
     def options(self, problem: Problem) -> AdaptiveOptions:
         landmarks = min(self.landmarks, problem.block_k)
         sampled = (self.budget, self.rows_tau, self.rows)
-        return AdaptiveOptions(self.tau, landmarks, *sampled, self.means, self.rest)
+        return AdaptiveOptions(self.tau, landmarks, self.peak, *sampled, self.means, self.rest)
 
     @property
     def forced(self) -> Forced:

@@ -5,20 +5,20 @@ from dataclasses import dataclass
 import pytest
 
 from sa_compile.lab.eval.naming import present_name, with_present_names
-from sa_compile.lab.eval.rules import parse_rule
+from sa_compile.lab.eval.rules import parse_rule, settings_of
 from sa_compile.methods import METHODS, Method
 
 CASES = [
     pytest.param(
         "adaptive",
         {"tau": 0.4, "landmarks": 3, "last": 128},
-        "adaptive:tau=0.4,landmarks=3,budget=1.0,means=1",
+        parse_rule("adaptive:peak=1,tau=0.4,landmarks=3,budget=1.0,means=1").spec,
         id="old defaults",
     ),
     pytest.param(
         "adaptive",
         {"tau": 0.4},
-        "adaptive:tau=0.4,last=0,budget=1.0,means=1",
+        parse_rule("adaptive:peak=1,tau=0.4,landmarks=15,last=0,budget=1.0,means=1").spec,
         id="before the last rows were kept whole",
     ),
     pytest.param(
@@ -32,6 +32,12 @@ CASES = [
         {"rule": {"stride": 8, "tau": 0.5}, "sink": True, "window_blocks": 2},
         "xattention:tau=0.5+sink+w2",
         id="forced",
+    ),
+    pytest.param(
+        "adaptive",
+        {name: value for name, value in settings_of("adaptive:landmarks=15").items() if name != "peak"},
+        parse_rule("adaptive:peak=1,landmarks=15").spec,
+        id="before the peak",
     ),
     pytest.param("adaptive", {"medians": 1}, "adaptive (of its commit)", id="settings that are no more"),
 ]

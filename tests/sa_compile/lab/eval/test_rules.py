@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support import landmark_readings
 from support import rule_readings as readings
 from support.rule_readings import Head
 
@@ -78,14 +79,24 @@ READINGS = {
     "flexprefill:min_budget=512": lambda head: readings.flexprefill(head, 0.95, 0.1, 512),
     "xattention:stride=4,tau=0.8": lambda head: readings.xattention(head, 4, 0.8),
     "xattention:stride=8,tau=0.95": lambda head: readings.xattention(head, 8, 0.95),
-    "adaptive:tau=0.1,landmarks=2,last=0,budget=1": lambda head: readings.adaptive(head, 0.1, 2),
-    "adaptive:tau=0.4,last=0,budget=1": lambda head: readings.adaptive(head, 0.4, 16),
-    "adaptive:tau=0.4,last=16,budget=1": lambda head: readings.adaptive(head, 0.4, 16) | head.last_rows(16),
-    "adaptive:tau=1,last=0,budget=0.2,rows_tau=9,rows=8": lambda head: (
-        readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 9, 8)
+    "adaptive:peak=1,tau=0.1,landmarks=2,last=0,budget=1": lambda head: landmark_readings.adaptive(
+        head, 0.1, 2
     ),
-    "adaptive:tau=1,last=0,budget=0.9,rows_tau=0.4,rows=8": lambda head: (
-        readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.9, 0.4, 8)
+    "adaptive:peak=1,tau=0.4,landmarks=15,last=0,budget=1": lambda head: landmark_readings.adaptive(
+        head, 0.4, 16
+    ),
+    "adaptive:peak=1,tau=0.4,landmarks=15,last=16,budget=1": lambda head: (
+        landmark_readings.adaptive(head, 0.4, 16) | head.last_rows(16)
+    ),
+    "adaptive:peak=1,tau=1,landmarks=15,last=0,budget=0.2,rows_tau=9,rows=8": lambda head: (
+        landmark_readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 9, 8)
+    ),
+    "adaptive:peak=1,tau=1,landmarks=15,last=0,budget=0.9,rows_tau=0.4,rows=8": lambda head: (
+        landmark_readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.9, 0.4, 8)
+    ),
+    "adaptive:peak=0.2,landmarks=3,last=0,budget=1": lambda head: landmark_readings.peaks(head, 0.2, 3),
+    "adaptive:peak=0.05,landmarks=7,last=16,budget=0.9,rows_tau=0.4,rows=8": lambda head: (
+        landmark_readings.peaks(head, 0.05, 7) | readings.budget(head, 0.9, 0.4, 8) | head.last_rows(16)
     ),
     "xattention:stride=4,tau=0.8+last20": lambda head: readings.xattention(head, 4, 0.8) | head.last_rows(20),
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1": lambda head: readings.flashprefill(
@@ -196,7 +207,8 @@ PER_BLOCK = [
     "bigbird",
     "xattention:stride=4,tau=0.8",
     "hashsparse:buckets=4,rounds=2",
-    "adaptive:tau=0.1,landmarks=2",
+    "adaptive:peak=1,tau=0.1,landmarks=2",
+    "adaptive:peak=0.2,landmarks=2",
     "flashprefill:alpha=0.3,sink=1,window=2,last_full=1",
 ]
 
@@ -214,11 +226,12 @@ def test_future_tokens_do_not_change_the_choice_for_earlier_blocks(spec):
     assert torch.equal(before, after)
 
 
-def test_future_blocks_do_not_change_the_output_of_earlier_ones():
+@pytest.mark.parametrize("looked_for", ["peak=1,tau=1", "peak=0.9,landmarks=7"])
+def test_future_blocks_do_not_change_the_output_of_earlier_ones(looked_for):
     """Selection, attention and what stands for the blocks that are left out."""
     query, key = attention_inputs(q_len=128, kv_len=128)
     value = torch.randn(key.shape, generator=torch.Generator().manual_seed(4))
-    rule = parse_rule("adaptive:budget=0.3,rows_tau=1,tau=1,last=0,window=1")
+    rule = parse_rule(f"adaptive:budget=0.3,rows_tau=1,{looked_for},last=0,window=1")
     sizes, outputs = {"block_q": 16, "block_k": 16}, []
     for changed in (1.0, -7.0):
         q, k, v = (torch.cat((x[:, :, :96], changed * x[:, :, 96:]), 2) for x in (query, key, value))
@@ -242,7 +255,11 @@ def test_given_the_mask_a_row_does_not_feel_later_tokens(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "adaptive:tau=0.0", "full"]
+    "spec",
+    [
+        *("oracle:alpha=1.0", "xattention:tau=1.0", "chunked:alpha=1.0", "full"),
+        *("adaptive:peak=1,tau=0.0", "adaptive:peak=0"),
+    ],
 )
 def test_asked_for_everything_a_rule_keeps_everything(spec):
     query, key = attention_inputs(q_len=96, kv_len=96)
@@ -320,12 +337,20 @@ def test_a_rules_spec_names_it(spec):
         ),
         pytest.param("chunked:chunk_n=x", "chunked:chunk_n must be of type int, got 'x'", id="value"),
         pytest.param("chunked:sink=yes", "chunked:sink must be 0 or 1, got 'yes'", id="bool"),
+        pytest.param(
+            "adaptive:peak=0.2,landmarks=0", "'peak' below 1 .* got peak=0.2 with landmarks=0", id="landmarks"
+        ),
         pytest.param("full+v2", "after '\\+' comes 'sink', 'wN' or 'lastN', got 'v2'", id="forced"),
     ],
 )
 def test_a_wrong_spec_is_an_error_that_names_what_is_known(spec, message):
     with pytest.raises(ValueError, match=message):
         parse_rule(spec)
+
+
+def test_a_setting_that_others_leave_without_effect_is_a_warning():
+    with pytest.warns(UserWarning, match="tau=0.3,peak=0.2': tau has no effect with peak=0.2"):
+        assert parse_rule("adaptive:tau=0.3,peak=0.2").peak == 0.2
 
 
 def test_a_stride_that_does_not_divide_the_blocks_is_an_error():

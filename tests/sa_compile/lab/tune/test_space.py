@@ -38,6 +38,9 @@ def test_settings_vary_what_selection_costs_and_what_it_leaves_out():
     varied = {name: {getattr(c, name) for c in adaptive if c.budget < 1} for name in ("budget_rows", "rest")}
     assert varied == {"budget_rows": {8, 16, 32}, "rest": {0.0, 0.5}}
     assert len({c.budget_tau for c in adaptive}) > 3 and {c.landmarks for c in adaptive} == {7, 15}
+    peaks = [c for c in adaptive if c.peak < 1]
+    assert {c.peak for c in peaks} == {0.1, 0.2, 0.3} and {c.landmarks for c in peaks} == {7}
+    assert {c.budget_rows for c in peaks} == {16, 32} and len(peaks) == 6
 
 
 def test_settings_that_cost_the_same_selection_share_a_name_and_others_do_not():
@@ -60,8 +63,19 @@ def test_a_further_value_is_one_entry():
 
 def test_costs_from_before_the_budget_are_of_selection_without_one():
     adaptive = next(family for family in FAMILIES if family.method == "adaptive")
-    config = SampleAttentionConfig(method="adaptive", landmarks=7, budget=1.0, means=True)
+    config = SampleAttentionConfig(method="adaptive", peak=1.0, landmarks=7, budget=1.0, means=True)
     before = adaptive.timed_as({"tau": 0.2, "landmarks": 7}, "128x128")
     assert before == Candidate(adaptive, config).timed_as == "adaptive landmarks=7 128x128"
-    rule = parse_rule(Candidate(adaptive, SampleAttentionConfig()).rule)
-    assert adaptive.timed_as(vars(rule), "128x128") == "adaptive landmarks=15 rows=32 rest=True 128x128"
+    rule = vars(parse_rule(Candidate(adaptive, SampleAttentionConfig(peak=1.0, landmarks=15)).rule))
+    del rule["peak"]
+    assert adaptive.timed_as(rule, "128x128") == "adaptive landmarks=15 rows=32 rest=True 128x128"
+
+
+def test_a_selection_by_peaks_is_timed_by_itself_whatever_the_peak():
+    adaptive = next(family for family in FAMILIES if family.method == "adaptive")
+    names = {
+        peak: Candidate(adaptive, SampleAttentionConfig(peak=peak, landmarks=7)).timed_as
+        for peak in (0.1, 0.2, 1.0)
+    }
+    assert names[0.1] == names[0.2] == "adaptive landmarks=7 peak=True rows=32 rest=True 128x128"
+    assert names[1.0] == "adaptive landmarks=7 rows=32 rest=True 128x128"
