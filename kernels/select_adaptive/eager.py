@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from ..shared.grid import Grid
 from ..shared.rows import block_stops, row_ends
 from ..shared.visibility import allowed_blocks, visible_blocks
 from .op import Arguments
+
+if TYPE_CHECKING:
+    from ..select_peaks.op import Arguments as PeakArguments
 
 
 def select_adaptive(a: Arguments) -> Tensor:
@@ -34,7 +39,7 @@ def most_of_groups(scores: Tensor) -> Tensor:
 class AdaptiveBlocks:
     """The blocks of one attention: which are forced, and what the rows are estimated to give the others."""
 
-    def __init__(self, a: Arguments) -> None:
+    def __init__(self, a: Arguments | PeakArguments) -> None:
         self.query, self.key, self.scale = a.query, a.key, a.scale
         self.block_q, self.block_k, self.sinks = a.block_q, a.block_k, a.sinks
         self.representatives, self.log_weights, self.spreads = a.representatives, a.log_weights, a.spreads
