@@ -64,35 +64,44 @@ struct Consumer : adaptive::QueryRows<C> {
     query_stage.advance();
   }
 
-  // Adds a tile of stand-ins, from `first_column` on, to the rows' totals.
+  // Adds a tile of stand-ins, from `first_column` on, to the rows' totals. Columns behind the last one cost nothing.
   CUTE_DEVICE void add_stand_ins(Scores& scores, int first_column) {
     auto rows = as_rows(scores);
     auto const* terms = stand_in_terms(args) + int64_t(head_kv) * args.stand_in_rows() + first_column;
     bool const sees_first = first_block(args, batch()) < own;
+    int const used = kFirstRows + own / kPeakBlocks - first_column;
+    constexpr int kPart = 32;
     float largest[2] = {-INFINITY, -INFINITY};
     CUTE_UNROLL
-    for (int i = 0; i < size<1>(rows); ++i) {
-      int const column = i / 2 * 8 + column_lane() * 2 + i % 2, stand_in = first_column + column;
-      bool const counts = stand_in < kFirstRows ? sees_first : stand_in - kFirstRows < own / kPeakBlocks;
-      float2 const term = counts ? __ldg(terms + column) : make_float2(-INFINITY, 0.f);
+    for (int part = 0; part < C::kColumns; part += kPart) {
+      if (part >= used) continue;
       CUTE_UNROLL
-      for (int r = 0; r < 2; ++r) {
-        float const boost = fminf(half_norm[r] * term.y, fmaxf(term.x, 0.f));
-        rows(r, i) = fmaf(rows(r, i), args.scale_log2, term.x + boost);
-        largest[r] = fmaxf(largest[r], rows(r, i));
+      for (int i = part / 4; i < (part + kPart) / 4; ++i) {
+        int const column = i / 2 * 8 + column_lane() * 2 + i % 2;
+        bool const counts = first_column + column < kFirstRows ? sees_first : column < used;
+        float2 const term = counts ? __ldg(terms + column) : make_float2(-INFINITY, 0.f);
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r) {
+          float const boost = fminf(half_norm[r] * term.y, fmaxf(term.x, 0.f));
+          rows(r, i) = fmaf(rows(r, i), args.scale_log2, term.x + boost);
+          largest[r] = fmaxf(largest[r], rows(r, i));
+        }
       }
     }
+    float zero[2];
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       move_offset(r, quad_max(largest[r]));
-      float const zero = finite_offset(r);
-      float sum = 0.f, other = 0.f;
+      zero[r] = finite_offset(r);
+    }
+    CUTE_UNROLL
+    for (int part = 0; part < C::kColumns; part += kPart) {
+      if (part >= used) continue;
       CUTE_UNROLL
-      for (int i = 0; i < size<1>(rows); i += 2) {
-        sum += exp2_approximate(rows(r, i) - zero);
-        other += exp2_approximate(rows(r, i + 1) - zero);
+      for (int i = part / 4; i < (part + kPart) / 4; ++i) {
+        CUTE_UNROLL
+        for (int r = 0; r < 2; ++r) total[r] += exp2_approximate(rows(r, i) - zero[r]);
       }
-      total[r] += sum + other;
     }
   }
 
