@@ -102,10 +102,10 @@ def add_commands(commands: Any) -> None:
     )
     texts.add_argument(
         "--collection",
-        choices=("a", "b", "c"),
+        choices=("a", "b", "c", "d"),
         default="a",
-        help="text of Django, Sphinx and Twisted (a), of SQLAlchemy, pytest and ansible-core (b), or of "
-        "Nova, Celery, Buildbot, Scrapy and Mercurial (c)",
+        help="text of Django, Sphinx and Twisted (a), of SQLAlchemy, pytest and ansible-core (b), of Nova, "
+        "Celery, Buildbot, Scrapy and Mercurial (c), or of Neutron, Salt, Borg and Kombu (d)",
     )
     texts.set_defaults(run=_fetch_texts)
 

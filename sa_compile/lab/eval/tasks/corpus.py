@@ -135,6 +135,41 @@ COLLECTIONS = {
         ),
         LICENCES,
     ),
+    "d": (
+        Archive(
+            Package(
+                "neutron==29.0.0",
+                "neutron-29.0.0.tar.gz",
+                "4dc123ed085a4b2cc8af1c4fa8d7162042c4e7cfa5e895f62e99a3b46d92ba31",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/neutron/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "salt==3008.5",
+                "salt-3008.5.tar.gz",
+                "0259deafd601d783721e5aa8ed10677d8c4d6cc12f5de17499af71590d593315",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/salt/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "borgbackup==1.4.5",
+                "borgbackup-1.4.5.tar.gz",
+                "4f9a5fe584c504b15485841236750dea16aa7cd2ddbc4a594e9d2ce5c49c4508",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/src/borg/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "kombu==5.7.0",
+                "kombu-5.7.0.tar.gz",
+                "31e62fdfd2381caa3422f8e02b84a491d9a2180ddda74507b57f4cb1e1c2c2c9",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/kombu/*.py", "code")),
+        ),
+        LICENCES,
+    ),
 }
 
 
