@@ -6,6 +6,7 @@
 #include "shared/cuda/matrix_instructions.h"
 #include "shared/cuda/matrix_layout.h"
 #include "shared/landmarks.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::adaptive {
 namespace {
@@ -272,13 +273,7 @@ Error launch(RepresentativeArguments const& args, cudaStream_t stream) {
   dim3 const grid((args.kv_len + kThreads - 1) / kThreads, args.batch * args.kv_heads);
   constexpr int kBytes = sizeof(Shared<kLandmarks>);
   static_assert(3 * (kBytes + 1024) <= 228 * 1024, "three thread blocks a multiprocessor of sm_90");
-  auto* kernel = &represent<Element, kHeadDim, kLandmarks>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    kernel<<<grid, kThreads, kBytes, stream>>>(args);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  return launch_kernel(&represent<Element, kHeadDim, kLandmarks>, grid, kThreads, kBytes, stream, args);
 }
 
 template <class Element, int kHeadDim>

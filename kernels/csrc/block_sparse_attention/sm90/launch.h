@@ -3,6 +3,7 @@
 
 #include "block_sparse_attention/sm90/kernel.h"
 #include "shared/sm90/tensor_map.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::sm90 {
 
@@ -35,15 +36,9 @@ Error launch(Arguments const& args, int multiprocessors, cudaStream_t stream) {
   if (error) return error;
 
   constexpr int kBytes = sizeof(SharedStorage<C>);
-  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
-  auto* kernel = &block_sparse_attention<C>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    int const blocks = args.tiles() < multiprocessors ? args.tiles() : multiprocessors;
-    kernel<<<blocks, C::kThreads, kBytes, stream>>>(args, maps);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  static_assert(kBytes <= kMostSharedBytes, "more shared memory than a thread block of sm_90 can have");
+  int const blocks = args.tiles() < multiprocessors ? args.tiles() : multiprocessors;
+  return launch_kernel(&block_sparse_attention<C>, blocks, C::kThreads, kBytes, stream, args, maps);
 }
 
 }  // namespace sampleattn::sm90

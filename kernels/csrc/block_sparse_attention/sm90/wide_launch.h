@@ -5,6 +5,7 @@
 
 #include "block_sparse_attention/sm90/wide_kernel.h"
 #include "shared/sm90/tensor_map.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::sm90 {
 
@@ -25,15 +26,10 @@ Error launch_wide(Arguments const& args, int multiprocessors, cudaStream_t strea
   if (error) return error;
 
   constexpr int kBytes = sizeof(WideSharedStorage<C>);
-  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
-  auto* kernel = &wide_block_sparse_attention<C>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    int const clusters = std::min(args.tiles(), std::max(multiprocessors / C::kCluster, 1));
-    kernel<<<clusters * C::kCluster, C::kThreads, kBytes, stream>>>(args, maps);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  static_assert(kBytes <= kMostSharedBytes, "more shared memory than a thread block of sm_90 can have");
+  int const clusters = std::min(args.tiles(), std::max(multiprocessors / C::kCluster, 1));
+  return launch_kernel(&wide_block_sparse_attention<C>, clusters * C::kCluster, C::kThreads, kBytes, stream, args,
+                       maps);
 }
 
 }  // namespace sampleattn::sm90

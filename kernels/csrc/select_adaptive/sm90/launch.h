@@ -4,6 +4,7 @@
 #include "select_adaptive/sm90/kernel.h"
 #include "select_adaptive/sm90/maps.h"
 #include "select_adaptive/sm90/select.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::sm90::adaptive {
 
@@ -12,15 +13,9 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
   TensorMaps maps;
   if (Error const error = make_maps<C>(maps, args)) return error;
   constexpr int kBytes = sizeof(SharedStorage<C>);
-  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
+  static_assert(kBytes <= kMostSharedBytes, "more shared memory than a thread block of sm_90 can have");
   launch_codes<C, true>(args, stream);
-  auto* kernel = &select_adaptive<C>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    kernel<<<thread_blocks, C::kThreads, kBytes, stream>>>(args, maps);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  return launch_kernel(&select_adaptive<C>, thread_blocks, C::kThreads, kBytes, stream, args, maps);
 }
 
 template <int kHeadDim>

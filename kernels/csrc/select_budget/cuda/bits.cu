@@ -1,6 +1,7 @@
 // A thread block a query block of a head: the rows' shares of every key block, averaged, and the share from which on
 // blocks are kept.
 #include "select_budget/cuda/bits.h"
+#include "shared/cuda/launch.h"
 
 #include <cfloat>
 
@@ -186,12 +187,8 @@ Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
   constexpr int kLogsOfAThread = 16;
   int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
   int const bytes = 2 * args.n() * int(sizeof(float));
-  cudaError_t status = cudaFuncSetAttribute(&write<kRest, kSinks>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (status == cudaSuccess) {
-    write<kRest, kSinks><<<dim3(args.query_blocks, args.batch * args.q_heads), threads, bytes, stream>>>(args, rest);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  dim3 const grid(args.query_blocks, args.batch * args.q_heads);
+  return launch_kernel(&write<kRest, kSinks>, grid, threads, bytes, stream, args, rest);
 }
 
 }  // namespace

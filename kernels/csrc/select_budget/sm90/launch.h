@@ -4,6 +4,7 @@
 #include "select_budget/sm90/kernel.h"
 #include "select_budget/sm90/score.h"
 #include "shared/sm90/tensor_map.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::sm90::budget {
 
@@ -16,7 +17,7 @@ Error launch(Arguments args, int multiprocessors, cudaStream_t stream) {
                                       C::kHeadDim, kBlock, C::kChunk, args.dtype);
   if (error) return error;
   constexpr int kBytes = sizeof(SharedStorage<C>);
-  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
+  static_assert(kBytes <= kMostSharedBytes, "more shared memory than a thread block of sm_90 can have");
   // Shorter ranges of keys where there are few rows: every multiprocessor gets a few, so that all end together.
   args.range_blocks = kMostRangeBlocks;
   while (args.range_blocks > kLeastRangeBlocks && item_count(args, C::kConsumers) < kRounds * multiprocessors) {
@@ -24,13 +25,7 @@ Error launch(Arguments args, int multiprocessors, cudaStream_t stream) {
   }
   int const items = item_count(args, C::kConsumers);
   if (items == 0) return {};
-  auto* kernel = &score_sampled_rows<C>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    kernel<<<items, C::kThreads, kBytes, stream>>>(args, keys);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  return launch_kernel(&score_sampled_rows<C>, items, C::kThreads, kBytes, stream, args, keys);
 }
 
 template <int kHeadDim>

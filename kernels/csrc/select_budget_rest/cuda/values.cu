@@ -3,6 +3,7 @@
 #include "cutlass/numeric_types.h"
 #include "select_budget_rest/cuda/rest.h"
 #include "shared/cuda/matrix_instructions.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::budget {
 namespace {
@@ -115,13 +116,8 @@ __global__ void __launch_bounds__(kMostRestColumns)
 template <class Element>
 Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
   int const bytes = kStages * stage_words(rest.value_head_dim) * int(sizeof(uint32_t));
-  cudaError_t status = cudaFuncSetAttribute(&sum<Element>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (status == cudaSuccess) {
-    dim3 const grid(ceil_div(args.query_blocks, kRestRows), args.batch * args.q_heads);
-    sum<Element><<<grid, rest.value_head_dim, bytes, stream>>>(args, rest);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  dim3 const grid(ceil_div(args.query_blocks, kRestRows), args.batch * args.q_heads);
+  return launch_kernel(&sum<Element>, grid, rest.value_head_dim, bytes, stream, args, rest);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "select_adaptive/sm90/maps.h"
 #include "select_peaks/sm90/kernel.h"
 #include "select_peaks/sm90/select.h"
+#include "shared/cuda/launch.h"
 
 namespace sampleattn::sm90::peaks {
 
@@ -17,18 +18,12 @@ Error launch(Arguments const& args, int thread_blocks, cudaStream_t stream) {
                       args.kv_heads, int(rows), C::kHeadDim, C::kColumns, C::kChunk, args.dtype);
   if (error) return error;
   constexpr int kBytes = sizeof(adaptive::SharedTiles<C>);
-  static_assert(kBytes <= 232448, "more shared memory than a thread block of sm_90 can have");
+  static_assert(kBytes <= kMostSharedBytes, "more shared memory than a thread block of sm_90 can have");
   adaptive::launch_codes<C, false>(args, stream);
   constexpr int kWarps = 8;
   dim3 const grid((rows + kWarps - 1) / kWarps, args.batch * args.kv_heads);
   write_stand_ins<C><<<grid, kWarps * 32, 0, stream>>>(args);
-  auto* kernel = &select_peaks<C>;
-  cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (status == cudaSuccess) {
-    kernel<<<thread_blocks, C::kThreads, kBytes, stream>>>(args, maps);
-    status = cudaGetLastError();
-  }
-  return to_error(status);
+  return launch_kernel(&select_peaks<C>, thread_blocks, C::kThreads, kBytes, stream, args, maps);
 }
 
 template <int kHeadDim>
