@@ -22,8 +22,8 @@ ENVIRONMENT = "SAMPLEATTN_CUDA_KERNELS"
 DEFAULT = ("cuda_sm90", "triton", "pytorch")  # without triton where that is not installed
 # Head dims (of query and key, of value) that the CUDA library is compiled for.
 CUDA_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256), (512, 512))
-# Of ``block_representatives`` and ``select_adaptive``, which have no values: both times that of queries and
-# keys; and the representatives of a key block, the mean included.
+# Of ``block_representatives``, ``select_adaptive`` and ``select_peaks``, which have no values: both times
+# that of queries and keys; and the representatives of a key block, the mean included.
 CUDA_ADAPTIVE_HEAD_DIMS = ((64, 64), (96, 96), (128, 128), (192, 192), (256, 256))
 CUDA_ADAPTIVE_REPRESENTATIVES = (8, 16)
 # Of ``select_budget``, likewise.
@@ -37,7 +37,7 @@ _HALF = (torch.bfloat16, torch.float16)
 _ATTENTION = ("block_sparse_attention",)
 _SELECTION = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive"),
-    *("select_budget", "select_budget_rest"),
+    *("select_peaks", "select_budget", "select_budget_rest"),
 )
 _ALL = (*_SELECTION, *_ATTENTION, "block_mean_attention", "block_rest_attention")
 Capability = tuple[int, int]
@@ -120,6 +120,16 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
             representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
             capability=HOPPER,
             library_op="select_adaptive_sm90",
+        ),
+        Kernel(
+            ("select_peaks",),
+            _HALF,
+            CUDA_ADAPTIVE_HEAD_DIMS,
+            block_q=(128,),
+            block_k=(128,),
+            representatives=CUDA_ADAPTIVE_REPRESENTATIVES,
+            capability=HOPPER,
+            library_op="select_peaks_sm90",
         ),
         Kernel(
             ("select_budget",),
