@@ -25,7 +25,7 @@ def normals(a: Arguments, b: int, kv_head: int, own: int) -> list[tuple[float, T
     means = a.representatives[b, kv_head, 0].double()  # [n_key_blocks, D]
     numbers, spreads = a.log_weights[b, kv_head, 0].double().exp(), a.spreads[b, kv_head, 0].double()
     found = []
-    for first in range(0, own - PEAK_BLOCKS + 1, PEAK_BLOCKS):
+    for first in range(0, min(own, len(numbers)) - PEAK_BLOCKS + 1, PEAK_BLOCKS):
         blocks = slice(first, first + PEAK_BLOCKS)
         number = float(numbers[blocks].sum())
         if number == 0:

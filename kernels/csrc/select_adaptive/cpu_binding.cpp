@@ -1,54 +1,16 @@
 // select_adaptive on the CPU, on the LibTorch Stable ABI.
+#include <utility>
+
 #include "select_adaptive/arguments.h"
 #include "select_adaptive/cpu.h"
 #include "shared/binding.h"
-#include "shared/cpu/isa.h"
-#include "shared/cpu/tensors.h"
+#include "shared/cpu/landmark_tensors.h"
 
 namespace sampleattn::cpu {
 namespace {
 
 Tensor run(SelectAdaptive<Tensor> call) {
-  const char* op = "select_adaptive";
-  const SelectAdaptiveOptions& options = call.options;
-  const Sizes sizes = sizes_of(op, call.query, call.key, options.block_q, options.block_k);
-  Tensor& representatives = call.representatives;
-  const int64_t members = representatives.dim() == 5 ? representatives.size(2) : 0;
-  STD_TORCH_CHECK(representatives.dim() == 5 && representatives.is_cpu() &&
-                      representatives.scalar_type() == call.key.scalar_type() &&
-                      representatives.size(0) == sizes.batch && representatives.size(1) == sizes.kv_heads &&
-                      members >= 1 && representatives.size(3) == sizes.key_blocks() &&
-                      representatives.size(4) == sizes.head_dim,
-                  op, ": 'representatives' must be a CPU tensor of key's dtype [", sizes.batch, ", ", sizes.kv_heads,
-                  ", members, ", sizes.key_blocks(), ", ", sizes.head_dim, "], got ", shape(representatives));
-  for (Tensor* terms : {&call.log_weights, &call.spreads}) {
-    STD_TORCH_CHECK(terms->dim() == 4 && terms->is_cpu() && terms->scalar_type() == ScalarType::Float &&
-                        terms->size(0) == sizes.batch && terms->size(1) == sizes.kv_heads &&
-                        terms->size(2) == members && terms->size(3) == sizes.key_blocks(),
-                    op, ": 'log_weights' and 'spreads' must be float32 CPU tensors [", sizes.batch, ", ",
-                    sizes.kv_heads, ", ", members, ", ", sizes.key_blocks(), "], got ", shape(*terms));
-    if (!terms->is_contiguous()) *terms = torch::stable::contiguous(*terms);
-  }
-  STD_TORCH_CHECK(options.window_slashes >= 1, op, ": 'window_slashes' must be >= 1, got ", options.window_slashes);
-  if (!representatives.is_contiguous()) representatives = torch::stable::contiguous(representatives);
-  call.query = last_dim_contiguous(call.query);
-  call.key = last_dim_contiguous(call.key);
-  const Dtype dtype = dtype_of(op, call.query);
-  const int64_t head = members * sizes.key_blocks() * sizes.head_dim;
-  const AdaptiveArguments args{
-      sizes,
-      view(call.query, dtype),
-      view(call.key, dtype),
-      {static_cast<char*>(representatives.data_ptr()), dtype, sizes.kv_heads * head, head, sizes.head_dim},
-      call.log_weights.const_data_ptr<float>(),
-      call.spreads.const_data_ptr<float>(),
-      members,
-      segments_of(op, "key_segment", call.key_segment, sizes.batch, sizes.kv_len),
-      options,
-      sinks_of(op, call.sinks, sizes)};
-  Tensor mask = empty_block_mask(call.query, sizes);
-  select_adaptive(args, select_isa(), parallel_for, torch::stable::get_num_threads(), words_of(mask));
-  return mask;
+  return select_by_landmarks<SquaredShares>("select_adaptive", std::move(call), 1);
 }
 
 }  // namespace

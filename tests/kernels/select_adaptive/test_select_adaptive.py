@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import SELECTION as BASE
-from support.attention_inputs import SELECTION_CASES, Case, make_inputs
+from support.attention_inputs import SELECTION_CASES, Case
 from support.implementations import reference
+from support.landmark_selection import SMALL, causal_and_visible, sharpened, sinks_of, unpacked
+from support.landmark_selection import drawn as drawn_call
+from support.landmark_selection import selection as selection_call
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.defaults import ADAPTIVE_LANDMARKS, ADAPTIVE_TAU
@@ -24,32 +27,13 @@ SELECT = [
     pytest.param(lambda given: ops.select_adaptive_op(*given), id="op"),
     pytest.param(adaptive_eager.select_adaptive, id="eager"),
 ]
-LANDMARKS = 5
 # Shares are sums of fp32 exponentials of fp32 products; the oracle's are float64.
 TOLERANCE = {"rtol": 2e-5, "atol": 1e-7}
 
 
-def sharpened(case, seed=0):
-    """Inputs whose rows look for few keys, so that shares spread over orders of magnitude."""
-    inputs = make_inputs(case, seed)
-    inputs.query *= 2
-    return inputs
-
-
-def selection(case, inputs, keep_sink=True, window=2, landmarks=LANDMARKS, tau=0.2, last_rows=0):
+def selection(case, inputs, *forced, tau=0.2, **options):
     """Arguments of select_adaptive."""
-    representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, landmarks)
-    where = (inputs.key_segment, case.scale, case.q_offset, case.block_q, case.block_k)
-    return Arguments(inputs.query, inputs.key, *representatives, *where, tau, keep_sink, window, last_rows)
-
-
-def sinks_of(case):
-    """A logit a head: that of the first takes little from the keys, that of the last most."""
-    return torch.linspace(-1.0, 6.0, case.heads)
-
-
-def unpacked(mask, case):
-    return blocks.unpack_bits(mask, -(-case.kv_len // case.block_k))
+    return selection_call(Arguments, case, inputs, tau, *forced, **options)
 
 
 def assert_blocks_equal_the_oracles(kept, given):
@@ -182,18 +166,8 @@ def test_bytes_are_off_by_half_a_step_and_what_keys_have_in_common_is_exact(seed
     assert torch.equal(adaptive_reference.byte_product(0 * rows, keys, exists, common), 0 * exact)
 
 
-SMALL = {
-    "seed": st.integers(0, 1000),
-    "q_offset": st.sampled_from([0, 0, 37, 64]),
-    "block": st.sampled_from([(16, 16), (32, 16), (64, 32)]),
-    "padding": st.sampled_from(["none", "left_padding", "right_padding"]),
-}
-
-
-def drawn(seed, q_offset, block, padding):
-    case = BASE.but(batch=2, q_len=130, kv_len=130 + q_offset, q_offset=q_offset, segments=padding)
-    case = case.but(block_q=block[0], block_k=block[1])
-    return case, selection(case, sharpened(case, seed))
+def drawn(*given):
+    return drawn_call(Arguments, 0.2, *given)
 
 
 @given(**SMALL, taus=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)))
@@ -229,12 +203,7 @@ def test_less_is_kept_as_sinks_grow(seed, q_offset, block, padding, sinks):
 def test_tau_zero_keeps_exactly_what_causality_and_padding_allow(seed, q_offset, block, padding):
     case, given = drawn(seed, q_offset, block, padding)
     kept = unpacked(ops.select_adaptive_op(*given._replace(tau=0.0)), case)
-    allowed = blocks.causal_blocks(130, case.kv_len, q_offset, *block, torch.device("cpu"))
-    segment = given.key_segment
-    if segment is not None:
-        missing = -case.kv_len % block[1]
-        valid = torch.nn.functional.pad(segment == 0, (0, missing)).unflatten(-1, (-1, block[1])).any(-1)
-        allowed = allowed & valid[:, None, None]
+    allowed = causal_and_visible(case, given.key_segment)
     assert torch.equal(kept, allowed.expand_as(kept))
 
 

@@ -22,9 +22,38 @@ struct LeftOut {
   float part = 0.0f;  // of it that rows get
 };
 
+// Rows of a query block, packed: padded_rows x head_dim, times the scale and log2(e).
+struct StripRows {
+  int rows, padded_rows;
+  const float* query;
+  int64_t head_dim;
+};
+
+// What a strip's rows give the keys that are scored exactly: maxima and sums of `count` blocks, [rows, count]; and a
+// logit that has its share of it, in units of log2.
+struct ExactSums {
+  const float* maximum;
+  const float* sum;
+  int64_t count;
+  float sink;
+};
+
+// What stands for other keys in a row's total: a head_dim x columns matrix, of which the columns before `end` count, and
+// their terms, in units of log2.
+struct StandIns {
+  const float* packed;
+  int64_t columns, end;
+  const float* log2_weights;
+  const float* half_spreads;
+};
+
+// Of a mean variance of keys' numbers: a query's squared norm times this, both scaled by log2(e), is in units of log2.
+constexpr float half_spread(float spread) { return spread * 0.5f / kLog2e; }
+
 struct Isa {
   const char* name;
-  int64_t lanes;         // packed matrices have a multiple of this many columns
+  int64_t lanes;  // packed matrices have a multiple of this many columns
+  int64_t panel;  // the most columns that are computed at a time
   int64_t row_multiple;  // query rows come in multiples of this
 
   // rows x head_dim to fp32 row-major, times `factor`; rows up to padded_rows are zero.
@@ -55,12 +84,16 @@ struct Isa {
   float (*normalise)(const float* maximum, float* sum, float* squares, int64_t n);
   // Adds to squares[j], for every column j < end, the squared share that column j's members have of the attention of
   // each row of a strip. packed: a head_dim x columns matrix for each member; log2_weights and half_spreads (in units of
-  // log2): [members, columns]. The rest of a row's attention comes as the maxima and sums of n_exact blocks,
-  // [rows, n_exact], and as `sink`, a logit in units of log2. scores is scratch: members x padded_rows x columns.
-  void (*add_squared_shares)(int rows, int padded_rows, const float* query, int64_t head_dim, const float* packed,
-                             int64_t members, int64_t columns, int64_t end, const float* log2_weights,
-                             const float* half_spreads, const float* exact_maximum, const float* exact_sum,
-                             int64_t n_exact, float sink, float* scores, float* squares);
+  // log2): [members, columns]. scores is scratch: members x padded_rows x columns.
+  void (*add_squared_shares)(const StripRows& strip, const float* packed, int64_t members, int64_t columns, int64_t end,
+                             const float* log2_weights, const float* half_spreads, const ExactSums& exact,
+                             float* scores, float* squares);
+  // Raises peaks[j], for every column j < end, to the largest share that a row of a strip gives to one of column j's
+  // landmarks; a logarithm, in units of log2. packed: a head_dim x columns matrix for each landmark; exist: [landmarks,
+  // columns], 0 or -inf. Of a row's total, exact and others are all. scratch: padded_rows x the larger of panel and
+  // others.columns.
+  void (*raise_peaks)(const StripRows& strip, const float* packed, int64_t landmarks, int64_t columns, int64_t end,
+                      const float* exist, const StandIns& others, const ExactSums& exact, float* scratch, float* peaks);
 };
 
 // The best instruction set of this machine, or the one that ATEN_CPU_CAPABILITY names.

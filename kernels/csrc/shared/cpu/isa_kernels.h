@@ -2,6 +2,7 @@
 #pragma once
 
 #include "select_adaptive/squared_shares.h"
+#include "select_peaks/largest_shares.h"
 #include "shared/cpu/half.h"
 #include "shared/cpu/isa.h"
 #include "shared/cpu/microkernel.h"
@@ -273,8 +274,8 @@ float normalise(const float* maximum, float* sum, float* squares, int64_t n) {
 }
 
 constexpr Isa make_isa(const char* name) {
-  return Isa{name,   kLanes, kRowMultiple, pack_query, pack_keys,         pack_values,
-             attend, finish, block_sums,   normalise,  add_squared_shares};
+  return Isa{name,   kLanes, kPanel,     kRowMultiple, pack_query,         pack_keys,  pack_values,
+             attend, finish, block_sums, normalise,    add_squared_shares, raise_peaks};
 }
 
 }  // namespace

@@ -1,0 +1,80 @@
+"""Calls of the selections by landmarks, on the inputs that both are tried on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from support.attention_inputs import SELECTION, Case, Inputs, make_inputs
+from torch import Tensor
+
+from sa_compile.kernels import ops
+from sa_compile.kernels.shared import blocks
+
+LANDMARKS = 5
+# Of hypothesis, for ``drawn``.
+SMALL = {
+    "seed": st.integers(0, 1000),
+    "q_offset": st.sampled_from([0, 0, 37, 64]),
+    "block": st.sampled_from([(16, 16), (32, 16), (64, 32)]),
+    "padding": st.sampled_from(["none", "left_padding", "right_padding"]),
+}
+
+
+def sharpened(case: Case, seed: int = 0) -> Inputs:
+    """Inputs whose rows look for few keys, so that shares spread over orders of magnitude."""
+    inputs = make_inputs(case, seed)
+    inputs.query *= 2
+    return inputs
+
+
+def selection(
+    record: Any,
+    case: Case,
+    inputs: Inputs,
+    least: float,
+    keep_sink: bool = True,
+    window: int = 2,
+    landmarks: int = LANDMARKS,
+    last_rows: int = 0,
+) -> Any:
+    """Arguments of select_adaptive or select_peaks, whose record it is; ``least``: tau, or peak."""
+    representatives = ops.block_representatives_op(inputs.key, inputs.key_segment, case.block_k, landmarks)
+    where = (inputs.key_segment, case.scale, case.q_offset, case.block_q, case.block_k)
+    return record(inputs.query, inputs.key, *representatives, *where, least, keep_sink, window, last_rows)
+
+
+def drawn(
+    record: Any,
+    least: float,
+    seed: int,
+    q_offset: int,
+    block: tuple[int, int],
+    padding: str,
+    q_len: int = 130,
+) -> tuple[Case, Any]:
+    """A case of ``SMALL`` and its arguments."""
+    case = SELECTION.but(batch=2, q_len=q_len, kv_len=q_len + q_offset, q_offset=q_offset, segments=padding)
+    case = case.but(block_q=block[0], block_k=block[1])
+    return case, selection(record, case, sharpened(case, seed), least)
+
+
+def sinks_of(case: Case) -> Tensor:
+    """A logit a head: that of the first takes little from the keys, that of the last most."""
+    return torch.linspace(-1.0, 6.0, case.heads)
+
+
+def unpacked(mask: Tensor, case: Case) -> Tensor:
+    return blocks.unpack_bits(mask, -(-case.kv_len // case.block_k))
+
+
+def causal_and_visible(case: Case, key_segment: Tensor | None) -> Tensor:
+    """Bool [B|1, 1|Hq, n_query_blocks, n_key_blocks]: what causality and padding allow whole query blocks."""
+    sizes = (case.q_len, case.kv_len, case.q_offset, case.block_q, case.block_k)
+    allowed = blocks.causal_blocks(*sizes, torch.device("cpu"))
+    if key_segment is None:
+        return allowed
+    missing = -case.kv_len % case.block_k
+    valid = torch.nn.functional.pad(key_segment == 0, (0, missing)).unflatten(-1, (-1, case.block_k)).any(-1)
+    return allowed & valid[:, None, None]
