@@ -86,7 +86,7 @@ class AdaptiveBlocks:
             missing = -query.shape[2] % self.block_q
             squares = torch.nn.functional.pad(squares, (0, 0, 0, missing)).unflatten(2, (-1, self.block_q))
             parts.append(squares.sum(3))
-        shape = (*self.query.shape[:2], 0, self.n_key_blocks)
+        shape = (*self.query.shape[:2], self.first.numel(), self.n_key_blocks)
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
 
     def _counted_rows(self) -> Tensor:
@@ -102,6 +102,8 @@ class AdaptiveBlocks:
     def _chunks(self, columns: int) -> list[tuple[slice, slice]]:
         """Rows whose scores fit in ``shared.SCORE_BYTES`` and their query blocks."""
         batch, heads, q_len, _ = self.query.shape
+        if batch == 0 or self.n_key_blocks == 0:
+            return []
         columns = max(columns, self._reach * self.block_k)
         step = max(shared.SCORE_BYTES // (4 * batch * heads * columns) // self.block_q, 1)
         n_query_blocks = self.first.numel()

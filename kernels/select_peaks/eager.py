@@ -47,7 +47,7 @@ class PeakBlocks(AdaptiveBlocks):
             missing = -query.shape[2] % self.block_q
             shares = torch.nn.functional.pad(shares, (0, 0, 0, missing), value=-torch.inf)
             parts.append(shares.unflatten(2, (-1, self.block_q)).amax(3))
-        shape = (*self.query.shape[:2], 0, self.n_key_blocks)
+        shape = (*self.query.shape[:2], self.first.numel(), self.n_key_blocks)
         return torch.cat(parts, 2) if parts else self.query.new_zeros(shape, dtype=torch.float32)
 
     def _log_totals(self, query: Tensor, blocks: slice) -> Tensor:
