@@ -11,6 +11,7 @@ from sa_compile.kernels import dispatch, ops
 from sa_compile.kernels.select_adaptive.op import Arguments as Adaptive
 from sa_compile.kernels.select_budget.op import Arguments as Budget
 from sa_compile.kernels.select_budget_rest.op import Arguments as BudgetRest
+from sa_compile.kernels.select_peaks.op import Arguments as Peaks
 
 CASES = {
     "plain": Case(dtype=torch.bfloat16),
@@ -59,6 +60,7 @@ def calls():
             sinks=x.sinks,
         )
         yield f"select_adaptive-{name}", ops.select_adaptive_op, adaptive
+        yield f"select_peaks-{name}", ops.select_peaks_op, Peaks(*adaptive)
         budget = Budget(x.query, x.key, key_segment, case.scale, 0, *blocks, 0.1, 0.3, 8, True, 2)
         budget = budget._replace(sinks=x.sinks)
         yield f"select_budget-{name}", ops.select_budget_op, budget
@@ -104,7 +106,7 @@ def attend(query, key, value):
     terms = ops.block_representatives_op(key, None, 32, 4)
     adaptive = Adaptive(query, key, *terms, None, 0.2, 0, 64, 32, 0.3, True, 2, 20)
     budget = Budget(query, key, None, 0.2, 0, 64, 32, 0.1, 0.3, 8, True, 2)
-    chosen = ops.select_adaptive_op(*adaptive), ops.select_budget_op(*budget)
+    chosen = ops.select_adaptive_op(*adaptive), ops.select_peaks_op(*adaptive), ops.select_budget_op(*budget)
     rest = ops.select_budget_rest_op(*budget[:2], value, mask, *budget[2:])
     parts = ops.block_rest_attention_op(query, key, value, *rest, None, None, 0.2, 0.5, 0, 64, 32)
     return out, lse, *means, mask, window, mass, *terms, *chosen, *rest, *parts
@@ -177,6 +179,10 @@ def adaptive(terms=TERMS, **options):
     return ops.select_adaptive(Q, K, terms, **{"block_q": 16, "block_k": 16, **options})
 
 
+def peaks(terms=TERMS, query=Q, key=K, **options):
+    return ops.select_peaks(query, key, terms, **{"block_q": 16, "block_k": 16, **options})
+
+
 ERRORS = {
     "dtype": (lambda: attention(Q.double()), "'query'.*float32, bfloat16 or float16.*float64"),
     "query-3d": (lambda: attention(Q[0]), r"'query' must be a \[B, Hq, Sq, D\]"),
@@ -211,6 +217,19 @@ ERRORS = {
     "terms-dtype": (lambda: adaptive((TERMS[0], TERMS[1], TERMS[2].half())), "'spreads' must be a float32"),
     "sinks": (lambda: adaptive(sinks=torch.zeros(3)), "'sinks' must have size 4 or 1 in dimension 0"),
     "representatives": (lambda: adaptive((TERMS[0][0], *TERMS[1:])), "'representatives' must be a .B, Hkv"),
+    "peak": (lambda: peaks(peak=-0.1), "select_peaks: 'peak' must be >= 0, got -0.1"),
+    "peak-nan": (lambda: peaks(peak=float("nan")), "'peak' must be >= 0, got nan"),
+    "peaks-key": (lambda: peaks(key=K.half()), "select_peaks: 'key'.*query's dtype.*float16"),
+    "peaks-landmarks": (
+        lambda: peaks(ops.block_representatives(K, block_k=16, landmarks=0)),
+        "'representatives' must hold at least one landmark, got 0",
+    ),
+    "peaks-terms": (lambda: peaks((TERMS[0][..., :8], *TERMS[1:])), "'representatives'.*size 16 in dim"),
+    "peaks-segment": (lambda: peaks(key_segment=SEGMENT[:, :9]), "'key_segment'.*size 64 in dim"),
+    "peaks-block": (lambda: peaks(block_q=48), "'block_q' must be one of 16, 32, 64, 128, got 48"),
+    "peaks-last-rows": (lambda: peaks(last_rows=-1), "'last_rows' must be >= 0, got -1"),
+    "peaks-window": (lambda: peaks(window_slashes=0), "'window_slashes' must be >= 1, got 0"),
+    "peaks-sinks": (lambda: peaks(sinks=torch.zeros(3)), "'sinks' must have size 4 or 1 in dimension 0"),
     "alpha": (lambda: select(alpha_c=-0.1), "'alpha_c' must be >= 0, got -0.1"),
     "alpha-nan": (lambda: select(alpha_s=float("nan")), "'alpha_s' must be >= 0, got nan"),
 }
@@ -243,11 +262,14 @@ def direct_calls():
     yield "dtype", lambda: ops.sample_scores_op(Q.double(), K.double(), None, 0.1, 0, 2, 8, 16)
     yield "block size", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 2, 8, 17)
     yield "landmarks", lambda: ops.block_representatives_op(K, None, 16, -1)
-    terms = (TERMS[0], TERMS[1][..., :1], TERMS[2])
-    yield (
-        "terms",
-        lambda: ops.select_adaptive_op(*Adaptive(Q, K, *terms, None, 0.1, 0, 16, 16, 0.1, True, 2, 0)),
-    )
+    where = (None, 0.1, 0, 16, 16, 0.1, True, 2, 0)
+    short = (TERMS[0], TERMS[1][..., :1], TERMS[2])
+    no_landmarks = ops.block_representatives(K, block_k=16, landmarks=0)
+    yield "terms", lambda: ops.select_adaptive_op(Q, K, *short, *where)
+    yield "terms of peaks", lambda: ops.select_peaks_op(Q, K, *short, *where)
+    yield "landmarks of peaks", lambda: ops.select_peaks_op(Q, K, *no_landmarks, *where)
+    yield "window of peaks", lambda: ops.select_peaks_op(Q, K, *TERMS, *where[:-2], 0, 0)
+    yield "sinks of peaks", lambda: ops.select_peaks_op(Q, K, *TERMS, *where, 1, torch.zeros(3))
     yield "chunk_n", lambda: ops.sample_scores_op(Q, K, None, 0.1, 0, 0, 8, 16)
     yield (
         "scores",

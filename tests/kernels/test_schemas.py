@@ -22,6 +22,7 @@ SCHEMAS = {
     "select_adaptive": "63629527bbfb4a4c",
     "select_budget": "44dbc3ba256d153e",
     "select_budget_rest": "5f0d3eb1a8be62c7",
+    "select_peaks": "af2b98224a336c57",
     "block_rest_attention": "0ef3e1c7a49ad21f",
 }
 
@@ -45,7 +46,7 @@ def test_a_schema_is_the_record_of_the_arguments(op):
 def test_the_keyword_call_knows_every_argument_of_the_schema(op):
     """But for the three tensors of block_representatives, which come as one argument."""
     names = {argument.name for argument in getattr(ops, f"{op}_op")._schema.arguments}
-    if op == "select_adaptive":
+    if op in ("select_adaptive", "select_peaks"):
         names -= {"log_weights", "spreads"}
     parameters = inspect.signature(getattr(ops, op)).parameters.values()
     assert {parameter.name for parameter in parameters} == names

@@ -135,8 +135,9 @@ def test_no_row_of_an_index_is_a_single_word(length, words):
     selected = ops.select_blocks(column_scores, slash_scores, q_len=length, kv_len=length, **sizes)
     terms = ops.block_representatives(query, block_k=16)
     by_rows = ops.select_adaptive(query, query, terms, **sizes)
+    by_peaks = ops.select_peaks(query, query, terms, **sizes)
     allowed = ops.mask_blocks(query, query, **sizes)
-    for index in (selected, by_rows, allowed):
+    for index in (selected, by_rows, by_peaks, allowed):
         assert index.shape[-1] == words
         assert not blocks.unpack_bits(index, 32 * words)[..., -(-length // 16) :].any()
         out, _ = ops.block_sparse_attention(query, query, query, index, **sizes)
