@@ -24,7 +24,6 @@ from ..shared.triton import (
     batch_stride,
     block_stop,
     ends_of_rows,
-    floor_div,
     groups_that_fit,
     holds_last_row,
     readable,
@@ -34,47 +33,22 @@ from ..shared.triton import (
 )
 from .op import Arguments
 from .triton_bits import WORDS, write_bits
-from .triton_codes import code_factor, codes_of, rounded
+from .triton_codes import codes_of
+from .triton_rows import (
+    COLUMNS,
+    MEMBERS_AT_ONCE,
+    REGISTERS,
+    SCRATCH_BYTES,
+    TILES,
+    exact_keys,
+    own_blocks,
+    store_row_codes,
+    tile_that_fits,
+)
 
-SCRATCH_BYTES = 256 << 20
-COLUMNS = 128  # of a product: members of some key blocks
-MEMBERS_AT_ONCE = 16
 FARTHEST = (
     40.0  # scores above a row's offset, base 2: of squares the inverse of their sum's square is a float
 )
-# Keys that are scored exactly at a time, and stages: the first that the device's shared memory holds.
-TILES = ((64, 3), (32, 2), (16, 1))
-REGISTERS = 128  # a thread: two thread blocks of 256 share a multiprocessor, and hide each other's latency
-
-
-@triton.jit
-def _exact_keys(
-    q, keys, key_segment, highest, total, start, last, dim, k_row, scale_log2,
-    HEAD_DIM: tl.constexpr,
-    TILE_KEYS: tl.constexpr,
-    HAS_SEGMENT: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Adds the exact scores of the keys from ``start`` on to the rows' highest, unscaled, and totals.
-
-    ``last``: of each row the last key that it sees.
-    """
-    index = start + tl.arange(0, TILE_KEYS)
-    exists = index <= tl.max(last, 0)
-    k = tl.load(
-        keys + index[None, :].to(tl.int64) * k_row + dim[:, None],
-        mask=exists[None, :] & (dim < HEAD_DIM)[:, None],
-        other=0.0,
-    )
-    scores = tl.dot(q, k, input_precision=PRECISION)
-    scores = tl.where(index[None, :] <= last[:, None], scores, float("-inf"))
-    if HAS_SEGMENT:
-        segment = tl.load(key_segment + index, mask=exists, other=-1)
-        scores = tl.where((segment == 0)[None, :], scores, float("-inf"))
-    higher = tl.maximum(highest, tl.max(scores, 1))
-    offset = tl.where(higher == float("-inf"), 0.0, higher) * scale_log2
-    added = tl.sum(tl.exp2(scores * scale_log2 - offset[:, None]), 1)
-    return higher, total * tl.exp2(highest * scale_log2 - offset) + added
 
 
 @triton.jit
@@ -169,10 +143,9 @@ def _score_blocks(
     scale_log2 = scale * LOG2_E
     end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
     row_stop = block_stop(q_block * BLOCK_Q, end, q_len, BLOCK_Q)
-    low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
-    high = floor_div(row_stop - 1 + q_offset, BLOCK_K)
-    stop = tl.where(holds_last_row(row_stop, end, last_rows), 0, tl.minimum(high + 1, n_key_blocks))
-    own = tl.minimum(tl.maximum(low, 0), stop)  # blocks from it on are scored exactly
+    whole = holds_last_row(row_stop, end, last_rows)
+    first_position, last_position = q_block * BLOCK_Q + q_offset, row_stop - 1 + q_offset
+    own, stop = own_blocks(first_position, last_position, whole, n_key_blocks, BLOCK_K)
 
     highest = tl.full((BLOCK_Q,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_Q,), tl.float32)
@@ -180,7 +153,7 @@ def _score_blocks(
     segments = key_segment + batch * segment_batch if HAS_SEGMENT else key_segment
     last = tl.minimum(position, kv_len - 1)
     for start in range(own * BLOCK_K, stop * BLOCK_K, TILE_KEYS):
-        highest, total = _exact_keys(
+        highest, total = exact_keys(
             q, keys, segments, highest, total, start, last, dim, k_row, scale_log2,
             HEAD_DIM, TILE_KEYS, HAS_SEGMENT, PRECISION,
         )  # fmt: skip
@@ -194,12 +167,8 @@ def _score_blocks(
     row_unit = largest * (scale_log2 / 127.0)
     place_of_group = batch_head * tl.num_programs(0) + of_group
     slot = place_of_group * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    # Through memory: an operand that was loaded is multiplied where it lies, and takes no registers.
     all_row_codes += slot[:, None] * CODE_DIM
-    tl.store(all_row_codes + dim[None, :], rounded(numbers * code_factor(largest)[:, None]).to(tl.int8))
-    if TILE_DIM < CODE_DIM:
-        behind = TILE_DIM + tl.arange(0, CODE_DIM - TILE_DIM)
-        tl.store(all_row_codes + behind[None, :], tl.zeros((BLOCK_Q, CODE_DIM - TILE_DIM), tl.int8))
+    store_row_codes(all_row_codes, numbers, largest, dim, TILE_DIM, CODE_DIM)
     tl.debug_barrier()
     row_codes = tl.load(all_row_codes + tl.arange(0, CODE_DIM)[None, :])
 
@@ -275,15 +244,6 @@ def _score_blocks(
     tl.store(inverses + slot, tl.where(counts, 1.0 / (total * total), 0.0))
 
 
-def tile_that_fits(dim: int, block_q: int, shared: int) -> tuple[int, int]:
-    """An entry of TILES for rows of ``dim`` columns: first with keys of 16 bits, then with bytes."""
-
-    def size(keys: int, stages: int) -> int:
-        return dim * max(2 * (block_q + keys * stages), block_q + COLUMNS * stages) + 1024
-
-    return next((tile for tile in TILES if size(*tile) <= shared), TILES[-1])
-
-
 def select_adaptive(a: Arguments) -> Tensor:
     """The op ``select_adaptive`` (see ``op``). One launch, then two a group; no host synchronisation."""
     batch, q_heads, q_len, head_dim = a.query.shape
@@ -291,8 +251,8 @@ def select_adaptive(a: Arguments) -> Tensor:
     grid, block_q, block_k = Grid.of(a), a.block_q, a.block_k
     n_key_blocks, n_query_blocks, words = grid.n_key_blocks, grid.n_query_blocks, grid.n_words
     block_mask = new_index(a.query, (batch, q_heads), grid)
-    if block_mask.numel() == 0:
-        return block_mask
+    if block_mask.numel() == 0 or kv_len == 0:
+        return block_mask.zero_()
     query, key = readable(a.query), readable(a.key)
     visible, sinks = visible_and_sinks(a.key_segment, n_key_blocks, block_k, a.keep_sink, query.device)
     ends = ends_of_rows(a.key_segment, q_len, a.q_offset, a.q_stride, block_q)

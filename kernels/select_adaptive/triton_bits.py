@@ -11,6 +11,31 @@ WORDS = 4  # of the index that a thread block writes
 
 
 @triton.jit
+def first_forced(first_position, whole, window_slashes, n_key_blocks, BLOCK_K: tl.constexpr):
+    """The key block from which on a query block keeps all that its rows reach: the first of its diagonals."""
+    low = floor_div(first_position, BLOCK_K)
+    return tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n_key_blocks))
+
+
+@triton.jit
+def store_words(
+    found, word, block_mask, words, visible, sink, end, last, n_key_blocks,
+    BLOCK_K: tl.constexpr,
+    WORD_BITS: tl.constexpr,
+):  # fmt: skip
+    """Writes a query block's words: of bool ``found`` [n, WORD_BITS] those before block ``end``, and forced.
+
+    ``word`` [n]: which of the ``words`` they are; ``last``: position of the query block's last row.
+    """
+    bit = tl.arange(0, WORD_BITS)[None, :]
+    block = word[:, None] * WORD_BITS + bit
+    keep = found | (block >= end) | (block == sink)
+    keep = keep & (block < n_key_blocks) & (block * BLOCK_K <= last)
+    keep = keep & (tl.load(visible + block, mask=block < n_key_blocks, other=0) != 0)
+    tl.store(block_mask + word, tl.sum(keep.to(tl.int32) << bit, 1), mask=word < words)
+
+
+@triton.jit
 def write_bits(
     squares,  # as triton._score_blocks wrote them
     inverses,
@@ -46,12 +71,11 @@ def write_bits(
     first_block = tl.program_id(2) * (WORDS * WORD_BITS)
     block = first_block + tl.arange(0, WORDS * WORD_BITS)
     q_offset += q_block * q_gap
-    low = floor_div(q_block * BLOCK_Q + q_offset, BLOCK_K)
     prompt_end = row_end(ends, batch, ends_batch, q_len, HAS_SEGMENT)
     row_stop = block_stop(q_block * BLOCK_Q, prompt_end, q_len, BLOCK_Q)
     last = row_stop - 1 + q_offset
     whole = holds_last_row(row_stop, prompt_end, last_rows)
-    end = tl.where(whole, 0, tl.minimum(tl.maximum(low - window_slashes + 1, 0), n_key_blocks))
+    end = first_forced(q_block * BLOCK_Q + q_offset, whole, window_slashes, n_key_blocks, BLOCK_K)
     norm = tl.zeros((WORDS * WORD_BITS,), tl.float32)
     if first_block < end:
         place, entry = batch_head * tl.num_programs(0) + tl.program_id(0), tl.arange(0, BLOCK_Q)
@@ -62,11 +86,9 @@ def write_bits(
         square = tl.load(squares + at, mask=written[None, :], other=0.0).to(tl.float32)
         inverse = tl.load(inverses + place * BLOCK_Q + entry)[:, None]
         norm = tl.sum(tl.where(inverse > 0, square * inverse, 0.0), 0)
-    keep = (norm >= tau * tau) | (block >= end) | (block == tl.load(sinks + batch * sink_batch))
-    keep = keep & (block < n_key_blocks) & (block * BLOCK_K <= last)
-    seen = tl.load(visible + batch * visible_batch + block, mask=block < n_key_blocks, other=0)
-    keep = keep & (seen != 0)
-    bits = tl.reshape(keep.to(tl.int32), (WORDS, WORD_BITS)) << tl.arange(0, WORD_BITS)[None, :]
     word = tl.program_id(2) * WORDS + tl.arange(0, WORDS)
-    to = block_mask + (batch_head * n_query_blocks + q_block) * words + word
-    tl.store(to, tl.sum(bits, 1), mask=word < words)
+    sink = tl.load(sinks + batch * sink_batch)
+    block_mask += (batch_head * n_query_blocks + q_block) * words
+    visible += batch * visible_batch
+    found = tl.reshape(norm >= tau * tau, (WORDS, WORD_BITS))
+    store_words(found, word, block_mask, words, visible, sink, end, last, n_key_blocks, BLOCK_K, WORD_BITS)
