@@ -39,7 +39,7 @@ class PeakBlocks(AdaptiveBlocks):
         counts = self._counted_rows()
         for rows, blocks in self._chunks(flat.shape[-1]):
             query = self.query[:, :, rows].float() * self.scale
-            scores = (grouped_product(query, flat).unflatten(-1, members) + exist).amax(-2)
+            scores = (self._scores(rows, flat).unflatten(-1, members) + exist).amax(-2)
             total = self._log_totals(query, blocks)[..., None]
             exact = self.exact[blocks].repeat_interleave(self.block_q, 0)[: query.shape[2]]
             counted = counts[:, None, rows, None] & ~exact & (total > -torch.inf)

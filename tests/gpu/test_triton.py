@@ -443,6 +443,7 @@ def test_a_ranks_query_blocks_are_those_of_all(segments: str, triton_device: str
     """mask_blocks, which Triton does not have, is PyTorch's."""
     run = types.SimpleNamespace(
         select_adaptive=triton.select_adaptive,
+        select_peaks=triton.select_peaks,
         select_budget=triton.select_budget,
         block_sparse_attention=triton.block_sparse_attention,
         mask_blocks=eager.mask_blocks,

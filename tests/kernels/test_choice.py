@@ -3,6 +3,7 @@
 import importlib
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,10 @@ def mean_attention(head_dims=(128, 128), block_k=128):
 
 def adaptive(dtype=torch.bfloat16, head_dim=128, block_k=128, representatives=16):
     return Call("select_adaptive", DEVICE, dtype, (head_dim, head_dim), 128, block_k, representatives)
+
+
+def peaks(**given):
+    return replace(adaptive(**given), op="select_peaks")
 
 
 def budget_rest(head_dims=(128, 128), block_k=128):
@@ -107,6 +112,12 @@ def test_hoppers_kernels_are_named_without_a_gpu():
         pytest.param(adaptive(torch.float32), {}, "pytorch", id="adaptive fp32"),
         pytest.param(adaptive(), {"capability": (8, 0)}, "triton", id="adaptive ampere"),
         pytest.param(adaptive(), {"library": False}, "triton", id="adaptive, no library"),
+        pytest.param(peaks(), {}, "cuda_sm90", id="peaks"),
+        pytest.param(peaks(head_dim=256, representatives=8), {}, "cuda_sm90", id="peaks head dim 256"),
+        pytest.param(peaks(head_dim=80), {}, "triton", id="peaks head dim 80"),
+        pytest.param(peaks(representatives=4), {}, "triton", id="peaks other landmarks"),
+        pytest.param(peaks(dtype=torch.float32), {}, "pytorch", id="peaks fp32"),
+        pytest.param(peaks(), {"library": False}, "triton", id="peaks, no library"),
         pytest.param(budget_rest(), {}, "cuda_sm90", id="budget with a rest"),
         pytest.param(budget_rest((192, 128)), {}, "cuda_sm90", id="budget with a rest, 192/128"),
         pytest.param(budget_rest((128, 64)), {}, "triton", id="budget with a rest, other values"),
@@ -215,6 +226,7 @@ DISPATCHED = {
     "block_rest_attention": (*(HALF,) * 7, None, None, 0.1, 0.5, 0, 128, 128),
     "block_representatives": (HALF, None, 128, 7),
     "select_adaptive": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
+    "select_peaks": (HALF, HALF, HALF, HALF, HALF, None, 0.1, 0, 128, 128, 0.2, True, 2, 0),
 }
 
 

@@ -95,6 +95,7 @@ def test_calls_are_sent_to_the_head_dims_that_are_compiled():
         ("block_sparse_attention", choice.CUDA_HEAD_DIMS),
         ("block_mean_attention", choice.CUDA_MEAN_HEAD_DIMS),
         ("select_adaptive", choice.CUDA_ADAPTIVE_HEAD_DIMS),
+        ("select_peaks", choice.CUDA_ADAPTIVE_HEAD_DIMS),
     ):
         (line,) = re.findall(rf"^sampleattn_head_dims\({op} (.*)\)$", text, re.M)
         assert [tuple(map(int, dims.split(","))) for dims in line.split()] == list(chosen), op

@@ -44,6 +44,9 @@ def calls(run, query, key, value, segment, index, where, block_q, block_k, *, st
     adaptive = run.select_adaptive(
         query, key, *representatives, segment, 0.25, where, block_q, block_k, 0.3, True, 1, 0, *stride
     )
+    peaks = run.select_peaks(
+        query, key, *representatives, segment, 0.25, where, block_q, block_k, 0.5, True, 1, 0, *stride
+    )
     budget = run.select_budget(
         query, key, segment, 0.25, where, block_q, block_k, 0.2, 0.9, 4, True, 1, *stride
     )
@@ -51,7 +54,7 @@ def calls(run, query, key, value, segment, index, where, block_q, block_k, *, st
     attended = run.block_sparse_attention(
         query, key, value, index, None, segment, None, 0.25, True, where, 50, block_q, block_k, *stride
     )
-    return (adaptive, budget, allowed), attended
+    return (adaptive, peaks, budget, allowed), attended
 
 
 def check(run, sizes, segments, start, dtype=torch.float32, device="cpu", tolerance=1e-5, flips=0.0, **shape):

@@ -33,13 +33,16 @@ def test_positions_and_the_ends_of_prompts_follow_the_stride():
     assert rows.row_ends(segment, 10, 2, torch.device("cpu"), 3, 4).tolist() == [6]
 
 
-@pytest.mark.parametrize("op", ["select_adaptive", "select_budget", "mask_blocks", "block_sparse_attention"])
+STRIDED = ["select_adaptive", "select_peaks", "select_budget", "mask_blocks", "block_sparse_attention"]
+
+
+@pytest.mark.parametrize("op", STRIDED)
 def test_a_stride_below_one_is_an_error_that_says_so(op):
     query, key, value, _ = operands(16, "none")
     given = {"q_stride": 0, "block_q": 16, "block_k": 16}
     with pytest.raises(ValueError, match="'q_stride' must be >= 1, got 0"):
-        if op == "select_adaptive":
-            ops.select_adaptive(query, key, ops.block_representatives(key, block_k=16), **given)
+        if op in ("select_adaptive", "select_peaks"):
+            getattr(ops, op)(query, key, ops.block_representatives(key, block_k=16), **given)
         elif op == "select_budget":
             ops.select_budget(query, key, budget=0.1, tau=0.1, **given)
         elif op == "mask_blocks":
