@@ -10,7 +10,7 @@ kernels but ours and a few of torch's.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from gpu import attention_cases
@@ -18,7 +18,14 @@ from gpu.attention_cases import BASE, Case, Inputs
 from support.implementations import eager
 
 from sa_compile.kernels import ops
-from sa_compile.kernels.choice import CUDA_HEAD_DIMS, CUDA_REST_HEAD_DIMS, KERNELS, preferring
+from sa_compile.kernels.choice import (
+    CUDA_ADAPTIVE_HEAD_DIMS,
+    CUDA_HEAD_DIMS,
+    CUDA_REST_HEAD_DIMS,
+    KERNELS,
+    preferring,
+)
+from sa_compile.kernels.shared import blocks
 
 SMALL = BASE.with_(q_len=200, kv_len=200, heads=2, kv_heads=1)
 CASES = {
@@ -89,9 +96,19 @@ def check_sampling() -> None:
 
 def check_adaptive() -> None:
     """Both ops of method C, with padding and without: blocks of random inputs, few of which are near tau."""
-    for dim, landmarks in ((64, 7), (128, 15)):
-        query, key = torch.randn(2, 4, 700, dim).bfloat16() * 2, torch.randn(2, 2, 700, dim).bfloat16()
-        padding = torch.where(torch.arange(700) < torch.tensor([[200], [0]]), -1, 0).int()
+    _check_landmarks("adaptive", ops.select_adaptive, 700, ((64, 7), (128, 15)))
+
+
+def check_peaks() -> None:
+    """``select_peaks`` likewise, at every head dim, where eight blocks come before some rows' own."""
+    dims = (dim for dim, _ in CUDA_ADAPTIVE_HEAD_DIMS)
+    _check_landmarks("peaks", ops.select_peaks, 1300, ((dim, 7 if dim % 128 else 15) for dim in dims))
+
+
+def _check_landmarks(name: str, select: Callable, length: int, sizes: Iterable[tuple[int, int]]) -> None:
+    for dim, landmarks in sizes:
+        query, key = torch.randn(2, 4, length, dim).bfloat16() * 2, torch.randn(2, 2, length, dim).bfloat16()
+        padding = torch.where(torch.arange(length) < torch.tensor([[200], [0]]), -1, 0).int()
         for segment in (None, padding):
             moved = None if segment is None else segment.cuda()
             sinks = None if segment is None else torch.linspace(-1.0, 4.0, 4)
@@ -99,10 +116,11 @@ def check_adaptive() -> None:
             on_device = ops.block_representatives(key.cuda(), key_segment=moved, landmarks=landmarks)
             assert torch.equal(on_device[0][:, :, 1:].cpu(), terms[0][:, :, 1:])
             of_device = {"key_segment": moved, "sinks": None if sinks is None else sinks.cuda()}
-            found = ops.select_adaptive(query.cuda(), key.cuda(), on_device, **of_device)
-            expected = ops.select_adaptive(query, key, terms, key_segment=segment, sinks=sinks)
-            assert (found.cpu() != expected).float().mean() < 0.05
-            print("adaptive", dim, landmarks, "plain" if segment is None else "padded", flush=True)
+            found = select(query.cuda(), key.cuda(), on_device, **of_device)
+            expected = select(query, key, terms, key_segment=segment, sinks=sinks)
+            masks = (blocks.unpack_bits(mask, -(-length // 128)) for mask in (found.cpu(), expected))
+            assert torch.ne(*masks).float().mean() < 0.02
+            print(name, dim, landmarks, "plain" if segment is None else "padded", flush=True)
 
 
 def check_means() -> None:
@@ -152,6 +170,7 @@ CHECKS = {
     "attention": check_attention,
     "sampling": check_sampling,
     "adaptive": check_adaptive,
+    "peaks": check_peaks,
     "means": check_means,
     "rest": check_rest,
 }

@@ -87,7 +87,8 @@ def test_adaptive_selection(kernels: tuple[str, ...], padded: bool, cuda: str) -
         terms = ops.block_representatives(key, key_segment=segment)
         for sinks in (None, torch.zeros(4, device=cuda)):
             given = {"key_segment": segment, "sinks": sinks}
-            check_replay(partial(_alone, ops.select_adaptive, query, key, terms, **given))
+            for select in (ops.select_adaptive, ops.select_peaks):
+                check_replay(partial(_alone, select, query, key, terms, **given))
             check_replay(partial(_alone, ops.select_budget, query, key, **given, budget=0.04, tau=0.08))
 
 
