@@ -24,8 +24,9 @@ ATEN = {"softmax": "aten.softmax.int", "matmul": "aten.matmul", "bmm": "aten.bmm
 }
 SOURCES = {"custom op": "fuzz.{}", "custom packet": "torch.ops.fuzz.{}.default", "in graph": "in_graph.{}"}
 METHODS: tuple[dict[str, Any], ...] = (
-    {"method": "adaptive", "tau": 0.0},
-    {"method": "adaptive", "tau": 0.0, "landmarks": 3, "last_rows": 0},
+    {"method": "adaptive", "peak": 1.0, "tau": 0.0},
+    {"method": "adaptive", "peak": 1.0, "tau": 0.0, "landmarks": 3, "last_rows": 0},
+    {"method": "adaptive", "peak": 0.0, "landmarks": 3, "last_rows": 0},
     {"method": "chunked", "alpha_c": 1.0, "alpha_s": 1.0},
     {"method": "stride", "alpha_c": 1.0, "r_w": 1.0},
 )

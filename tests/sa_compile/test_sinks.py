@@ -89,7 +89,7 @@ def test_a_second_turn_in_a_static_cache_and_one_after_its_reset():
 @pytest.mark.parametrize("method", ["adaptive", "chunked", "stride"])
 def test_what_is_kept_is_kept_alike_and_measured(method):
     lossy = {
-        "adaptive": {"tau": 0.5, "budget": 1.0, "means": True, "last_rows": 0},
+        "adaptive": {"peak": 1.0, "tau": 0.5, "budget": 1.0, "means": True, "last_rows": 0},
         "chunked": {"alpha_c": 0.5, "alpha_s": 0.3, "last_rows": 0},
         "stride": {"alpha_c": 0.5, "r_w": 0.1},
     }

@@ -61,7 +61,7 @@ def test_fewer_blocks_keep_less_of_the_attention(tokens):
     model = tiny_llama()
     tokens = tokens.repeat(1, 4)
     sparse = sa_compile.explain(
-        model, tokens, options={**SMALL_BLOCKS, "tau": 1.0, "budget": 1.0, "stats": True}
+        model, tokens, options={**SMALL_BLOCKS, "peak": 1.0, "tau": 1.0, "budget": 1.0, "stats": True}
     )
     assert sparse.stats().density < 0.9
     assert sparse.stats().cra_min < 1.0

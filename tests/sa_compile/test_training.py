@@ -15,7 +15,7 @@ from sa_compile import report
 from sa_compile.passes.conditions.training import hidden_sign
 
 # Of these tokens a sampled attention drops most blocks: a gradient through one would be far off.
-SPARSE = {**SMALL_BLOCKS, "tau": 1.0, "budget": 1.0, "last_rows": 0}
+SPARSE = {**SMALL_BLOCKS, "peak": 1.0, "tau": 1.0, "budget": 1.0, "last_rows": 0}
 COMPILED = {"backend": "sampleattn", "options": {**SPARSE, "inner": "eager"}}
 LENGTH = 128
 

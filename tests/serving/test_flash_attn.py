@@ -183,7 +183,7 @@ def batch(q_lens: list[int], kv_lens: list[int], sinks: torch.Tensor | None = No
 
 
 MIXED = [1, 300, 20, 1, 256, 1], [77, 300, 20, 500, 901, 33]
-EVERYTHING = {"tau": 0, "budget": 0, "min_seq_len": 256}
+EVERYTHING = {"peak": 0, "budget": 0, "min_seq_len": 256}
 
 
 def forward(layer, b: Batch, metadata):

@@ -87,7 +87,7 @@ class EverydayUse:
         tokens = prompt(self.device, 1024)
         expected = model_on(self.device, dtype)(tokens, logits_to_keep=8).logits
         dense = self.compiled(model_on(self.device, dtype))
-        selective = {"tau": 1.0, "budget": 1.0, "window_blocks": 1, "last_rows": 0}
+        selective = {"peak": 1.0, "tau": 1.0, "budget": 1.0, "window_blocks": 1, "last_rows": 0}
         sparse = self.compiled(model_on(self.device, dtype), **selective)
         for _ in range(2):
             close(dense(tokens, logits_to_keep=8).logits, expected)

@@ -127,9 +127,10 @@ BOTH = pytest.mark.parametrize(
     "function", [pytest.param(gpt_oss, id="concatenated"), pytest.param(granite, id="lse")]
 )
 METHODS = [
-    {"tau": 0.0},
-    {"tau": 1.0, "budget": 0.0},
-    {"tau": 0.0, "means": True, "budget": 1.0},
+    {"peak": 1.0, "tau": 0.0},
+    {"peak": 0.0},
+    {"peak": 1.0, "tau": 1.0, "budget": 0.0},
+    {"peak": 1.0, "tau": 0.0, "means": True, "budget": 1.0},
     {"method": "chunked", "alpha_c": 1.0, "alpha_s": 1.0},
     {"method": "stride", "alpha_c": 1.0, "r_w": 1.0},
 ]

@@ -56,9 +56,10 @@ def test_full_attention_scores_as_the_plain_model_does(model, document):
 @pytest.mark.parametrize(
     "spec, means",
     [
-        ("adaptive:last=0,budget=1,means=1", True),
-        ("adaptive:last=20,budget=1,means=1+sink+w3", True),
-        ("adaptive:last=0,budget=1", False),
+        ("adaptive:peak=1,last=0,budget=1,means=1", True),
+        ("adaptive:peak=1,last=20,budget=1,means=1+sink+w3", True),
+        ("adaptive:peak=1,last=0,budget=1", False),
+        ("adaptive:peak=0.2,landmarks=3,last=0,budget=1", False),
     ],
 )
 def test_a_rule_attends_as_its_method_does(spec, means):
@@ -80,7 +81,7 @@ def test_a_rule_counts_what_it_leaves_out_as_its_method_does():
     sizes = {"scale": 0.5, "q_offset": 0, "block_q": 16, "block_k": 16}
     outputs = {}
     for rest in (0.0, 0.25, 1.0):
-        rule = parse_rule(f"adaptive:last=0,budget=0.3,rows_tau=1,tau=1,rest={rest}")
+        rule = parse_rule(f"adaptive:last=0,budget=0.3,rows_tau=1,peak=1,tau=1,rest={rest}")
         kept = rule.keep(query, key, value, **sizes)
         found = SparsePrefill(rule, 16, 16).attend(query, key, value, 0.5)
         if rest:

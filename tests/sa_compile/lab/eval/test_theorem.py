@@ -12,7 +12,7 @@ RULES = (
     "chunked:alpha=0.6,sample_rows=16",
     "streaming:window=24",
     "oracle:alpha=0.8",
-    "adaptive:tau=0.3,landmarks=2",
+    "adaptive:peak=1,tau=0.3,landmarks=2",
 )
 
 
