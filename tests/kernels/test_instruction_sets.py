@@ -11,12 +11,15 @@ import torch
 PROGRAM = """
 import torch
 from sa_compile.kernels import ops
+from sa_compile.kernels.select_adaptive.op import Arguments as Adaptive
 from sa_compile.kernels.select_budget.op import Arguments
-from sa_compile.kernels.shared import blocks
+from sa_compile.kernels.select_peaks.op import Arguments as Peaks
 from support.implementations import reference
 from support.attention_inputs import Case, assert_as_good_as_sdpa, make_inputs
 from sa_compile.kernels.select_budget_rest.op import Arguments as RestArguments
 from support.budget_oracle import assert_equals_the_oracle, assert_rest_equals_the_oracle
+from support.landmark_selection import assert_peaks_equal_the_oracles, assert_shares_equal_the_oracles
+from support.landmark_selection import selection, unpacked
 base = Case(heads=4, kv_heads=2, q_len=150, kv_len=150, batch=2)
 for case in (
     base,
@@ -25,6 +28,7 @@ for case in (
         block_q=16, block_k=16, head_dim=20, value_head_dim=24, dtype=torch.bfloat16, segments="left_padding"
     ),
     base.but(block_q=64, block_k=64, value_head_dim=48, dtype=torch.float16, window=30),
+    base.but(block_q=32, block_k=16, q_len=400, kv_len=400),
     base.but(block_q=64, block_k=32, segments="packed"),
 ):
     inputs = make_inputs(case)
@@ -38,10 +42,14 @@ for case in (
         ):
             torch.testing.assert_close(got.double(), exact, rtol=0, atol=3e-6)
         first = (x if x is None else x[:1] for x in (inputs.query, inputs.key, inputs.key_segment))
-        given = Arguments(*first, case.scale, 0, case.block_q, case.block_k, 0.05, 0.4, 8, True, 1)
-        kept = blocks.unpack_bits(ops.select_budget_op(*given), -(-case.kv_len // case.block_k))
-        assert_equals_the_oracle(kept, given)
-        given = RestArguments(*given[:2], inputs.value[:1], inputs.block_mask[:1, :1], *given[2:])
+        budget = Arguments(*first, case.scale, 0, case.block_q, case.block_k, 0.05, 0.4, 8, True, 1)
+        assert_equals_the_oracle(unpacked(ops.select_budget_op(*budget), case), budget)
+        for peak in (0.1, 0.5):
+            given = selection(Peaks, case, inputs, peak)
+            assert_peaks_equal_the_oracles(unpacked(ops.select_peaks_op(*given), case), given)
+            given = selection(Adaptive, case, inputs, peak)
+            assert_shares_equal_the_oracles(unpacked(ops.select_adaptive_op(*given), case), given)
+        given = RestArguments(*budget[:2], inputs.value[:1], inputs.block_mask[:1, :1], *budget[2:])
         given = given._replace(budget=0.5, tau=9.0)
         found = ops.select_budget_rest_op(*given)
         assert_rest_equals_the_oracle(found, given)

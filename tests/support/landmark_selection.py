@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,9 +11,13 @@ from support.attention_inputs import SELECTION, Case, Inputs, make_inputs
 from torch import Tensor
 
 from sa_compile.kernels import ops
+from sa_compile.kernels.select_adaptive import reference as adaptive_reference
+from sa_compile.kernels.select_peaks import reference as peaks_reference
 from sa_compile.kernels.shared import blocks
 
 LANDMARKS = 5
+# Of logarithms of shares: the error of fp32 sums of products, where scores are at most tens.
+NEAR = 1e-4
 # Of hypothesis, for ``drawn``.
 SMALL = {
     "seed": st.integers(0, 1000),
@@ -78,3 +83,28 @@ def causal_and_visible(case: Case, key_segment: Tensor | None) -> Tensor:
     missing = -case.kv_len % case.block_k
     valid = torch.nn.functional.pad(key_segment == 0, (0, missing)).unflatten(-1, (-1, case.block_k)).any(-1)
     return allowed & valid[:, None, None]
+
+
+def assert_shares_equal_the_oracles(kept: Tensor, given: Any) -> None:
+    """Blocks of select_adaptive, but for shares nearly at tau, of which there are few."""
+    tau = given.tau
+    squares, *_ = adaptive_reference.squared_shares(given)
+    expected = adaptive_reference.select_adaptive(given)
+    near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
+    assert torch.equal(kept | near_tau, expected | near_tau)
+    assert near_tau.float().mean() < 0.05 or tau == 0
+
+
+def assert_peaks_equal_the_oracles(
+    kept: Tensor, given: Any, oracle: tuple[Tensor, Tensor, Tensor] | None = None
+) -> None:
+    """Blocks of select_peaks, but for logarithms nearly that of ``peak``, of which there are few.
+
+    ``oracle``: what its ``peaks`` gives, for whatever ``given.peak`` is.
+    """
+    found, forced, allowed = oracle or peaks_reference.peaks(given)
+    level = math.log(given.peak) if given.peak else -math.inf
+    expected = forced | ((found >= level) & allowed)
+    near = (found - level).abs() <= NEAR
+    assert torch.equal(kept | near, expected | near)
+    assert near.float().mean() < 0.05

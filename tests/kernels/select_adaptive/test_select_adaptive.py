@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from support.attention_inputs import SELECTION as BASE
 from support.attention_inputs import SELECTION_CASES, Case
 from support.implementations import reference
-from support.landmark_selection import SMALL, causal_and_visible, sharpened, sinks_of, unpacked
+from support.landmark_selection import (
+    SMALL,
+    assert_shares_equal_the_oracles,
+    causal_and_visible,
+    sharpened,
+    sinks_of,
+    unpacked,
+)
 from support.landmark_selection import drawn as drawn_call
 from support.landmark_selection import selection as selection_call
 
@@ -36,16 +43,6 @@ def selection(case, inputs, *forced, tau=0.2, **options):
     return selection_call(Arguments, case, inputs, tau, *forced, **options)
 
 
-def assert_blocks_equal_the_oracles(kept, given):
-    """But for shares nearly at tau, of which there are few."""
-    tau = given.tau
-    squares, *_ = adaptive_reference.squared_shares(given)
-    expected = adaptive_reference.select_adaptive(given)
-    near_tau = (squares - tau**2).abs() <= 1e-4 * tau**2
-    assert torch.equal(kept | near_tau, expected | near_tau)
-    assert near_tau.float().mean() < 0.05 or tau == 0
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("forced", [(True, 2), (False, 1), (True, 4)], ids=["default", "least", "wide"])
 @pytest.mark.parametrize("sinks", [False, True], ids=["keys-alone", "sinks"])
@@ -64,14 +61,14 @@ def test_shares_equal_the_oracle(case, forced, sinks):
 @pytest.mark.parametrize("tau", [0.0, 0.05, 0.2, 0.6])
 def test_blocks_equal_the_oracle(select, case, forced, last_rows, tau):
     given = selection(case, sharpened(case), *forced, tau=tau, last_rows=last_rows)
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_shares_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_equal_the_oracle_with_sinks(select, case):
     given = selection(case, sharpened(case), tau=0.1, last_rows=40)._replace(sinks=sinks_of(case))
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_shares_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
@@ -100,7 +97,7 @@ def test_a_sink_of_minus_infinity_is_none_and_a_large_one_leaves_what_is_forced(
 def test_any_number_of_landmarks_makes_up_to_three_groups(select, landmarks):
     case = BASE.but(batch=2, segments="left_padding")
     given = selection(case, sharpened(case), landmarks=landmarks)
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_shares_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.attention_inputs import SELECTION as BASE
 from support.attention_inputs import SELECTION_CASES, Case
-from support.landmark_selection import SMALL, causal_and_visible, sharpened, sinks_of, unpacked
+from support.landmark_selection import (
+    NEAR,
+    SMALL,
+    assert_peaks_equal_the_oracles,
+    causal_and_visible,
+    sharpened,
+    sinks_of,
+    unpacked,
+)
 from support.landmark_selection import drawn as drawn_call
 from support.landmark_selection import selection as selection_call
 
@@ -32,8 +40,6 @@ SELECT = [
     pytest.param(lambda given: ops.select_peaks_op(*given), id="op"),
     pytest.param(peaks_eager.select_peaks, id="eager"),
 ]
-# Of logarithms of shares: the error of fp32 sums of products, where scores are at most tens.
-NEAR = 1e-4
 
 
 def selection(case, inputs, *forced, peak=0.2, **options):
@@ -44,16 +50,6 @@ def selection(case, inputs, *forced, peak=0.2, **options):
 def drawn(seed, q_offset, block, padding):
     """With enough key blocks for normal distributions of eight."""
     return drawn_call(Arguments, 0.2, seed, q_offset, block, padding, q_len=300)
-
-
-def assert_blocks_equal_the_oracles(kept, given, oracle=None):
-    """But for logarithms nearly that of ``peak``, of which there are few; ``oracle``: those of ``peaks``."""
-    found, forced, allowed = oracle or peaks_reference.peaks(given)
-    level = math.log(given.peak) if given.peak else -math.inf
-    expected = forced | ((found >= level) & allowed)
-    near = (found - level).abs() <= NEAR
-    assert torch.equal(kept | near, expected | near)
-    assert near.float().mean() < 0.05
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -79,7 +75,7 @@ def test_a_block_is_kept_up_to_its_own_share(select, case, sinks):
     levels = found[found > -torch.inf].quantile(torch.linspace(0.02, 0.98, 12).double())
     for level in (*(levels - 2 * NEAR).tolist(), *(levels + 2 * NEAR).tolist()):
         at_level = given._replace(peak=math.exp(level))
-        assert_blocks_equal_the_oracles(unpacked(select(at_level), case), at_level, oracle)
+        assert_peaks_equal_the_oracles(unpacked(select(at_level), case), at_level, oracle)
 
 
 @pytest.mark.parametrize("select", SELECT)
@@ -89,14 +85,14 @@ def test_a_block_is_kept_up_to_its_own_share(select, case, sinks):
 @pytest.mark.parametrize("peak", [0.0, 0.02, 0.2, 0.6])
 def test_blocks_equal_the_oracle(select, case, forced, last_rows, peak):
     given = selection(case, sharpened(case), *forced, peak=peak, last_rows=last_rows)
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_peaks_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
 @pytest.mark.parametrize("case", CASES)
 def test_blocks_equal_the_oracle_with_sinks(select, case):
     given = selection(case, sharpened(case), peak=0.1, last_rows=40)._replace(sinks=sinks_of(case))
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_peaks_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)
@@ -126,7 +122,7 @@ def test_any_number_of_landmarks_from_one_on(select, landmarks):
     """Where it is all 16 keys of a block, normal distributions have none."""
     case = BASE.but(batch=2, segments="left_padding")
     given = selection(case, sharpened(case), landmarks=landmarks)
-    assert_blocks_equal_the_oracles(unpacked(select(given), case), given)
+    assert_peaks_equal_the_oracles(unpacked(select(given), case), given)
 
 
 @pytest.mark.parametrize("select", SELECT)

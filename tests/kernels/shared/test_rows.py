@@ -1,5 +1,6 @@
 """Rows of right-padded prompts: last rows and sampled ones count from each prompt's end, not the tensor's."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.implementations import eager, reference
+from support.query_stride import Ops
 
 from sa_compile.kernels import ops
 from sa_compile.kernels.select_adaptive import eager as adaptive_eager
-from sa_compile.kernels.select_adaptive import reference as adaptive_reference
-from sa_compile.kernels.select_adaptive.op import Arguments
+from sa_compile.kernels.select_adaptive.op import Arguments as Adaptive
+from sa_compile.kernels.select_peaks import eager as peaks_eager
+from sa_compile.kernels.select_peaks.op import Arguments as Peaks
 from sa_compile.kernels.shared import blocks
 from sa_compile.kernels.shared import reference as shared_reference
 from sa_compile.kernels.shared.rows import block_stops, blocks_of_last_rows, row_ends, sampled_rows
@@ -73,10 +76,28 @@ def of_prompt(kept, end, q_offset, block_q, block_k):
     return kept[:, :n_q, :n_k]
 
 
-ADAPTIVE = [
-    pytest.param(lambda given: ops.select_adaptive_op(*given), id="op"),
-    pytest.param(adaptive_eager.select_adaptive, id="eager"),
-    pytest.param(lambda given: blocks.pack_bits(adaptive_reference.select_adaptive(given)), id="oracle"),
+def near_tau(given):
+    squares = adaptive_eager.AdaptiveBlocks(given).squared_shares()
+    return torch.isclose(squares, torch.tensor(given.tau**2), rtol=NEAR["rtol"], atol=0)
+
+
+def near_peak(given):
+    return (peaks_eager.PeakBlocks(given).peaks() - math.log(given.peak)).abs() <= NEAR["rtol"]
+
+
+def by_landmarks(op, record, near):
+    """The implementations of a selection by landmarks, its record, and which blocks may change sides."""
+
+    def of_oracle(*given):
+        return blocks.pack_bits(getattr(reference, op)(*given))
+
+    for name, select in (("op", getattr(Ops(), op)), ("eager", getattr(eager, op)), ("oracle", of_oracle)):
+        yield pytest.param(select, record, near, id=f"{op}-{name}")
+
+
+BY_LANDMARKS = [
+    *by_landmarks("select_adaptive", Adaptive, near_tau),
+    *by_landmarks("select_peaks", Peaks, near_peak),
 ]
 CHUNKED = [
     pytest.param(ops.sample_scores_op, ops.select_blocks_op, ops.attention_mass_op, id="op"),
@@ -85,34 +106,33 @@ CHUNKED = [
 ]
 
 
-@pytest.mark.parametrize("select", ADAPTIVE)
+@pytest.mark.parametrize("select, record, near", BY_LANDMARKS)
 @given(
     batch=BATCHES,
     block=BLOCKS,
     last_rows=st.sampled_from([0, 1, 20, 500]),
-    tau=st.sampled_from([0.5, 1.0]),
+    least=st.sampled_from([0.5, 1.0]),
     forced=st.sampled_from([(True, 2), (False, 1)]),
 )
 @settings(max_examples=15, deadline=None)
-def test_adaptive_keeps_for_a_padded_prompt_what_it_keeps_for_it_alone(
-    select, batch, block, last_rows, tau, forced
+def test_landmarks_keep_for_a_padded_prompt_what_they_keep_for_it_alone(
+    select, record, near, batch, block, last_rows, least, forced
 ):
     where = (SCALE, batch.q_offset, *block)
 
     def kept(query, key, segment):
         terms = ops.block_representatives_op(key, segment, block[1], LANDMARKS)
-        given = Arguments(query, key, *terms, segment, *where, tau, *forced, last_rows)
-        return blocks.unpack_bits(select(given), -(-key.shape[2] // block[1])), given
+        given = record(query, key, *terms, segment, *where, least, *forced, last_rows)
+        return blocks.unpack_bits(select(*given), -(-key.shape[2] // block[1])), given
 
     found, _ = kept(batch.query, batch.key, batch.segment)
     for b, end in enumerate(batch.ends):
         if end == 0:
             continue
         alone, given = kept(*batch.alone(b))
-        shares = adaptive_eager.AdaptiveBlocks(given)
-        near_tau = torch.isclose(shares.squared_shares(), torch.tensor(tau**2), rtol=NEAR["rtol"], atol=0)
+        either = near(given)[0]
         own = of_prompt(found[b], end, batch.q_offset, *block)
-        assert torch.equal(own | near_tau[0], alone[0] | near_tau[0])
+        assert torch.equal(own | either, alone[0] | either)
 
 
 @pytest.mark.parametrize("sample, select, mass", CHUNKED)
