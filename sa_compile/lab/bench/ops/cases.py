@@ -64,6 +64,9 @@ def at_most(steps: tuple[str, ...], bound: float) -> Goal:
 STEPS = ("sample_scores", "select_blocks")
 ADAPTIVE_STEPS = ("block_representatives", "select_adaptive")
 FEWER_STEPS = tuple(step + problems.FEWER_LANDMARKS for step in ADAPTIVE_STEPS)
+PEAK_STEPS = ("block_representatives", "select_peaks")
+LANDMARK_STEPS = (*ADAPTIVE_STEPS, "select_peaks")
+FEWER_PEAK_STEPS = tuple(step + problems.FEWER_LANDMARKS for step in PEAK_STEPS)
 ATTENTION = "block_sparse_attention"
 
 CASES = (
@@ -106,7 +109,10 @@ CASES = (
             problems.adaptive,
             Shape(length * K),
             density=0.3,
-            goals=(share_of(ADAPTIVE_STEPS, ATTENTION, 0.2), share_of(FEWER_STEPS, ATTENTION, 0.2)),
+            goals=tuple(
+                share_of(steps, ATTENTION, 0.2)
+                for steps in (ADAPTIVE_STEPS, FEWER_STEPS, PEAK_STEPS, FEWER_PEAK_STEPS)
+            ),
         )
         for length in (32, 8)
     ),
@@ -174,6 +180,7 @@ CASES = (
             goals=(
                 at_most(("block_representatives, 256", "select_adaptive, 256"), 1.3),
                 at_most(("block_representatives, 256", "select_adaptive, 256", "select_budget, 256"), 1.3),
+                at_most(("block_representatives, 256", "select_peaks, 256"), 1.3),
             ),
             rounds=2,
             repeats=4 if length == 32 else 1,
@@ -226,7 +233,7 @@ CASES = (
             f"portable_selection_{head_dim}_{length}k",
             problems.portable_selection,
             Shape(length * K, head_dim, head_dim),
-            goals=tuple(share_of((step + problems.IN_TRITON,), step, 2.0) for step in ADAPTIVE_STEPS),
+            goals=tuple(share_of((step + problems.IN_TRITON,), step, 2.0) for step in LANDMARK_STEPS),
             repeats={32: 8, 128: 2}[length],
         )
         for head_dim in (64, 128)
