@@ -152,9 +152,11 @@ def test_bytes_change_few_of_the_blocks_that_exact_scores_keep(
     terms = ops.block_representatives_op(key, None, 128, landmarks)
     where = (sharpness**-0.5 * dim**-0.5, 0, 128, 128)
     given = Arguments(query, key, *terms, None, *where, 0.1, True, 2, 0)
+    peaks = peaks_eager.PeakBlocks(given).peaks()
+    given = given._replace(peak=peaks[peaks > -torch.inf].median().exp().item())
     exact, found = peaks_eager.select_peaks(given), ops.select_peaks_op(*given)
     exact, found = (blocks.unpack_bits(mask, 64) for mask in (exact, found))
-    assert (exact & ~found).sum() < 0.02 * exact.sum() and (found & ~exact).sum() < 0.02 * exact.sum()
+    assert (exact & ~found).sum() < 0.03 * exact.sum() and (found & ~exact).sum() < 0.03 * exact.sum()
 
 
 @pytest.mark.parametrize("landmarks", [7, 15])
