@@ -27,7 +27,7 @@ SDPA_OPS = {"scaled_dot_product_attention": 1}
 _ATTENTION_OPS = (
     *("sample_scores", "select_blocks", "block_representatives", "select_adaptive", "select_budget"),
     *("mask_blocks", "block_sparse_attention", "block_mean_attention", "block_rest_attention"),
-    "select_budget_rest",
+    *("select_budget_rest", "select_peaks"),
     *("scaled_dot_product_attention", "softmax", "matmul", "bmm", "einsum"),
 )
 
