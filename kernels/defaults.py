@@ -3,8 +3,8 @@
 # Methods A and B: share of the sampled attention that columns, and slashes, reach.
 ALPHA = 0.95
 # Method C.
-ADAPTIVE_PEAK = 1.0  # not looked at: tau decides
-ADAPTIVE_TAU = 0.2
+ADAPTIVE_PEAK = 0.2
+ADAPTIVE_TAU = 0.2  # looked at if the peak is 1
 ADAPTIVE_LANDMARKS = 15
 BUDGET = 0.025
 BUDGET_TAU = 0.07
@@ -24,9 +24,7 @@ LAST_ROWS = 128
 # When a landmark is chosen, what is taken away of the other keys' squared norms in its direction: half of
 # each key's component there, 1 - (1 - 1/2)^2 of its square.
 LANDMARK_TAKEN = 0.75
-# Of ``select_peaks``: the share of a row's attention that a landmark must get, and how many key blocks have
-# one normal distribution in a row's total.
-PEAK = 0.2
+# Of ``select_peaks``: key blocks that have one normal distribution in a row's total.
 PEAK_BLOCKS = 8
 # Groups to which the landmarks of a key block belong in turn: of each a row counts the one it looks for most.
 LANDMARK_GROUPS = 3

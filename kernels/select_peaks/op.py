@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..choice import Call
-from ..defaults import PEAK
+from ..defaults import ADAPTIVE_PEAK
 from ..shared import checks
 from ..shared.forced import Forced
 from ..shared.grid import Grid, new_index
@@ -82,7 +82,7 @@ def select_peaks(
     q_offset: int = 0,
     block_q: int = 128,
     block_k: int = 128,
-    peak: float = PEAK,
+    peak: float = ADAPTIVE_PEAK,
     keep_sink: bool = True,
     window_slashes: int = 2,
     last_rows: int = 0,

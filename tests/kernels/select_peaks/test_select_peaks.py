@@ -21,7 +21,7 @@ from support.landmark_selection import drawn as drawn_call
 from support.landmark_selection import selection as selection_call
 
 from sa_compile.kernels import ops
-from sa_compile.kernels.defaults import PEAK, PEAK_BLOCKS
+from sa_compile.kernels.defaults import ADAPTIVE_PEAK, PEAK_BLOCKS
 from sa_compile.kernels.select_peaks import eager as peaks_eager
 from sa_compile.kernels.select_peaks import reference as peaks_reference
 from sa_compile.kernels.select_peaks.op import Arguments
@@ -268,7 +268,7 @@ def test_one_row_that_looks_for_a_block_is_enough_to_keep_it(select):
     key[0, 0, needle] *= 1.5  # what is to be found again stands out: it is one of the landmarks
     terms = ops.block_representatives(key)
 
-    def kept(query, peak=PEAK):
+    def kept(query, peak=ADAPTIVE_PEAK):
         given = Arguments(query, key, *terms, None, 0.125, 0, 128, 128, peak, True, 2, 0)
         return blocks.unpack_bits(select(given), 16)[0, 0]
 
@@ -285,4 +285,4 @@ def test_the_ops_defaults_are_the_settings_that_were_chosen():
     key = torch.randn(1, 1, 512, 8)
     terms = ops.block_representatives(key)
     chosen = ops.select_peaks(key, key, terms)
-    assert torch.equal(chosen, ops.select_peaks(key, key, terms, peak=PEAK))
+    assert torch.equal(chosen, ops.select_peaks(key, key, terms, peak=ADAPTIVE_PEAK))
