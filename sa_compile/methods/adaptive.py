@@ -52,10 +52,10 @@ _BY_TAU = (
     ),
     *({"budget": budget, "budget_tau": 0.05, "budget_rows": 16, "rest": 0.0} for budget in (0.015, 0.02)),
 )
-# And with few landmarks by their peaks.
+# And by peaks, of few landmarks or as the default does.
 _BY_PEAK = tuple(
-    {"peak": peak, "landmarks": 7, "budget": budget, "budget_tau": budget_tau, "budget_rows": rows}
-    for peak in (0.1, 0.2, 0.3)
+    {"peak": peak, "landmarks": landmarks, "budget": budget, "budget_tau": budget_tau, "budget_rows": rows}
+    for peak, landmarks in ((0.1, 7), (0.2, 7), (0.3, 7), (ADAPTIVE_PEAK, ADAPTIVE_LANDMARKS))
     for budget, budget_tau, rows in ((BUDGET, BUDGET_TAU, BUDGET_ROWS), (0.02, 0.06, 16))
 )
 _TRIED = (

@@ -12,10 +12,11 @@ constexpr int kFirstRows = 16;
 struct Arguments : adaptive::Arguments {
   float log2_peak;
 
-  // Workspace on the device.
-  void* stand_ins;  // [B, Hkv, stand_in_rows, D]: landmarks of the first block, then means of every kPeakBlocks blocks
-  float*
-      stand_in_terms;  // [B, Hkv, stand_in_rows, 2]: log2 of the keys that it stands for, -inf: none; and their spread
+  // Workspace on the device. Stand-ins [B, Hkv, stand_in_rows, D] are the landmarks of the first block, and of every
+  // kPeakBlocks blocks the mean less the head's common key; their terms [B, Hkv, stand_in_rows, 2] are log2 of the keys
+  // that they stand for, -inf for none, and the spread of these.
+  void* stand_ins;
+  float* stand_in_terms;
 
   constexpr int stand_in_rows() const { return (kFirstRows + n() / kPeakBlocks + kBlock - 1) / kBlock * kBlock; }
 };

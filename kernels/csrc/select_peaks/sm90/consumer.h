@@ -78,12 +78,14 @@ struct Consumer : adaptive::QueryRows<C> {
       CUTE_UNROLL
       for (int i = part / 4; i < (part + kPart) / 4; ++i) {
         int const column = i / 2 * 8 + column_lane() * 2 + i % 2;
-        bool const counts = first_column + column < kFirstRows ? sees_first : column < used;
+        bool const of_first = i < kFirstRows / 4 && first_column == 0;
+        bool const counts = of_first ? sees_first : column < used;
         float2 const term = counts ? __ldg(terms + column) : make_float2(-INFINITY, 0.f);
         CUTE_UNROLL
         for (int r = 0; r < 2; ++r) {
           float const boost = fminf(half_norm[r] * term.y, fmaxf(term.x, 0.f));
-          rows(r, i) = fmaf(rows(r, i), args.scale_log2, term.x + boost);
+          float const common = of_first ? 0.f : base[r];
+          rows(r, i) = fmaf(rows(r, i), args.scale_log2, term.x + boost + common);
           largest[r] = fmaxf(largest[r], rows(r, i));
         }
       }
@@ -106,12 +108,13 @@ struct Consumer : adaptive::QueryRows<C> {
   }
 
   // The totals are complete but for the sink. rows: of the tile, those that count. A row of zeros has scores of zero: it
-  // looks for every block or for none.
+  // looks for every block or for none; beside an infinite sink the threshold is NaN, which nothing reaches.
   CUTE_DEVICE void set_threshold(int rows, float sink) {
     CUTE_UNROLL
     for (int r = 0; r < 2; ++r) {
       float const sum = quad_sum(total[r]);
-      float const log_total = offset[r] + __log2f(sum + exp2_approximate(sink - offset[r]));
+      float const of_keys = offset[r] + __log2f(sum), highest = fmaxf(of_keys, sink);
+      float const log_total = highest + __log2f(exp2_approximate(of_keys - highest) + exp2_approximate(sink - highest));
       float const above = log_total + args.log2_peak - base[r];
       float const wanted = unit[r] > 0.f ? above / unit[r] : above > 0.f ? INFINITY : -INFINITY;
       threshold[r] = own_row() + 8 * r < rows && sum > 0.f ? wanted : INFINITY;

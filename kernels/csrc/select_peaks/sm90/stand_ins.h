@@ -80,6 +80,14 @@ __global__ void write_stand_ins(const __grid_constant__ Arguments args) {
       }
     }
     spread += warp_sum(apart) / C::kHeadDim;
+    // Less the head's common key, whose score rows know: what is rounded is small where keys have much in common.
+    CUTE_UNROLL
+    for (int i = 0; i < kReads; ++i) {
+      float common[2];
+      read(0, 0, i, common);
+      CUTE_UNROLL
+      for (int e = 0; e < 2; ++e) mean[i][e] -= common[e];
+    }
   }
 
   int64_t const place = head * args.stand_in_rows() + row;
