@@ -21,6 +21,7 @@ from sa_compile.kernels.shared import blocks
 
 # Of logs of shares: what fp32 and approximate exponentials change.
 NEAR_PEAK = 0.004
+MANY = 20_000  # keys: some of their numbers lie near to the middle of two bytes
 
 LONG = replace(BASE, q_len=1700, kv_len=1700)  # eight blocks before a query block's own, and eight more
 CASES = {
@@ -88,7 +89,8 @@ def test_blocks_equal_the_oracle(name: str, kernel: str) -> None:
     given = Arguments(query, key, *terms, *where, 0.0, *forced, 1, sinks)
     found, forced_blocks, allowed = oracle_of(given)
     expected = {peak: forced_blocks | ((found >= math.log(peak)) & allowed) for peak in telling_peaks(found)}
-    compare(given, found, {0.0: allowed, **expected})
+    near = NEAR_PEAK if case.kv_len < MANY else NEAR_PEAK + one_byte(given)
+    compare(given, found, {0.0: allowed, **expected}, near)
 
 
 def telling_peaks(found: Tensor) -> tuple[float, ...]:
