@@ -1,6 +1,6 @@
 """Time to first token in vLLM, with its own attention backend and with the plug-in.
 
-    python examples/serving_ttft.py [--model FOLDER] [--lengths 8192 16384] [--options '{"tau": 0.2}']
+    python examples/serving_ttft.py [--model FOLDER] [--lengths 8192 16384] [--options '{"peak": 0.2}']
 
 Each engine runs in a process of its own, one after the other: a warm-up, then ``--repeat`` prompts of each
 length, none of which begins like another, so that nothing comes from the prefix cache. Needs vLLM beside

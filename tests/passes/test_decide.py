@@ -115,7 +115,7 @@ def test_a_scale_that_is_not_positive_gives_what_the_model_gives(scale, mask):
     def attention(q, k, v):
         return sdpa(q, repeat_kv(k), repeat_kv(v), attn_mask=mask()[None, None], scale=scale)
 
-    everything = {"tau": 0.0, "budget": 0.0}
+    everything = {"peak": 0.0}
     for options, outcome in ((everything, "sampled"), ({**everything, **SHORT}, "kept")):
         (record,) = compile_with_passes(attention, *grouped(), **options).records
         assert record.outcome == (outcome if mask is allowed else "exact")

@@ -70,7 +70,7 @@ def test_caches_hit_on_a_warm_start_and_miss_when_options_or_kernels_change(tmp_
     assert warm["aot"] == {"hit": 1}
     assert warm["fx"].get("miss", 0) == 0 and warm["fx"].get("hit", 0) >= 1
 
-    changed_options = run_process(cache, {**LOSSLESS, "tau": 0.5}, package)
+    changed_options = run_process(cache, {**LOSSLESS, "peak": 0.5}, package)
     assert changed_options["aot"].get("hit", 0) == 0 and changed_options["aot"]["miss"] == 1
 
     with (package / "sa_compile" / "kernels" / "ops.py").open("a") as source:

@@ -19,7 +19,7 @@ from sa_compile.passes.rewrite.score_tensors import score_shaped_nodes
 from sa_compile.passes.site_record import SiteRecord
 
 SAMPLED_OPS = {
-    **{"block_representatives": 1, "select_adaptive": 1, "select_budget_rest": 1},
+    **{"block_representatives": 1, "select_peaks": 1, "select_budget_rest": 1},
     "block_rest_attention": 1,
 }
 BLOCK_SPARSE_OPS = {"mask_blocks": 1, "block_sparse_attention": 1}

@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 # Options under which a prompt of 64 tokens takes the sampled path, with every block kept.
 SMALL_BLOCKS = {"block_q": 16, "block_k": 16, "min_seq_len": 32}
-LOSSLESS = {**SMALL_BLOCKS, "peak": 1.0, "tau": 0.0}
+LOSSLESS = {**SMALL_BLOCKS, "peak": 0.0}
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 64,

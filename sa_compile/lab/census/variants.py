@@ -30,8 +30,8 @@ from sa_compile.passes.site_record import SiteRecord
 Backend = str | Callable[..., Any]  # as torch.compile(backend=...) takes it
 
 TOLERANCE = 1e-4
-# Long enough for sampling at these lengths; with tau = 0 sampling keeps every block and must be exact.
-OPTIONS: dict[str, Any] = {"peak": 1.0, "tau": 0.0, "block_q": 16, "block_k": 16, "min_seq_len": 32}
+# Long enough for sampling at these lengths; with peak = 0 sampling keeps every block and must be exact.
+OPTIONS: dict[str, Any] = {"peak": 0.0, "block_q": 16, "block_k": 16, "min_seq_len": 32}
 
 # Graphs are run as they are: AOTAutograd and Inductor, which cost most of the time, see those of QUICK and
 # INDUCTOR alone.

@@ -81,7 +81,7 @@ def test_the_report_has_a_row_for_each_way_an_attention_ran(model, tokens):
     assert "4 sites: 2 sampled, 0 exact, 2 kept" in str(report)
     decode = report.sites[-1]
     assert (decode.reason, decode.q_len, decode.kv_len) == ("decode: one query row", 1, "65-67")
-    assert json.loads(report.to_json())["options"]["tau"] == 0.0
+    assert json.loads(report.to_json())["options"]["peak"] == 0.0
     assert report.graphs == ()
 
 
