@@ -16,7 +16,7 @@ python=${PYTHON:-python}
 recall="--tasks recall_number recall_word recall_place"
 unseen="--split test --seed 83 --corpus textsd"
 retrieval="--tasks needle multikey kv vt0 vt1 vt2 babi1 --lengths 4096 8192 16384 32768 --texts 12"
-means="budget=1,means=1"  # blocks that are left out count by their mean: the default before the budget
+means="peak=1,budget=1,means=1"  # blocks that are left out count by their mean: the default before the budget
 others=""
 sparsity=0
 case ${RUN:?"say which: smollm2, gemma, example, seventh or peers"} in
