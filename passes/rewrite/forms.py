@@ -5,7 +5,7 @@ Sampled, before and after, with the method "adaptive"::
     %sdpa = scaled_dot_product_attention(%q, %repeated_k, %repeated_v, attn_mask=%mask)
 
     %terms = sampleattn.block_representatives(%k, %key_segment, block_k, landmarks)
-    %looked_for = sampleattn.select_adaptive(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, ...)
+    %looked_for = sampleattn.select_peaks(%q, %k, %terms[0], %terms[1], %terms[2], %key_segment, ...)
     %kept = sampleattn.select_budget_rest(%q, %k, %v, %looked_for, %key_segment, scale, q_offset, ...)
     %attention = sampleattn.block_rest_attention(%q, %k, %v, %kept[0], %kept[1], %kept[2], %kept[3], ...)
 
