@@ -97,11 +97,10 @@ def select_peaks(
     own blocks (exact), to the landmarks of the prompt's first block, and to every eight blocks before its
     own, whose keys but the landmarks count as normally distributed; fewer than eight that are left before its
     own, and other landmarks, count nothing: what is found has more than its share of a total that is too
-    small. The sink block and
-    ``window_slashes`` >= 1 block diagonals are always kept. Query blocks that hold a prompt's last
-    ``last_rows`` rows keep every block; ``peak`` 0 keeps every block that causality allows. Kernels for GPUs
-    round the numbers of queries and landmarks to bytes. ``sinks`` float32 [Hq] or [1]: logits that take their
-    share of each row's attention, as in :func:`block_sparse_attention`.
+    small. The sink block and ``window_slashes`` >= 1 block diagonals are always kept. Query blocks that hold
+    a prompt's last ``last_rows`` rows keep every block; ``peak`` 0 keeps every block that causality allows.
+    Kernels for GPUs round the numbers of queries and landmarks to bytes. ``sinks`` float32 [Hq] or [1]:
+    logits that take their share of each row's attention, as in :func:`block_sparse_attention`.
     Returns int32 [B, Hq, n_query_blocks, n_words]. Source: docs/accuracy.md. Raises ValueError for arguments
     that do not fit.
     """

@@ -153,9 +153,9 @@ def adaptive(shape: Shape, density: float, against: tuple[str, ...], device: str
     over random blocks, with the rest of all other blocks and with their means. Of the random blocks alone
     ``select_budget_rest`` is given those, and finds all others to be left out.
 
-    "whole" is the method with default settings: its three ops, of tau and peaks the one that these ask for,
-    and attention over the random blocks, for random keys have flat scores, of which nearly all blocks would
-    be kept.
+    "whole" is the method with default settings: its three ops (of ``select_adaptive`` and ``select_peaks``
+    the one that these settings call) and attention over the random blocks, since random keys have flat
+    scores, of which nearly all blocks would be kept.
     """
     query, key, value = inputs.qkv(shape, device)
     mask = blocks.pack_bits(inputs.random_blocks(shape.heads, shape.length, density, device))
