@@ -65,18 +65,14 @@ _TRIED = (
 
 
 def _peak(options: Any, name: str, value: Any) -> float:
+    """A share; below 1 there must be landmarks among which to look for it."""
     peak = _share(options, name, value)
-    check_landmarks(peak, options.landmarks)
-    return float(peak)
-
-
-def check_landmarks(peak: float, landmarks: int) -> None:
-    """ValueError if there are no landmarks among which to look for a peak."""
-    if peak < 1 and landmarks < 1:
+    if peak < 1 and options.landmarks < 1:
         raise ValueError(
             f"option 'peak' below 1 looks at landmarks, of which there must be 1 or more, got peak={peak!r} "
-            f"with landmarks={landmarks!r}"
+            f"with landmarks={options.landmarks!r}"
         )
+    return float(peak)
 
 
 @dataclass(frozen=True)

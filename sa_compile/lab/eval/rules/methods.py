@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import sympy
@@ -28,18 +30,35 @@ from sa_compile.kernels.defaults import (
 from sa_compile.kernels.shared.blocks import unpack_bits
 from sa_compile.kernels.shared.shapes import ceil_div
 from sa_compile.methods import METHODS, ON_TENSORS, Attention, Forced, Kept, Method
-from sa_compile.methods.adaptive import AdaptiveOptions, check_landmarks
+from sa_compile.methods.adaptive import AdaptiveOptions
+from sa_compile.methods.base import BLOCK_SIZES
 from sa_compile.methods.chunked import ChunkedOptions, sampled_scores, strips
 
 from .base import Problem, Rule
 
 
 class MethodRule(Rule):
-    """A method's selection. Subclasses say what their settings mean as its options."""
+    """A method's selection. Subclasses say what their settings mean as its options.
+
+    ValueError or TypeError for a setting that the backend would refuse as an option.
+    """
+
+    def __post_init__(self) -> None:
+        method, options = METHODS[self.name], self.options(sys.maxsize)
+        declared = {f.name: f for m in (*METHODS.values(), method) for f in fields(m.options)}
+        given = {n: getattr(options, n) for n in method.reads if n in declared and hasattr(options, n)}
+        blocks = {"block_q": max(BLOCK_SIZES), "block_k": max(BLOCK_SIZES)}
+        for name, value in given.items():
+            check = declared[name].metadata.get("check")
+            try:
+                if check is not None:
+                    check(SimpleNamespace(**given, **blocks), name, value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"rule {self.name!r}: {error}") from None
 
     @abstractmethod
-    def options(self, problem: Problem) -> Any:
-        """What the method reads."""
+    def options(self, block_k: int) -> Any:
+        """What the method reads, with key blocks of this size."""
 
     @property
     @abstractmethod
@@ -51,17 +70,18 @@ class MethodRule(Rule):
 
     def blocks(self, problem: Problem) -> Tensor:
         attention = _attention(problem, problem.q_len, problem.kv_len)
-        bits = METHODS[self.name].select(ON_TENSORS, self.options(problem), attention, self.forced)
+        bits = METHODS[self.name].select(ON_TENSORS, self.options(problem.block_k), attention, self.forced)
         return unpack_bits(bits, problem.n_key_blocks)
 
     def keep(self, query: Tensor, key: Tensor, value: Tensor, **where: Any) -> Kept:
         problem = self.problem(query, key, **where)
         attention = _attention(problem, problem.q_len, problem.kv_len)
-        return METHODS[self.name].keep(ON_TENSORS, self.options(problem), attention, self.forced, value)
+        options = self.options(problem.block_k)
+        return METHODS[self.name].keep(ON_TENSORS, options, attention, self.forced, value)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, kept: Kept, **where: Any) -> Tensor:
         problem = self.problem(query, key, **where)
-        attention, options = _attention(problem, problem.q_len, problem.kv_len), self.options(problem)
+        attention, options = _attention(problem, problem.q_len, problem.kv_len), self.options(problem.block_k)
         out, _ = METHODS[self.name].attend(ON_TENSORS, options, attention, value, kept)
         return cast(Tensor, out)
 
@@ -105,7 +125,7 @@ class Chunked(MethodRule):
     last: int = LAST_ROWS
     union: bool = False
 
-    def options(self, problem: Problem) -> ChunkedOptions:
+    def options(self, block_k: int) -> ChunkedOptions:
         alphas = self.alpha_c or self.alpha, self.alpha_s or self.alpha
         return ChunkedOptions(*alphas, self.chunk_n, self.sample_rows)
 
@@ -124,7 +144,7 @@ class Chunked(MethodRule):
 
     def _strips_of(self, problem: Problem, end: int) -> Tensor:
         """The strips that the tail of the first ``end`` query rows asks for."""
-        keys, options = min(end + problem.q_offset, problem.kv_len), self.options(problem)
+        keys, options = min(end + problem.q_offset, problem.kv_len), self.options(problem.block_k)
         whole = _attention(problem, problem.q_len, problem.kv_len)
         scores = sampled_scores(
             ON_TENSORS, _attention(problem, end, keys), 1, self.sample_rows or problem.block_q
@@ -158,7 +178,7 @@ class Stride(MethodRule):
     r_w: float = 0.08
     sink: bool = True
 
-    def options(self, problem: Problem) -> _StrideSettings:
+    def options(self, block_k: int) -> _StrideSettings:
         return _StrideSettings(self.alpha, self.r_w, self.r_row)
 
     @property
@@ -193,11 +213,8 @@ class Adaptive(MethodRule):
     means: bool = MEANS
     rest: float = REST
 
-    def __post_init__(self) -> None:
-        check_landmarks(self.peak, self.landmarks)
-
-    def options(self, problem: Problem) -> AdaptiveOptions:
-        landmarks = min(self.landmarks, problem.block_k)
+    def options(self, block_k: int) -> AdaptiveOptions:
+        landmarks = min(self.landmarks, block_k)
         sampled = (self.budget, self.rows_tau, self.rows)
         return AdaptiveOptions(self.tau, landmarks, self.peak, *sampled, self.means, self.rest)
 
@@ -213,7 +230,7 @@ class _Registered(MethodRule):
     window: int
     last: int
 
-    def options(self, problem: Problem) -> Any:
+    def options(self, block_k: int) -> Any:
         return self
 
     @property
@@ -225,7 +242,7 @@ class _Registered(MethodRule):
 def rule_of(method: Method) -> type[Rule]:
     """The rule of a method that was registered since: its settings are its options, ``sink``, ``window`` and
     ``last``."""
-    own: list[Any] = [(f.name, f.type, f) for f in dataclasses.fields(method.options)]
+    own: list[Any] = [(f.name, f.type, f) for f in fields(method.options)]
     forced: list[Any] = [("sink", bool, True), ("window", int, 2), ("last", int, LAST_ROWS)]
     settings = [(name, kind, _default(default)) for name, kind, default in (*own, *forced)]
     return dataclasses.make_dataclass(

@@ -88,8 +88,8 @@ READINGS = {
     "adaptive:peak=1,tau=0.4,landmarks=15,last=16,budget=1": lambda head: (
         landmark_readings.adaptive(head, 0.4, 16) | head.last_rows(16)
     ),
-    "adaptive:peak=1,tau=1,landmarks=15,last=0,budget=0.2,rows_tau=9,rows=8": lambda head: (
-        landmark_readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 9, 8)
+    "adaptive:peak=1,tau=1,landmarks=15,last=0,budget=0.2,rows_tau=1,rows=8": lambda head: (
+        landmark_readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.2, 1, 8)
     ),
     "adaptive:peak=1,tau=1,landmarks=15,last=0,budget=0.9,rows_tau=0.4,rows=8": lambda head: (
         landmark_readings.adaptive(head, 1.0, 16) | readings.budget(head, 0.9, 0.4, 8)
@@ -340,6 +340,15 @@ def test_a_rules_spec_names_it(spec):
         pytest.param(
             "adaptive:peak=0.2,landmarks=0", "'peak' below 1 .* got peak=0.2 with landmarks=0", id="landmarks"
         ),
+        pytest.param(
+            "adaptive:tau=2", r"rule 'adaptive': option 'tau' must be in \[0, 1\], got 2.0", id="tau"
+        ),
+        pytest.param(
+            "adaptive:landmarks=200", r"'landmarks' must be in \[0, 128\], got 200", id="many-landmarks"
+        ),
+        pytest.param("chunked:alpha=1.5", r"'alpha_c' must be in \(0, 1\], got 1.5", id="alpha"),
+        pytest.param("stride:alpha=0", r"'alpha_c' must be in \(0, 1\], got 0.0", id="alpha-of-stride"),
+        pytest.param("stride:r_row=0", r"'r_row' must be in \(0, 1\], got 0.0", id="r_row"),
         pytest.param("full+v2", "after '\\+' comes 'sink', 'wN' or 'lastN', got 'v2'", id="forced"),
     ],
 )
