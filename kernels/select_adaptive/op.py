@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,15 +44,34 @@ class Arguments(NamedTuple):
         return Forced(self.keep_sink, self.window_slashes, self.last_rows)
 
 
+def check_selection(op: str, a: Any, **least: float) -> None:
+    """Raises ValueError for what no selection by landmarks takes.
+
+    ``least``: the number from which on a block is kept.
+    """
+    checks.check_qkv(op, a.query, a.key)
+    checks.check_block_size(op, block_q=a.block_q, block_k=a.block_k)
+    checks.check_representatives(op, a.representatives, a.log_weights, a.spreads, a.key, a.block_k)
+    checks.check_segment(op, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
+    checks.check_sinks(op, a.sinks, a.query)
+    checks.check_at_least(op, 0, **least, last_rows=a.last_rows)
+    checks.check_at_least(op, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
+
+
+def call_of(op: str, a: Any) -> Call | None:
+    """What the kernel of a selection by landmarks is chosen by on a GPU.
+
+    None: none, since they mask and compare scores before they scale them.
+    """
+    if a.scale <= 0:
+        return None
+    dims, members = (a.query.shape[-1], a.query.shape[-1]), a.representatives.shape[2]
+    return Call(op, a.query.device, a.query.dtype, dims, a.block_q, a.block_k, members)
+
+
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
-    checks.check_qkv(NAME, a.query, a.key)
-    checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
-    checks.check_representatives(NAME, a.representatives, a.log_weights, a.spreads, a.key, a.block_k)
-    checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
-    checks.check_sinks(NAME, a.sinks, a.query)
-    checks.check_at_least(NAME, 0, tau=a.tau, last_rows=a.last_rows)
-    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
+    check_selection(NAME, a, tau=a.tau)
 
 
 def fake(a: Arguments) -> Tensor:
@@ -62,11 +81,8 @@ def fake(a: Arguments) -> Tensor:
 
 
 def kernel(a: Arguments) -> Call | None:
-    """What the kernel is chosen by on a GPU; None: none, since they mask scores before they scale them."""
-    if a.scale <= 0:
-        return None
-    dims, members = (a.query.shape[-1], a.query.shape[-1]), a.representatives.shape[2]
-    return Call(NAME, a.query.device, a.query.dtype, dims, a.block_q, a.block_k, members)
+    """What the kernel is chosen by on a GPU, or None."""
+    return call_of(NAME, a)
 
 
 def select_adaptive(

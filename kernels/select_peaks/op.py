@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..choice import Call
 from ..defaults import ADAPTIVE_PEAK
-from ..shared import checks
+from ..select_adaptive.op import call_of, check_selection
 from ..shared.forced import Forced
 from ..shared.grid import Grid, new_index
 from ..shared.record import Size
@@ -46,16 +46,10 @@ class Arguments(NamedTuple):
 
 def check(a: Arguments) -> None:
     """Raises ValueError for arguments that do not fit."""
-    checks.check_qkv(NAME, a.query, a.key)
-    checks.check_block_size(NAME, block_q=a.block_q, block_k=a.block_k)
-    checks.check_representatives(NAME, a.representatives, a.log_weights, a.spreads, a.key, a.block_k)
+    check_selection(NAME, a, peak=a.peak)
     members = a.representatives.shape[2]
     if members < 2:
         raise ValueError(f"{NAME}: 'representatives' must hold at least one landmark, got {members - 1}")
-    checks.check_segment(NAME, "key_segment", a.key_segment, a.query.shape[0], a.key.shape[2], a.query)
-    checks.check_at_least(NAME, 0, peak=a.peak, last_rows=a.last_rows)
-    checks.check_at_least(NAME, 1, window_slashes=a.window_slashes, q_stride=a.q_stride)
-    checks.check_sinks(NAME, a.sinks, a.query)
 
 
 def fake(a: Arguments) -> Tensor:
@@ -65,11 +59,8 @@ def fake(a: Arguments) -> Tensor:
 
 
 def kernel(a: Arguments) -> Call | None:
-    """What the kernel is chosen by on a GPU; None: none, since they compare scores before they scale them."""
-    if a.scale <= 0:
-        return None
-    dims, members = (a.query.shape[-1], a.query.shape[-1]), a.representatives.shape[2]
-    return Call(NAME, a.query.device, a.query.dtype, dims, a.block_q, a.block_k, members)
+    """What the kernel is chosen by on a GPU, or None."""
+    return call_of(NAME, a)
 
 
 def select_peaks(
