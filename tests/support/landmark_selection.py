@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,6 +84,24 @@ def causal_and_visible(case: Case, key_segment: Tensor | None) -> Tensor:
     missing = -case.kv_len % case.block_k
     valid = torch.nn.functional.pad(key_segment == 0, (0, missing)).unflatten(-1, (-1, case.block_k)).any(-1)
     return allowed & valid[:, None, None]
+
+
+def assert_one_sink_is_that_of_all_heads(select: Callable, given: Any) -> None:
+    """And that a sink of 4 changes what is kept."""
+    one, all_heads = torch.tensor([4.0]), torch.full((2 * given.query.shape[1],), 4.0)[::2]
+    found = select(given._replace(sinks=one))
+    assert torch.equal(found, select(given._replace(sinks=all_heads)))
+    assert not torch.equal(found, select(given))
+
+
+def assert_the_least_sink_is_none_and_large_ones_leave(
+    forced: Tensor, select: Callable, given: Any, case: Case
+) -> None:
+    """``forced``: blocks that are kept beside any sink."""
+    none, large = (torch.full((case.heads,), sink) for sink in (-torch.inf, 60.0))
+    assert torch.equal(select(given._replace(sinks=none)), select(given))
+    for sinks in (large, torch.full((1,), torch.inf)):
+        assert torch.equal(unpacked(select(given._replace(sinks=sinks)), case), forced)
 
 
 def assert_shares_equal_the_oracles(kept: Tensor, given: Any) -> None:

@@ -11,7 +11,9 @@ from support.attention_inputs import SELECTION_CASES, Case
 from support.landmark_selection import (
     NEAR,
     SMALL,
+    assert_one_sink_is_that_of_all_heads,
     assert_peaks_equal_the_oracles,
+    assert_the_least_sink_is_none_and_large_ones_leave,
     causal_and_visible,
     sharpened,
     sinks_of,
@@ -97,23 +99,15 @@ def test_blocks_equal_the_oracle_with_sinks(select, case):
 
 @pytest.mark.parametrize("select", SELECT)
 def test_one_sink_is_that_of_all_heads(select):
-    given = selection(BASE, sharpened(BASE), peak=0.3)
-    one, all_heads = torch.tensor([4.0]), torch.full((2 * BASE.heads,), 4.0)[::2]
-    found = select(given._replace(sinks=one))
-    assert torch.equal(found, select(given._replace(sinks=all_heads)))
-    assert not torch.equal(found, select(given))
+    assert_one_sink_is_that_of_all_heads(select, selection(BASE, sharpened(BASE), peak=0.3))
 
 
 @pytest.mark.parametrize("select", SELECT)
 @pytest.mark.parametrize("case", CASES)
 def test_a_sink_of_minus_infinity_is_none_and_a_large_one_leaves_what_is_forced(select, case):
     given = selection(case, sharpened(case))
-    none, large = (torch.full((case.heads,), sink) for sink in (-torch.inf, 60.0))
-    assert torch.equal(select(given._replace(sinks=none)), select(given))
     _, forced, _ = peaks_reference.peaks(given)
-    assert torch.equal(unpacked(select(given._replace(sinks=large)), case), forced)
-    endless = torch.full((1,), torch.inf)
-    assert torch.equal(unpacked(select(given._replace(sinks=endless)), case), forced)
+    assert_the_least_sink_is_none_and_large_ones_leave(forced, select, given, case)
 
 
 @pytest.mark.parametrize("select", SELECT)
