@@ -102,10 +102,11 @@ def add_commands(commands: Any) -> None:
     )
     texts.add_argument(
         "--collection",
-        choices=("a", "b", "c", "d"),
+        choices=("a", "b", "c", "d", "e"),
         default="a",
         help="text of Django, Sphinx and Twisted (a), of SQLAlchemy, pytest and ansible-core (b), of Nova, "
-        "Celery, Buildbot, Scrapy and Mercurial (c), or of Neutron, Salt, Borg and Kombu (d)",
+        "Celery, Buildbot, Scrapy and Mercurial (c), of Neutron, Salt, Borg and Kombu (d), or of Cinder, "
+        "Ironic, Swift, Pyramid and Tornado (e)",
     )
     texts.set_defaults(run=_fetch_texts)
 

@@ -170,6 +170,49 @@ COLLECTIONS = {
         ),
         LICENCES,
     ),
+    "e": (
+        Archive(
+            Package(
+                "cinder==28.0.0",
+                "cinder-28.0.0.tar.gz",
+                "8b3326ec6dd2b5e34b73d39f6142a3e4908a7afe14974b651e4686dac8a1a12f",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/cinder/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "ironic==38.0.0",
+                "ironic-38.0.0.tar.gz",
+                "9a493189a43341f7e502aaa945b24640c1f4d205aadd819fe40db872df2ff06d",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/ironic/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "swift==2.36.0",
+                "swift-2.36.0.tar.gz",
+                "deab5dfbee179ba07d4cf7cabf1f39b3bd7f1f3f2a16b84df9747d4eebdf1d7c",
+            ),
+            (("*/doc/*.rst", "prose"), ("*/swift/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "pyramid==2.1",
+                "pyramid-2.1.tar.gz",
+                "5a24bc1b5f9e0f0d1c0b6ddd1111e84c15dac44a07e3c1d24e74dd9bb4fc22eb",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/src/pyramid/*.py", "code")),
+        ),
+        Archive(
+            Package(
+                "tornado==6.6.1",
+                "tornado-6.6.1.tar.gz",
+                "28e6311402af59c8b02e3fa0f5e7d8eb465b25081381803b127d97e6a4395d5a",
+            ),
+            (("*/docs/*.rst", "prose"), ("*/tornado/*.py", "code")),
+        ),
+        LICENCES,
+    ),
 }
 
 
