@@ -8,8 +8,8 @@
 namespace sampleattn::budget {
 namespace {
 
-constexpr int kHalvings = 24;  // of the interval in which that share is searched: its width is budget / 2^24
-constexpr int kMostThreads = 1024;
+constexpr int kQuarterings = 9;  // of the interval in which that share is searched: its width is budget / 2^18
+constexpr int kMostThreads = 512;
 constexpr float kLn2 = 0.6931471805599453f, kLog2E = 1.4426950408889634f;
 
 // A sum of exponentials, relative to the largest exponent.
@@ -43,6 +43,23 @@ __device__ float sum_of_all(float x, float (&scratch)[kMostThreads / 32]) {
   return x;
 }
 
+// Likewise of three numbers. `scratch` is free after the call that follows.
+__device__ void sums_of_all(float (&x)[3], float (&scratch)[3][kMostThreads / 32]) {
+  int const lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  for (int side = 16; side > 0; side /= 2) {
+    for (float& sum : x) sum += __shfl_xor_sync(0xffffffffu, sum, side);
+  }
+  if (lane == 0) {
+    for (int i = 0; i < 3; ++i) scratch[i][threadIdx.x / 32] = x[i];
+  }
+  __syncthreads();
+  for (int i = 0; i < 3; ++i) x[i] = lane < warps ? scratch[i][lane] : 0.f;
+  for (int side = kMostThreads / 64; side > 0; side /= 2) {
+    for (float& sum : x) sum += __shfl_xor_sync(0xffffffffu, sum, side);
+  }
+  for (float& sum : x) sum = __shfl_sync(0xffffffffu, sum, 0);
+}
+
 // Up to 32 rows lie in a warp's lanes side by side, as they do in memory, and beside them those of other key blocks.
 // kRest: `rest` has more blocks to keep, and gets the others' shares and what they sum to. kSinks: what keys get is less
 // the sink's share where it decides what is kept; the shares that `rest` gets are among keys, and wait in its memory.
@@ -50,7 +67,7 @@ template <bool kRest, bool kSinks>
 __global__ void __launch_bounds__(kMostThreads)
     write(const __grid_constant__ Arguments args, const __grid_constant__ Rest rest) {
   extern __shared__ float shares[];  // the rows' average for every key block, and behind those what squares sum to
-  __shared__ float scratch[kMostThreads / 32];
+  __shared__ float scratch[kMostThreads / 32], quarters[2][3][kMostThreads / 32];
   __shared__ Total parts[kMostThreads];  // of a warp's rows
   __shared__ float2 terms[kBlock];  // of a row: its largest exponent, and the inverse of its sum
   __shared__ float left[kSinks ? kBlock : 1];  // of a row: the part that the sink leaves to keys
@@ -133,13 +150,22 @@ __global__ void __launch_bounds__(kMostThreads)
     shares[j] = allowed(j) && !forced(j) ? shares[j] * average : 0.f;
   }
   float low = 0.f, high = args.budget;
-  for (int halving = 0; halving < kHalvings; ++halving) {
-    float const middle = 0.5f * (low + high);
-    float left_out = 0.f;
-    for (int j = threadIdx.x; j < stop; j += blockDim.x) left_out += shares[j] < middle ? shares[j] : 0.f;
-    left_out = sum_of_all(left_out, scratch);
-    bool const enough = middle * (middle + 2.f * left_out) >= args.budget * args.budget;
-    (enough ? high : low) = middle;
+  for (int quartering = 0; quartering < kQuarterings; ++quartering) {
+    float const quarter = 0.25f * (high - low), from = low;
+    float left_out[3] = {};  // below the quarters' bounds
+    for (int j = threadIdx.x; j < stop; j += blockDim.x) {
+      float const share = shares[j];
+      for (int i = 0; i < 3; ++i) left_out[i] += share < from + float(i + 1) * quarter ? share : 0.f;
+    }
+    sums_of_all(left_out, quarters[quartering % 2]);
+    for (int i = 0; i < 3; ++i) {
+      float const bound = from + float(i + 1) * quarter;
+      if (bound * (bound + 2.f * left_out[i]) >= args.budget * args.budget) {
+        high = bound;
+        break;
+      }
+      low = bound;
+    }
   }
   int64_t const place = int64_t(blockIdx.y) * args.q_blocks() + q_block;
   uint32_t* const words = args.block_mask + place * args.mask_words;
@@ -184,8 +210,8 @@ __global__ void __launch_bounds__(kMostThreads)
 
 template <bool kRest, bool kSinks>
 Error launch(Arguments const& args, Rest const& rest, cudaStream_t stream) {
-  constexpr int kLogsOfAThread = 16;
-  int const threads = min(max(round_up(args.n() * args.rows() / kLogsOfAThread, 32), 64), kMostThreads);
+  constexpr int kBlocksOfAThread = 4;
+  int const threads = min(max(round_up(args.n() / kBlocksOfAThread, 32), 64), kMostThreads);
   int const bytes = 2 * args.n() * int(sizeof(float));
   dim3 const grid(args.query_blocks, args.batch * args.q_heads);
   return launch_kernel(&write<kRest, kSinks>, grid, threads, bytes, stream, args, rest);
